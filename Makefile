@@ -1,0 +1,60 @@
+# Every command makes the environment it needs in $(VENV) from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+HOST ?= 127.0.0.1
+PORT ?= 8000
+bin := $(VENV)/bin
+install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: serve test lint format train bench lock clean
+
+serve: $(VENV)/.serve  ## start the service on http://127.0.0.1:8000 with the shipped models
+	@exec $(bin)/python -m service --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.test  ## the whole test suite
+	$(bin)/python -m pytest -q
+
+lint: $(VENV)/.test  ## formatting, lint, types, import directions
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(bin)/lint-imports
+
+format: $(VENV)/.test
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+train: $(VENV)/.train  ## from nothing to a new version of equivae-digits in model_store, about two minutes
+	$(bin)/python -m training train training/configs/equivae-digits.yaml --run runs/equivae-digits
+	$(bin)/python -m training evaluate runs/equivae-digits
+	$(bin)/python -m training export runs/equivae-digits --to model_store
+
+bench: $(VENV)/.serve  ## this service beside plain FastAPI, each on one core, wrk on another
+	$(bin)/python benchmarks/serving.py
+
+lock:  ## resolve constraints.txt anew; torch brings its CUDA packages by itself where a machine wants them
+	uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --no-header --no-annotate \
+		--extra cpu --extra training --extra figures --extra test --quiet --output-file constraints.tmp
+	uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --no-header --no-annotate \
+		--constraint constraints.tmp --extra gpu --quiet --output-file constraints-gpu.tmp
+	cat constraints.tmp constraints-gpu.tmp | grep -vE '^(nvidia|cuda|triton|torch==)' | sort -u > constraints.txt
+	grep -hE '^torch==' constraints.tmp >> constraints.txt
+	rm constraints.tmp constraints-gpu.tmp
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: $(bin)/python pyproject.toml constraints.txt
+	$(install) '.[cpu]'
+	@touch $@
+
+$(VENV)/.train: $(bin)/python pyproject.toml constraints.txt
+	$(install) '.[cpu,training]'
+	@touch $@
+
+$(VENV)/.test: $(bin)/python pyproject.toml constraints.txt
+	$(install) '.[cpu,training,test]'
+	@touch $@
