@@ -1,0 +1,93 @@
+"""The distribution: what pyproject asks for is locked, the wheel carries the code, the service runs without torch."""
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+ASKED = [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
+
+
+def pins() -> dict[str, str]:
+    """Package name -> version that constraints.txt pins for this interpreter."""
+    found = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate():
+            (only,) = requirement.specifier
+            assert only.operator == "==", line
+            assert requirement.name not in found, f"{requirement.name} is pinned twice"
+            found[requirement.name] = only.version
+    return found
+
+
+@pytest.mark.parametrize("line", ASKED)
+def test_every_dependency_is_locked_at_a_version_it_accepts(line: str) -> None:
+    asked = Requirement(line)
+    if asked.marker is not None and not asked.marker.evaluate(default_environment()):
+        pytest.skip(f"not asked for on this machine: {line}")
+    assert asked.specifier.contains(pins()[asked.name]), f"{line} is locked at {pins()[asked.name]}"
+
+
+def test_torch_is_pinned_by_version_alone() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert "torch==2.13.0" in lines
+    assert not [line for line in lines if line.startswith(("nvidia", "cuda", "triton"))]
+
+
+def test_the_extras_are_the_documented_ones() -> None:
+    assert set(EXTRAS) == {"cpu", "gpu", "training", "figures", "test"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = target.glob("*.whl")
+    return built
+
+
+def test_the_wheel_carries_the_code_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"contract/manifest.py", "service/app.py", "training/configs/equivae-digits.yaml"} <= set(names)
+    assert {name.split("/")[0] for name in names} == {
+        "contract",
+        "service",
+        "training",
+        f"equipoise-{PROJECT['version']}.dist-info",
+    }
+    assert not [name for name in names if name.endswith((".onnx", ".npz", ".pt", ".pyc"))]
+
+
+def test_the_installed_wheel_starts_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(wheel)]
+    subprocess.run(install, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import service, sys; print(service.__file__); import service.__main__"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "service" / "__init__.py")
+
+
+def test_the_service_imports_neither_torch_nor_training() -> None:
+    program = (
+        "import sys, service.app, service.__main__;"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'training', 'sklearn', 'scipy'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
