@@ -1,0 +1,193 @@
+"""Every way a request can fail, as one table of types, and their RFC 9457 `application/problem+json` form.
+
+An error is raised where the fact is known and becomes an HTTP answer in one place, `Problem.document`. A type's slug,
+title and status never change; what happened this time stands in `detail`, machine-readable facts in extension members.
+"""
+
+from typing import Any, ClassVar
+
+import orjson
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:equipoise:problem:"
+
+
+class Problem(Exception):
+    """Base of the table; `extensions` become members of the document beside the standard ones."""
+
+    slug: ClassVar[str]
+    title: ClassVar[str]
+    status: ClassVar[int]
+
+    def __init__(self, detail: str, *, headers: dict[str, str] | None = None, **extensions: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = headers or {}
+        self.extensions = extensions
+
+    def document(self, request_id: str | None = None) -> dict[str, Any]:
+        """The members of RFC 9457, section 3.1, then the extensions."""
+        members = {
+            "type": TYPE_PREFIX + self.slug,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if request_id is not None:
+            members["instance"] = f"urn:request:{request_id}"
+        return members | self.extensions
+
+    def body(self, request_id: str | None = None) -> bytes:
+        return orjson.dumps(self.document(request_id))
+
+
+# The body and its framing
+
+
+class EmptyBody(Problem):
+    slug, title, status = "empty-body", "The request has no body", 400
+
+
+class UnsupportedMediaType(Problem):
+    slug, title, status = "unsupported-media-type", "This content type is not accepted here", 415
+
+
+class BodyTooLarge(Problem):
+    slug, title, status = "body-too-large", "The body is larger than the limit", 413
+
+
+class BodyTimeout(Problem):
+    slug, title, status = "body-timeout", "The body did not arrive in time", 408
+
+
+class InvalidJson(Problem):
+    slug, title, status = "invalid-json", "The body is not JSON", 400
+
+
+class JsonTooDeep(Problem):
+    slug, title, status = "json-too-deep", "The JSON is nested too deeply", 400
+
+
+class NonFiniteNumber(Problem):
+    slug, title, status = "non-finite-number", "JSON has no NaN and no Infinity", 400
+
+
+class InvalidMultipart(Problem):
+    slug, title, status = "invalid-multipart", "The body is not well-formed multipart/form-data", 400
+
+
+# What the request says
+
+
+class InvalidRequest(Problem):
+    slug, title, status = "invalid-request", "The request does not have the documented shape", 422
+
+
+class UnknownField(Problem):
+    slug, title, status = "unknown-field", "The JSON has a field that is not known here", 422
+
+
+class UnexpectedPart(Problem):
+    slug, title, status = "unexpected-part", "The form has a part that is not expected here", 422
+
+
+class MissingPart(Problem):
+    slug, title, status = "missing-part", "A picture that this endpoint needs is missing", 422
+
+
+class UnknownParameter(Problem):
+    slug, title, status = "unknown-parameter", "The query has a parameter that is not known here", 422
+
+
+class InvalidParameter(Problem):
+    slug, title, status = "invalid-parameter", "A query parameter has a value that is not allowed", 422
+
+
+class TooManyImages(Problem):
+    slug, title, status = "too-many-images", "The request has more pictures than the limit", 413
+
+
+class NotAcceptable(Problem):
+    slug, title, status = "not-acceptable", "None of the accepted media types can be produced", 406
+
+
+# A picture: these stand for one picture of a batch as well, as {"problem": {...}} in its place
+
+
+class InvalidBase64(Problem):
+    slug, title, status = "invalid-base64", "The picture's data is not base64", 400
+
+
+class EmptyImage(Problem):
+    slug, title, status = "empty-image", "The picture has no bytes", 400
+
+
+class UnsupportedImage(Problem):
+    """A picture in a format that is not read here (HEIC, AVIF, SVG, PDF ...); `detail` carries the way out."""
+
+    slug, title, status = "unsupported-image", "This picture format is not supported", 415
+
+
+class NotAnImage(Problem):
+    slug, title, status = "not-an-image", "The bytes are no picture of a known format", 400
+
+
+class CorruptImage(Problem):
+    slug, title, status = "corrupt-image", "The picture is truncated or damaged", 400
+
+
+class TooManyPixels(Problem):
+    slug, title, status = "too-many-pixels", "The picture has more pixels than the limit", 413
+
+
+class ImageTooSmall(Problem):
+    slug, title, status = "image-too-small", "The picture's smaller side is below the limit", 422
+
+
+class NoContent(Problem):
+    """Content was asked for (`?fit=content`) and the picture shows none."""
+
+    slug, title, status = "no-content", "No content was found in the picture", 422
+
+
+# What is asked for
+
+
+class NotFound(Problem):
+    slug, title, status = "not-found", "There is nothing at this path", 404
+
+
+class MethodNotAllowed(Problem):
+    slug, title, status = "method-not-allowed", "This path does not take this method", 405
+
+
+class ModelNotFound(Problem):
+    slug, title, status = "model-not-found", "This model is not loaded", 404
+
+
+class VersionNotFound(Problem):
+    slug, title, status = "version-not-found", "This version of the model is not loaded", 404
+
+
+class CapabilityNotFound(Problem):
+    slug, title, status = "capability-not-found", "The model does not have this capability", 404
+
+
+# The state of the service
+
+
+class QueueFull(Problem):
+    slug, title, status = "queue-full", "The service has as much work as it accepts", 429
+
+
+class NotReady(Problem):
+    slug, title, status = "not-ready", "The service is not ready", 503
+
+
+class InternalError(Problem):
+    slug, title, status = "internal-error", "The service failed to answer", 500
+
+
+def problem_types() -> list[type[Problem]]:
+    """The whole table, in the order of this file."""
+    return Problem.__subclasses__()
