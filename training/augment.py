@@ -1,0 +1,188 @@
+"""Random changes of a whole batch of images as a few tensor operations; every draw comes from the caller's generator."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["AugmentConfig", "augment", "outliers"]
+
+
+class AugmentConfig(BaseModel):
+    """Ranges of the random changes; every value is drawn uniformly in +- the range, once an image."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rotation_degrees: float = Field(0.0, ge=0, le=180)
+    shear_degrees: float = Field(0.0, ge=0, lt=60)
+    scale: float = Field(0.0, ge=0, lt=1, description="each axis by its own factor in 1 +- scale")
+    shift: float = Field(0.0, ge=0, le=0.5, description="share of the side")
+    elastic: float = Field(0.0, ge=0, description="standard deviation of the displacement in pixels")
+    elastic_cells: int = Field(4, ge=2, description="knots of the displacement field a side")
+    contrast: float = Field(0.0, ge=0, lt=1, description="grey values to the power of exp(+-contrast)")
+    erase: float = Field(0.0, ge=0, le=1, description="share of the images that lose a random square")
+
+
+def _uniform(shape: tuple[int, ...], limit: float, generator: torch.Generator) -> Tensor:
+    return (2 * torch.rand(shape, generator=generator) - 1) * limit
+
+
+def _affine(count: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Random output -> input matrices [N,2,3] in normalised coordinates: rotation . shear . scale, then the shift."""
+    angle = _uniform((count,), math.radians(config.rotation_degrees), generator)
+    shear = torch.tan(_uniform((count,), math.radians(config.shear_degrees), generator))
+    scale = 1 / (1 + _uniform((count, 2), config.scale, generator))
+    shift = _uniform((count, 2), 2 * config.shift, generator)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    first = torch.stack([cos * scale[:, 0], (cos * shear - sin) * scale[:, 1], shift[:, 0]], 1)
+    second = torch.stack([sin * scale[:, 0], (sin * shear + cos) * scale[:, 1], shift[:, 1]], 1)
+    return torch.stack([first, second], 1)
+
+
+def _smooth_field(count: int, height: int, width: int, cells: int, generator: torch.Generator) -> Tensor:
+    """Gaussian fields [N,2,H,W] of about unit variance: knots on a coarse grid, bicubic between them."""
+    knots = torch.randn((count, 2, cells, cells), generator=generator)
+    return F.interpolate(knots, size=(height, width), mode="bicubic", align_corners=True)
+
+
+def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Turn, shear, scale, shift, bend, re-expose and erase each image by its own draws.
+
+    Args:
+        images: [N,C,H,W] in [0,1]; what comes in from outside the frame is 0.
+        generator: a CPU generator; the result is a function of its state.
+    Returns:
+        [N,C,H,W] in [0,1]
+    """
+    count, _, height, width = images.shape
+    matrices = _affine(count, config, generator)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    if config.elastic:
+        field = _smooth_field(count, height, width, config.elastic_cells, generator)
+        pixels = torch.tensor([2 / width, 2 / height]).view(1, 2, 1, 1)
+        grid = grid + (field * pixels * config.elastic).permute(0, 2, 3, 1)
+    changed = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    if config.contrast:
+        power = torch.exp(_uniform((count, 1, 1, 1), config.contrast, generator))
+        changed = changed.clamp_min(1e-6) ** power
+    if config.erase:
+        changed = changed * _squares(count, height, width, config.erase, generator)
+    return changed.clamp(0, 1)
+
+
+def _squares(count: int, height: int, width: int, share: float, generator: torch.Generator) -> Tensor:
+    """Masks [N,1,H,W]: 0 on one random square (a seventh to two sevenths of the side) for `share` of the images."""
+    centre = torch.rand((count, 2, 1, 1), generator=generator)
+    half = (1 + torch.rand((count, 1, 1), generator=generator)) / 14
+    chosen = torch.rand((count, 1, 1), generator=generator) < share
+    rows = (torch.arange(height) + 0.5).view(1, height, 1) / height
+    columns = (torch.arange(width) + 0.5).view(1, 1, width) / width
+    inside = ((rows - centre[:, 0]).abs() < half) & ((columns - centre[:, 1]).abs() < half)
+    return (~(inside & chosen)).float().unsqueeze(1)
+
+
+def outliers(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images that belong to no class, for outlier exposure (Hendrycks et al. 2019), one a given image.
+
+    Drawn in equal shares: smooth noise of random coarseness (from grain to clouds, random contrast); waves and
+    checks of random period and angle; rings and discs; flat grey; the given images with their quarters shuffled; and
+    pairs of them laid over each other half a frame apart. Nothing but the generator and `images` goes in.
+
+    Args:
+        images: [N,C,H,W] in [0,1]
+    Returns:
+        [N,C,H,W] in [0,1]
+    """
+    count, channels, height, width = images.shape
+    kinds = torch.stack(
+        [
+            _clouds(images, generator),
+            _waves(images, generator),
+            _rings(images, generator),
+            torch.rand((count, channels, 1, 1), generator=generator).expand_as(images),
+            _shuffled(images, generator),
+            _overlaid(images, generator),
+        ]
+    )
+    kind = torch.randint(len(kinds), (count,), generator=generator)
+    return kinds[kind, torch.arange(count)]
+
+
+def _clouds(images: Tensor, generator: torch.Generator) -> Tensor:
+    count, channels, height, width = images.shape
+    total = torch.zeros_like(images)
+    for cells in (3, 6, 12, max(height, width)):
+        weight = torch.rand((count, 1, 1, 1), generator=generator) ** 3
+        noise = torch.randn((count, channels, cells, cells), generator=generator)
+        total = total + weight * F.interpolate(noise, size=(height, width), mode="bilinear", align_corners=True)
+    spread = 2 * torch.rand((count, 1, 1, 1), generator=generator)
+    level = _uniform((count, 1, 1, 1), 1.0, generator)
+    scale = total.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
+    return torch.sigmoid(2 * (total / scale * spread + level))
+
+
+def _plane(images: Tensor) -> tuple[Tensor, Tensor]:
+    height, width = images.shape[2:]
+    rows = torch.linspace(-1, 1, height).view(1, 1, height, 1)
+    columns = torch.linspace(-1, 1, width).view(1, 1, 1, width)
+    return rows, columns
+
+
+def _waves(images: Tensor, generator: torch.Generator) -> Tensor:
+    count = images.shape[0]
+    rows, columns = _plane(images)
+    size = (count, 1, 1, 1)
+    angle = math.pi * torch.rand(size, generator=generator)
+    angle = torch.where(torch.rand(size, generator=generator) < 0.5, torch.round(angle * 2 / math.pi) * math.pi / 2, angle)
+    period = 2 / (1 + (images.shape[2] / 2 - 1) * torch.rand(size, generator=generator) ** 2)
+    along = torch.cos(angle) * columns + torch.sin(angle) * rows
+    across = torch.cos(angle) * rows - torch.sin(angle) * columns
+    phase = 2 * math.pi * torch.rand((count, 2, 1, 1), generator=generator)
+    first = torch.sin(2 * math.pi * along / period + phase[:, :1])
+    second = torch.sin(2 * math.pi * across / period + phase[:, 1:])
+    checks = torch.rand(size, generator=generator) < 0.5
+    wave = torch.where(checks, first * second, first)
+    hardness = 10 ** _uniform(size, 1.0, generator)
+    level = torch.rand(size, generator=generator)
+    return (level * torch.sigmoid(3 * hardness * wave)).expand_as(images)
+
+
+def _rings(images: Tensor, generator: torch.Generator) -> Tensor:
+    count = images.shape[0]
+    rows, columns = _plane(images)
+    size = (count, 1, 1, 1)
+    centre = _uniform((count, 2, 1, 1), 0.3, generator)
+    radius = 0.15 + 0.8 * torch.rand(size, generator=generator)
+    thickness = 0.04 + 0.25 * torch.rand(size, generator=generator)
+    distance = torch.sqrt((rows - centre[:, :1]) ** 2 + (columns - centre[:, 1:]) ** 2)
+    filled = torch.rand(size, generator=generator) < 0.3
+    edge = torch.where(filled, radius - distance, thickness - (distance - radius).abs())
+    level = 0.3 + 0.7 * torch.rand(size, generator=generator)
+    # an edge one pixel wide, as an antialiased drawing has it
+    return (level * (0.5 + edge * images.shape[2] / 2).clamp(0, 1)).expand_as(images)
+
+
+def _shuffled(images: Tensor, generator: torch.Generator) -> Tensor:
+    height, width = images.shape[2] // 2, images.shape[3] // 2
+    quarters = [
+        images[:, :, :height, :width],
+        images[:, :, :height, -width:],
+        images[:, :, -height:, :width],
+        images[:, :, -height:, -width:],
+    ]
+    order = torch.randperm(4, generator=generator).tolist()
+    if order == [0, 1, 2, 3]:
+        order = [3, 2, 1, 0]
+    quarters = [quarters[index] for index in order]
+    mixed = torch.cat([torch.cat(quarters[:2], 3), torch.cat(quarters[2:], 3)], 2)
+    return F.interpolate(mixed, size=images.shape[2:]) if mixed.shape != images.shape else mixed
+
+
+def _overlaid(images: Tensor, generator: torch.Generator) -> Tensor:
+    other = images[torch.randperm(len(images), generator=generator)]
+    side = images.shape[3] // 4
+    return torch.maximum(torch.roll(images, side, 3), torch.roll(other, -side, 2))

@@ -1,0 +1,500 @@
+"""EquiVAE: invariant-equivariant representation learning for multi-class data (Feige, ICML 2019), supervised.
+
+    complements of x in its class --f_inv--> mean --> r_y [N,D]     what the class shares (Eq. 2)
+    x, r_y --q--> mu, log variance --> v ~ q(v|r_y,x) [N,V]         what is x's own (Eq. 3)
+    r_y, v --decoder--> p(x|r_y,v)
+    L = E_q log p(x|r_y,v) - KL[q(v|r_y,x) || N(0,I)]               per image; log p(y) is a constant (Eq. 4)
+    p(y|x) ~ exp(-||f_inv(x) - r_y||^2), r_y over the training set  the classifier, no parameters of its own
+
+What the paper leaves open, and what is done here:
+
+1. Eq. 2 averages the outputs f_inv(x); App. B averages the 128 hidden units and then applies the two last layers.
+   Training follows App. B. With one image the two agree, so f_inv(x) is the same net with m = 1; the class's r_y for
+   the classifier is the mean of f_inv(x) over the training class.
+2. The variance of the Gaussian likelihood is not stated: one learned log sigma for all pixels, clamped to [-4, 2].
+   The "per-pixel standardised" images take the training set's mean and deviation at every pixel and channel.
+3. The widths after the concatenations, the decoder's first map and the padding are not stated: r has a dense layer
+   of 64 units in q as in the decoder, mu and log variance one hidden layer of 64 each; 128 units as printed make a
+   map of 32 x 2 x 2; "same" padding (28 -> 28, 14, 7, 4, 2), mirrored by the decoder through output padding.
+   32 x 32 ends at 2 x 2 too. Weights are He's (not stated): PyTorch's default left v collapsed.
+4. Labelled and unlabelled terms are summed without a ratio: only the supervised half is here, so nothing is to settle.
+5. Error bars over seeds are std / sqrt(n - 1), which is the standard error when std is the population's (ddof = 0).
+6. A class needs two images at least, or x has no complement: fewer is an error that names the class.
+
+`complements: encoded` is the paper: m ~ U{1..max_complements} once a step, m others of the class drawn from the
+whole training set for every x and encoded apart from it. `complements: in_batch` encodes every image of a
+class-balanced batch once and mixes the hidden units as R = W H, W [B,B] row-stochastic with m entries in random
+other members of the class, m drawn for each row: Eq. 2 at a fifth of the cost. There the encoder sees augmented
+images; what q sees and the decoder explains are the images as they are.
+
+`distance_weight` > 0 adds cross-entropy of the classifier (r_y: means in the batch, x left out): such a model is
+EquiVAE + distance term. Beside it `reject_distance` adds one more class at that constant squared distance, right for
+made-up images that are no class at all (`augment.outliers`), so that nearness means something outside the data too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contract.manifest import InputSpec
+from training.augment import AugmentConfig, augment, outliers
+from training.networks import ConvBody, DenseDecoder, Pool, TransposedDecoder, dense, he_initialise
+
+if TYPE_CHECKING:
+    from training.datasets import LabelledImages
+
+__all__ = ["EquiVAE", "EquiVAEConfig"]
+
+CHUNK = 500  # images a forward pass where no gradient is kept
+KNOTS = 65  # quantiles of the validation distances kept for each class
+ACTIVE_NATS = 0.1  # a dimension of v counts as used above this mean KL
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ConvBodyConfig(_Config):
+    """Convolutions, then one dense layer of `hidden` units; the defaults are App. B's."""
+
+    kind: Literal["convolution"] = "convolution"
+    filters: tuple[int, ...] = (8, 16, 32, 64, 64)
+    strides: tuple[int, ...] = (1, 2, 2, 2, 2)
+    kernel: int = 5
+    norm: bool = False
+    pool: Pool = "flatten"
+    hidden: int = 128
+
+    @model_validator(mode="after")
+    def _one_stride_a_filter(self) -> ConvBodyConfig:
+        if len(self.filters) != len(self.strides):
+            raise ValueError(f"{len(self.filters)} filters but {len(self.strides)} strides")
+        return self
+
+
+class DenseBodyConfig(_Config):
+    """Dense layers on the pixels."""
+
+    kind: Literal["dense"]
+    widths: tuple[int, ...]
+
+
+class TransposedDecoderConfig(_Config):
+    """App. B's decoder; the last filter count is the image's channels and is not listed."""
+
+    kind: Literal["transposed"] = "transposed"
+    filters: tuple[int, ...] = (64, 32, 16, 8)
+    hidden: int = 64
+    units: int = 128
+
+
+class DenseDecoderConfig(_Config):
+    kind: Literal["dense"]
+    widths: tuple[int, ...]
+
+
+class EquiVAEConfig(_Config):
+    """The model and its objective; the defaults are the paper's for MNIST."""
+
+    kind: Literal["equivae"]
+    r_dim: int = Field(16, ge=1)
+    v_dim: int = Field(16, ge=1)
+    complements: Literal["encoded", "in_batch"] = "encoded"
+    max_complements: int = Field(7, ge=1, description="m is drawn from 1 to this")
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    encoder: ConvBodyConfig = ConvBodyConfig()
+    encoder_head: int = Field(64, ge=1, description="units of f_inv's layer after the mean")
+    posterior: Annotated[ConvBodyConfig | DenseBodyConfig, Field(discriminator="kind")] = ConvBodyConfig()
+    posterior_hidden: int = Field(64, ge=1)
+    decoder: Annotated[TransposedDecoderConfig | DenseDecoderConfig, Field(discriminator="kind")] = (
+        TransposedDecoderConfig()
+    )
+    distance_weight: float = Field(0.0, ge=0, description="nats; 0 is the paper's objective")
+    reject_distance: float | None = Field(None, gt=0, description="squared distance of the class of outliers")
+    outlier_share: float = Field(0.0, ge=0, le=1, description="outliers made a batch, as a share of its images")
+    augment: AugmentConfig | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EquiVAEConfig:
+        if self.complements == "encoded" and (self.augment or self.distance_weight or self.outlier_share):
+            raise ValueError("augment, distance_weight and outlier_share need complements: in_batch")
+        if bool(self.outlier_share) != (self.reject_distance is not None):
+            raise ValueError("outlier_share and reject_distance go together")
+        return self
+
+
+class Posterior(nn.Module):
+    """q(v|r,x): a body on x, a dense layer on r, and one hidden layer each for mu and the log variance (Eq. 3)."""
+
+    def __init__(self, config: EquiVAEConfig, input: InputSpec) -> None:
+        super().__init__()
+        self.body = _body(config.posterior, input)
+        width = _body_width(config.posterior)
+        hidden = config.posterior_hidden
+        self.from_r = dense(config.r_dim, hidden)
+        self.mean = dense(width + hidden, hidden, config.v_dim, final_relu=False)
+        self.log_variance = dense(width + hidden, hidden, config.v_dim, final_relu=False)
+
+    def forward(self, r: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.cat([self.body(images), self.from_r(r)], 1)
+        return self.mean(both), self.log_variance(both)
+
+
+def _body(config: ConvBodyConfig | DenseBodyConfig, input: InputSpec) -> nn.Sequential:
+    """[N,C,H,W] -> [N,hidden]"""
+    if isinstance(config, DenseBodyConfig):
+        return nn.Sequential(nn.Flatten(), *dense(input.channels * input.height * input.width, *config.widths))
+    convolutions = ConvBody(
+        input.channels, input.height, config.filters, config.strides, config.kernel, config.norm, config.pool
+    )
+    return nn.Sequential(convolutions, *dense(convolutions.out_features, config.hidden))
+
+
+def _body_width(config: ConvBodyConfig | DenseBodyConfig) -> int:
+    return config.widths[-1] if isinstance(config, DenseBodyConfig) else config.hidden
+
+
+def _decoder(config: EquiVAEConfig, input: InputSpec) -> nn.Module:
+    sizes = (config.r_dim, config.v_dim, input.channels, input.height)
+    if isinstance(config.decoder, DenseDecoderConfig):
+        return DenseDecoder(*sizes, config.decoder.widths)
+    return TransposedDecoder(*sizes, config.decoder.filters, config.decoder.hidden, config.decoder.units)
+
+
+class EquiVAE(nn.Module):
+    """Images are float32 [N,C,H,W] in [0,1] at every public method; scaling for the likelihood is inside."""
+
+    pixel_mean: Tensor
+    pixel_deviation: Tensor
+    prototypes: Tensor
+    temperature: Tensor
+    distance_knots: Tensor
+
+    def __init__(self, config: EquiVAEConfig, input: InputSpec, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.input = input
+        self.num_classes = num_classes
+        self.body = _body(config.encoder, input)
+        self.head = dense(config.encoder.hidden, config.encoder_head, config.r_dim, final_relu=False)
+        self.posterior = Posterior(config, input)
+        self.decoder = _decoder(config, input)
+        he_initialise(self)
+        if config.likelihood == "gaussian":
+            self.log_sigma = nn.Parameter(torch.zeros(()))
+        shape = (input.channels, input.height, input.width)
+        self.register_buffer("pixel_mean", torch.zeros(shape))
+        self.register_buffer("pixel_deviation", torch.ones(shape))
+        self.register_buffer("prototypes", torch.zeros(num_classes, config.r_dim))
+        self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("distance_knots", torch.linspace(0, 1, KNOTS).repeat(num_classes, 1))
+
+    def prepare(self, train: LabelledImages) -> None:
+        """Take what the model needs to know of the training set before the first step.
+
+        Raises:
+            ValueError: a class has fewer than two images.
+        """
+        counts = torch.bincount(train.labels, minlength=self.num_classes)
+        for index, count in enumerate(counts.tolist()):
+            if count < 2:
+                raise ValueError(f"class {train.class_names[index]!r} has {count} images: x needs a complement")
+        if self.config.likelihood == "gaussian":
+            pixels = train.images.float() / 255
+            self.pixel_mean.copy_(pixels.mean(0))
+            self.pixel_deviation.copy_(pixels.std(0).clamp_min(1e-2))
+
+    # --- one step of training -------------------------------------------------------------------------------------
+
+    def batch(self, data: LabelledImages, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Gather the images `indices` [B] with their complements; a function of the generator's state alone.
+
+        Returns:
+            images [B,C,H,W] and labels [B], and for `encoded` complements [B,m,C,H,W]; for `in_batch` encoded
+            [B+O,C,H,W], what f_inv sees (augmented, the O outliers last), and weights [B,B].
+        """
+        images = data.images[indices].float() / 255
+        labels = data.labels[indices]
+        if self.config.complements == "encoded":
+            chosen = _draw_complements(data.labels, indices, self.config.max_complements, generator)
+            return {"images": images, "labels": labels, "complements": data.images[chosen].float() / 255}
+        encoded = images if self.config.augment is None else augment(images, self.config.augment, generator)
+        if self.config.outlier_share:
+            count = max(1, round(self.config.outlier_share * len(images)))
+            chosen = torch.randperm(len(images), generator=generator)[:count]
+            encoded = torch.cat([encoded, outliers(images[chosen], generator)])
+        weights = in_batch_weights(labels, self.config.max_complements, generator)
+        return {"images": images, "labels": labels, "encoded": encoded, "weights": weights}
+
+    def loss(
+        self, batch: dict[str, Tensor], generator: torch.Generator | None = None, progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Mean over the batch of -L (Eq. 4), plus the distance term where it is asked for; all in nats an image.
+
+        Args:
+            generator: of the draw v ~ q(v|r,x), on the batch's device.
+            progress: share of the training done, in [0,1]; no term depends on it yet.
+        Returns:
+            the scalars loss, reconstruction, kl and, with the distance term, distance and batch_error (%).
+        """
+        del progress
+        images, labels = batch["images"], batch["labels"]
+        terms: dict[str, Tensor] = {}
+        if self.config.complements == "encoded":
+            complements = batch["complements"]
+            hidden = self.body(complements.flatten(0, 1)).unflatten(0, complements.shape[:2])
+            r = self.head(hidden.mean(1))
+        else:
+            hidden = self.body(batch["encoded"])
+            r = self.head(batch["weights"].to(hidden.dtype) @ hidden[: len(labels)])
+            if self.config.distance_weight:
+                terms = self._distance_terms(self.head(hidden).float(), labels)
+        mean, log_variance = self.posterior(r, images)
+        mean, log_variance = mean.float(), log_variance.float()
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        v = mean + torch.exp(0.5 * log_variance) * noise
+        terms["reconstruction"] = self.reconstruction(images, r, v).mean()
+        terms["kl"] = kl_per_dimension(mean, log_variance).sum(1).mean()
+        loss = terms["reconstruction"] + terms["kl"]
+        if "distance" in terms:
+            loss = loss + self.config.distance_weight * terms["distance"]
+        return {"loss": loss, **terms}
+
+    def _distance_terms(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of the distances to the batch's class means; rows past the labels are outliers."""
+        distances = leave_one_out_distances(embeddings, labels, self.num_classes)
+        error = 100 * (distances[: len(labels)].argmin(1) != labels).float().mean()
+        if self.config.reject_distance is not None:
+            reject = torch.full_like(distances[:, :1], self.config.reject_distance)
+            distances = torch.cat([distances, reject], 1)
+        targets = torch.full((len(embeddings),), self.num_classes, device=labels.device)
+        targets[: len(labels)] = labels
+        return {"distance": F.cross_entropy(-distances, targets), "batch_error": error}
+
+    # --- the parts ------------------------------------------------------------------------------------------------
+
+    def invariant(self, images: Tensor) -> Tensor:
+        """f_inv with m = 1: [N,C,H,W] -> r [N,D]"""
+        return self.head(self.body(images))
+
+    def covariant(self, r: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """q(v|r,x): mu and log variance, both [N,V]"""
+        mean, log_variance = self.posterior(r, images)
+        return mean, log_variance
+
+    def decode(self, r: Tensor, v: Tensor) -> Tensor:
+        """The mean of p(x|r,v): [N,D], [N,V] -> images [N,C,H,W] in [0,1]"""
+        output = self.decoder(r, v)
+        if self.config.likelihood == "bernoulli":
+            return torch.sigmoid(output)
+        return (output * self.pixel_deviation + self.pixel_mean).clamp(0, 1)
+
+    def reconstruction(self, images: Tensor, r: Tensor, v: Tensor) -> Tensor:
+        """-log p(x|r,v) in nats [N]: of grey values under the Bernoulli, of standardised pixels under the Gaussian."""
+        output = self.decoder(r, v).float()
+        if self.config.likelihood == "bernoulli":
+            return F.binary_cross_entropy_with_logits(output, images, reduction="none").flatten(1).sum(1)
+        target = (images - self.pixel_mean) / self.pixel_deviation
+        log_sigma = self.log_sigma.clamp(-4, 2)
+        nats = 0.5 * ((target - output) * torch.exp(-log_sigma)) ** 2 + log_sigma + 0.9189385
+        return nats.flatten(1).sum(1)
+
+    # --- what is served -------------------------------------------------------------------------------------------
+
+    def classify(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embedding [N,D], squared distances [N,K], probabilities [N,K] and novelty [N] in [0,1]; after `calibrate`.
+
+        Novelty is the share of the validation images of the nearest class that lie nearer to it.
+        """
+        embeddings = self.invariant(images)
+        distances = squared_distances(embeddings, self.prototypes)
+        probabilities = torch.softmax(-distances / self.temperature, 1)
+        nearest, label = distances.min(1)
+        novelty = share_below(torch.log(nearest), self.distance_knots[label])
+        return embeddings, distances, probabilities, novelty
+
+    def recombine(self, content: Tensor, style: Tensor) -> Tensor:
+        """The class of one picture in the style of another, decode(r(content), mu(r(style), style)) (Fig. 5b)."""
+        mean, _ = self.covariant(self.invariant(style), style)
+        return self.decode(self.invariant(content), mean)
+
+    # --- over a data set ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(
+        self, train: LabelledImages, validation: LabelledImages, train_limit: int | None = 10_000
+    ) -> dict[str, float]:
+        """Figures of the validation set in evaluation mode; r_y are means over (the first of) the training set.
+
+        Returns:
+            error (%) by distance; reconstruction, kl and elbo (nats an image, v = mu in the reconstruction);
+            active_dims, the dimensions of v with a mean KL above 0.1 nat.
+        """
+        was_training = self.training
+        self.eval()
+        prototypes = self.class_means(train, train_limit)
+        wrong = nats = 0.0
+        kl = torch.zeros(self.config.v_dim)
+        for images, labels in _chunks(validation, self.prototypes.device):
+            distances = squared_distances(self.invariant(images), prototypes)
+            wrong += float((distances.argmin(1) != labels).sum())
+            r = prototypes[labels]
+            mean, log_variance = self.covariant(r, images)
+            nats += float(self.reconstruction(images, r, mean).sum())
+            kl += kl_per_dimension(mean, log_variance).sum(0).cpu()
+        self.train(was_training)
+        count = len(validation.labels)
+        kl /= count
+        total = float(kl.sum())
+        return {
+            "error": 100 * wrong / count,
+            "reconstruction": nats / count,
+            "kl": total,
+            "elbo": -nats / count - total,
+            "active_dims": float((kl > ACTIVE_NATS).sum()),
+        }
+
+    @torch.no_grad()
+    def embed(self, data: LabelledImages) -> Tensor:
+        """f_inv of every image [N,D], in the mode that the model is in."""
+        return torch.cat([self.invariant(images).float() for images, _ in _chunks(data, self.prototypes.device)])
+
+    def class_means(self, data: LabelledImages, limit: int | None = None) -> Tensor:
+        """r_y [K,D], the mean of f_inv over the (first `limit`) images of the data.
+
+        Raises:
+            ValueError: a class has no image among them.
+        """
+        if limit is not None:
+            data = type(data)(data.images[:limit], data.labels[:limit], data.class_names)
+        embeddings = self.embed(data)
+        members = F.one_hot(data.labels, self.num_classes).float().to(embeddings.device)
+        counts = members.sum(0)
+        if not bool(counts.all()):
+            raise ValueError("a class has no image among those that the class means are taken of")
+        return members.T @ embeddings / counts[:, None]
+
+    @torch.no_grad()
+    def calibrate(self, train: LabelledImages, validation: LabelledImages) -> None:
+        """Fix what `classify` holds: prototypes of the training set, temperature and quantiles of the validation set.
+
+        The temperature is the one of least negative log-likelihood on the validation set.
+        """
+        self.eval()
+        self.prototypes.copy_(self.class_means(train))
+        distances = squared_distances(self.embed(validation), self.prototypes).cpu()
+        labels = validation.labels
+        self.temperature.fill_(fit_temperature(distances, labels))
+        nearest, predicted = distances.min(1)
+        for index in range(self.num_classes):
+            own = torch.log(nearest[predicted == index])
+            self.distance_knots[index] = spaced_quantiles(own, KNOTS)
+
+
+# --- the pieces, each testable by itself ---------------------------------------------------------------------------
+
+
+def _chunks(data: LabelledImages, device: torch.device):
+    for start in range(0, len(data.labels), CHUNK):
+        stop = start + CHUNK
+        yield data.images[start:stop].to(device).float() / 255, data.labels[start:stop].to(device)
+
+
+def _draw_complements(labels: Tensor, indices: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """For each of `indices` [B], m others of its class without repetition [B,m]; m ~ U{1..limit}, once for all.
+
+    m never exceeds the others that the smallest class has.
+    """
+    order = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels)
+    starts = torch.cumsum(counts, 0) - counts
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    limit = min(limit, int(counts[counts > 0].min()) - 1)
+    m = int(torch.randint(1, limit + 1, (1,), generator=generator))
+    own = labels[indices]
+    size, position = counts[own], rank[indices] - starts[own]
+    # Floyd's sampling: m distinct numbers below n - 1, a repetition replaced by the step's own largest number
+    chosen = torch.full((len(indices), m), -1)
+    for step in range(m):
+        top = size - 1 - m + step
+        drawn = (torch.rand(len(indices), generator=generator, dtype=torch.float64) * (top + 1)).long()
+        repeated = (chosen == drawn[:, None]).any(1)
+        chosen[:, step] = torch.where(repeated, top, drawn)
+    chosen += chosen >= position[:, None]  # step over x itself
+    return order[starts[own][:, None] + chosen]
+
+
+def in_batch_weights(labels: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """W [B,B] of R = W H: each row averages m random other members of its class, m ~ U{1..limit} for each row.
+
+    Where the batch has fewer than m others of the class, all of them are taken.
+
+    Raises:
+        ValueError: an image is alone in its class.
+    """
+    count = len(labels)
+    others = (labels[:, None] == labels[None]) & ~torch.eye(count, dtype=torch.bool)
+    available = others.sum(1)
+    if not bool(available.all()):
+        raise ValueError("an image is alone of its class in the batch: complements in the batch need balanced order")
+    m = torch.randint(1, limit + 1, (count,), generator=generator).minimum(available)
+    scores = torch.rand((count, count), generator=generator) + others
+    rank = torch.argsort(torch.argsort(scores, 1, descending=True), 1)
+    return (rank < m[:, None]).float() / m[:, None]
+
+
+def squared_distances(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """[N,D], [K,D] -> [N,K]"""
+    return ((embeddings[:, None] - prototypes[None]) ** 2).sum(2)
+
+
+def leave_one_out_distances(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Squared distances [N,K] to the class means of the first B = len(labels) rows, each row left out of its own.
+
+    A class that the batch lacks is infinitely far.
+    """
+    members = F.one_hot(labels, num_classes).to(embeddings.dtype)
+    counts = members.sum(0)
+    own = embeddings[: len(labels)]
+    means = members.T @ own / counts.clamp_min(1)[:, None]
+    distances = squared_distances(embeddings, means).masked_fill(counts == 0, torch.inf)
+    # x - (n mean - x) / (n - 1) = (x - mean) n / (n - 1)
+    factor = (counts / (counts - 1).clamp_min(1)) ** 2
+    inside = torch.where(members.bool(), distances[: len(labels)] * factor, distances[: len(labels)])
+    return torch.cat([inside, distances[len(labels) :]])
+
+
+def kl_per_dimension(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL[N(mean, diag exp(log_variance)) || N(0,I)] by dimension [N,V], in nats."""
+    return 0.5 * (mean**2 + torch.exp(log_variance) - 1 - log_variance)
+
+
+def fit_temperature(distances: Tensor, labels: Tensor) -> float:
+    """T of least mean cross-entropy of softmax(-distances / T), found by golden-section search on log T."""
+
+    def nats(log_temperature: float) -> float:
+        scaled = -distances.double() / torch.tensor(log_temperature, dtype=torch.float64).exp()
+        return float(F.cross_entropy(scaled, labels))
+
+    from scipy.optimize import minimize_scalar
+
+    return float(torch.tensor(minimize_scalar(nats, bounds=(-7.0, 7.0), method="bounded").x).exp())
+
+
+def spaced_quantiles(values: Tensor, count: int) -> Tensor:
+    """`count` quantiles of the values at equal steps of probability, pushed apart where they coincide."""
+    knots = torch.quantile(values.double(), torch.linspace(0, 1, count, dtype=torch.float64))
+    apart = 1e-3 * torch.arange(count, dtype=torch.float64)
+    return (torch.cummax(knots - apart, 0).values + apart).float()
+
+
+def share_below(values: Tensor, knots: Tensor) -> Tensor:
+    """The distribution function with quantiles `knots` [N,Q] at `values` [N], linear between them; in [0,1]."""
+    low, high = knots[:, :-1], knots[:, 1:]
+    return ((values[:, None] - low) / (high - low)).clamp(0, 1).mean(1)

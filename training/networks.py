@@ -1,0 +1,160 @@
+"""Convolutional bodies, dense heads and decoders shared by the models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["ConvBody", "DenseDecoder", "ResidualConv", "TransposedDecoder", "dense", "he_initialise", "strided_sides"]
+
+Pool = Literal["flatten", "depthwise"]
+
+
+def he_initialise(module: nn.Module) -> None:
+    """Draw every convolution and dense weight from He's normal distribution, biases 0 (He et al. 2015, eq. 10).
+
+    PyTorch's default is too narrow for ReLU nets: here it left the posterior of v collapsed at its prior.
+    The fan-in of a transposed convolution counts its stride: each output sees kernel^2 / stride^2 taps.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.ConvTranspose2d):
+            taps = math.prod(layer.kernel_size) / math.prod(layer.stride)
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / (layer.in_channels * taps)))
+        elif isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        else:
+            continue
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def strided_sides(side: int, strides: Sequence[int]) -> list[int]:
+    """Side lengths after each convolution of `strides` with "same" padding, the input's side first."""
+    sides = [side]
+    for stride in strides:
+        sides.append(math.ceil(sides[-1] / stride))
+    return sides
+
+
+def dense(*widths: int, final_relu: bool = True) -> nn.Sequential:
+    """Dense layers [N,widths[0]] -> [N,widths[-1]] with ReLU between them (and after the last, unless told not to)."""
+    layers: list[nn.Module] = []
+    for index, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        layers.append(nn.Linear(inputs, outputs))
+        if final_relu or index < len(widths) - 2:
+            layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+class ResidualConv(nn.Module):
+    """Convolution, batch norm, ReLU; where the shape is kept the input is added before the ReLU.
+
+    Shape: [N,C,H,W] -> [N,C',ceil(H/stride),ceil(W/stride)]
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+        self.skip = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.convolution(x))
+        return F.relu(x + y if self.skip else y)
+
+
+class ConvBody(nn.Module):
+    """Convolutions over an image, then one feature vector: the shared trunk of f_inv and q.
+
+    `norm` switches from plain convolution + ReLU (the paper's) to `ResidualConv`. `pool` is how the last map becomes
+    a vector: "flatten" keeps it whole; "depthwise" gives every channel its own weights over the positions, which
+    keeps the place of a feature at a fraction of the parameters.
+
+    Shape: [N,channels,side,side] -> [N,out_features]
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        side: int,
+        filters: Sequence[int],
+        strides: Sequence[int],
+        kernel: int,
+        norm: bool = False,
+        pool: Pool = "flatten",
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = channels
+        for outputs, stride in zip(filters, strides, strict=True):
+            if norm:
+                layers.append(ResidualConv(inputs, outputs, kernel, stride))
+            else:
+                layers += [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2), nn.ReLU()]
+            inputs = outputs
+        last = strided_sides(side, strides)[-1]
+        if pool == "depthwise":
+            layers += [nn.Conv2d(inputs, inputs, last, groups=inputs, bias=False), nn.BatchNorm2d(inputs)]
+            last = 1
+        self.layers = nn.Sequential(*layers)
+        self.out_features = inputs * last * last
+
+    def forward(self, images: Tensor) -> Tensor:
+        # The kernels for this layout are 1.3 to 1.6 times as fast on the CPU.
+        features = self.layers(images.contiguous(memory_format=torch.channels_last))
+        return torch.flatten(features, 1)
+
+
+class TransposedDecoder(nn.Module):
+    """Dense layers on (r, v), then transposed convolutions up to the image (EquiVAE, App. B).
+
+    r and v each pass a dense layer; the concatenation passes one more and becomes a map of 128 units. Stride 2 except
+    for the last layer; each output side is the one that the mirrored encoder had (28 <- 14 <- 7 <- 4 <- 2).
+
+    Shape: [N,r_dim], [N,v_dim] -> [N,channels,side,side], before the likelihood's link function
+    """
+
+    def __init__(
+        self, r_dim: int, v_dim: int, channels: int, side: int, filters: Sequence[int], hidden: int, units: int
+    ) -> None:
+        super().__init__()
+        sides = strided_sides(side, [2] * (len(filters)))[::-1]
+        self.start = sides[0]
+        if units % self.start**2:
+            raise ValueError(f"the decoder's {units} units do not fill a map of {self.start} x {self.start}")
+        self.from_r = dense(r_dim, hidden)
+        self.from_v = dense(v_dim, hidden)
+        self.join = dense(2 * hidden, units)
+        layers: list[nn.Module] = []
+        inputs = units // self.start**2
+        for outputs, (before, after) in zip(filters, zip(sides, sides[1:], strict=False), strict=True):
+            extra = after - (2 * before - 1)
+            layers += [nn.ConvTranspose2d(inputs, outputs, 5, 2, padding=2, output_padding=extra), nn.ReLU()]
+            inputs = outputs
+        layers.append(nn.ConvTranspose2d(inputs, channels, 5, 1, padding=2))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, r: Tensor, v: Tensor) -> Tensor:
+        units = self.join(torch.cat([self.from_r(r), self.from_v(v)], 1))
+        start = units.unflatten(1, (-1, self.start, self.start))
+        return self.layers(start.contiguous(memory_format=torch.channels_last))
+
+
+class DenseDecoder(nn.Module):
+    """Dense layers on (r, v) straight to the pixels: at 28 x 28 a twentieth of the transposed convolutions' time.
+
+    Shape: [N,r_dim], [N,v_dim] -> [N,channels,side,side], before the likelihood's link function
+    """
+
+    def __init__(self, r_dim: int, v_dim: int, channels: int, side: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = (channels, side, side)
+        self.layers = dense(r_dim + v_dim, *widths, channels * side * side, final_relu=False)
+
+    def forward(self, r: Tensor, v: Tensor) -> Tensor:
+        return self.layers(torch.cat([r, v], 1)).unflatten(1, self.shape)
