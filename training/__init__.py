@@ -1,0 +1,1 @@
+"""Offline training: data sets, models, one loop, evaluation and export of model folders."""

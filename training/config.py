@@ -1,0 +1,267 @@
+"""One training run as a YAML file, checked strictly: every mistake is an error that names the file and the line.
+
+The sections are `name`, `recipe`, `data`, `model` and `fit`. `--set fit.epochs=3` overrides one value.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from contract.manifest import Preprocessing
+from training.errors import ConfigError
+from training.models.equivae import EquiVAEConfig
+
+# The next model makes this a union discriminated by `kind`.
+ModelConfig = EquiVAEConfig
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    exclude: tuple[str, ...] = Field(default=(), description="classes to leave out, by name")
+
+
+class DigitsData(Data):
+    source: Literal["digits"]
+    split_seed: Seed = Field(default=0, description="seed of the division into train, validation and test")
+
+
+class MnistData(Data):
+    source: Literal["mnist"]
+    path: Path | None = Field(default=None, description=".npz file, or folder of it or of idx files; else downloaded")
+
+
+class SvhnData(Data):
+    source: Literal["svhn"]
+    path: Path | None = Field(default=None, description="folder of train_32x32.mat and test_32x32.mat; else downloaded")
+
+
+class FolderData(Data):
+    source: Literal["folder"]
+    path: Path = Field(description="folder of one folder a class, or of train/ and test/ with those inside")
+    size: int = Field(ge=4, le=1024, description="height and width of the model's input, pixels")
+    channels: Literal[1, 3] = 1
+    preprocessing: Preprocessing = Preprocessing(polarity="none", fit="image", margin=0.0)
+    validation: float = Field(default=0.1, gt=0, lt=1, description="share of every class held out")
+    split_seed: Seed = 0
+
+
+DataConfig = Annotated[DigitsData | MnistData | SvhnData | FolderData, Field(discriminator="source")]
+
+
+class Optimiser(Section):
+    kind: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="on weights of two or more dimensions only")
+    betas: tuple[Share, Share] = (0.9, 0.999)
+
+    @model_validator(mode="after")
+    def _decay_belongs_to_adamw(self) -> Self:
+        if self.kind == "adam" and self.weight_decay:
+            raise ValueError("weight_decay needs kind: adamw (in adam it would be an L2 term of the loss)")
+        return self
+
+
+class Constant(Section):
+    kind: Literal["constant"]
+
+
+class Cosine(Section):
+    kind: Literal["cosine"]
+    warmup: Share = Field(default=0.05, description="share of the steps over which the rate rises linearly from 0")
+    final: Share = Field(default=0.0, description="rate at the end, as a share of learning_rate")
+
+
+class BatchDoubling(Section):
+    kind: Literal["batch-doubling"]
+    after_epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field(description="the batch doubles after each of these")
+
+
+Schedule = Annotated[Constant | Cosine | BatchDoubling, Field(discriminator="kind")]
+
+
+class Fit(Section):
+    seed: Seed = Field(default=1, description="weights, order, augmentation and noise all follow from it")
+    epochs: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, description="optimiser steps, instead of epochs")
+    batch: int = Field(default=32, ge=2, description="images a step, over all devices")
+    order: Literal["shuffled", "balanced"] = Field(default="shuffled", description="balanced: each class equally often")
+    optimiser: Optimiser = Optimiser()
+    schedule: Schedule = Constant(kind="constant")
+    clip: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights a step; null: none")
+    validate_epochs: float = Field(default=1.0, gt=0, description="epochs between two validations")
+    patience: int | None = Field(default=None, ge=1, description="validations without a better one before stopping")
+    keep: Literal["best", "last"] = Field(default="last", description="which weights become the model")
+    select: str = Field(default="error", description="validation metric that best and patience go by")
+    select_mode: Literal["min", "max"] = "min"
+    checkpoint_steps: int = Field(default=500, ge=1, description="steps between two checkpoints")
+    log_steps: int = Field(default=50, ge=1, description="steps over which the logged terms are averaged")
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = Field(default=1, ge=1, description="processes, each with its GPU or its share of the cores (DDP)")
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    channels_last: bool = Field(default=False, description="memory layout of images and weights")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null: torch's own choice")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        return self
+
+
+# What may differ between a run and its resumption: none of it changes what is computed, rounding apart.
+RUNTIME_KEYS = frozenset({"accelerator", "devices", "threads", "checkpoint_steps", "log_steps"})
+
+
+class Config(Section):
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$", description="name of the served model")
+    recipe: str = Field(min_length=1, description="what the model card calls it: paper, ours, ...")
+    data: DataConfig
+    model: ModelConfig
+    fit: Fit
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, defaults included: what is stored beside the weights."""
+        return self.model_dump(mode="json")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: everything except where it runs, how often it logs and where the data lies."""
+        plain = self.as_dict()
+        plain["fit"] = {key: value for key, value in plain["fit"].items() if key not in RUNTIME_KEYS}
+        plain["data"].pop("path", None)
+        return plain
+
+    def digest(self) -> str:
+        """SHA-256 of the identity without the seed: runs of one digest differ by the seed alone."""
+        plain = self.identity()
+        del plain["fit"]["seed"]
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+    def with_seed(self, seed: int) -> "Config":
+        return self.model_copy(update={"fit": self.fit.model_copy(update={"seed": seed})})
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset with two repairs: a key twice is an error, and 1e-3 is a number (YAML 1.1 asks for 1.0e-3)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read, override and check a configuration.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value`, the value written as in YAML.
+
+    Raises:
+        ConfigError: naming the file and line, or the override, of the first mistakes.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text") from error
+    try:
+        root = yaml.compose(text, _Loader)
+        values = yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{path}:{line}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    if root is None or not isinstance(values, dict):
+        raise ConfigError(f"{path}:1: expected the sections name, recipe, data, model and fit")
+    changed = {tuple(_override(values, text)): text for text in overrides}
+    try:
+        # As JSON, so that strict checking takes a list for a tuple and a string for a path but never "3" for 3.
+        return Config.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        problems = [_explain(path, root, changed, problem["loc"], problem) for problem in error.errors()]
+        raise ConfigError("; ".join(dict.fromkeys(problems[:3]))) from error
+
+
+def restore_config(values: dict[str, Any]) -> Config:
+    """The inverse of `Config.as_dict`, for values from a run's own files."""
+    return Config.model_validate_json(json.dumps(values), strict=True)
+
+
+def _override(values: dict[str, Any], text: str) -> list[str]:
+    """Put one `section.key=value` into the values; its path comes back."""
+    key, equals, value = text.partition("=")
+    names = key.split(".")
+    if not equals or not all(names):
+        raise ConfigError(f"--set {text}: expected section.key=value")
+    try:
+        parsed = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not YAML") from error
+    section = values
+    for name in names[:-1]:
+        section = section.setdefault(name, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {text}: {name} is not a section")
+    section[names[-1]] = parsed
+    return names
+
+
+def _explain(
+    path: Path,
+    root: yaml.Node,
+    changed: dict[tuple[str, ...], str],
+    location: tuple[str | int, ...],
+    problem: Any,
+) -> str:
+    """One mistake in one line. Steps of the location that are tags of a union are no keys of the file: left out."""
+    node, names, line = root, [], root.start_mark.line + 1
+    for step in location:
+        child = _child(node, step)
+        if child is not None:
+            node, line = child[1], child[0].start_mark.line + 1
+            names.append(str(step))
+    missing = problem["type"] == "missing"
+    if (missing or tuple(names) not in changed) and location and str(location[-1]) not in names:
+        names.append(str(location[-1]))
+    unknown = problem["type"] == "extra_forbidden"
+    message = "unknown key" if unknown else "is missing" if missing else problem["msg"].removeprefix("Value error, ")
+    if not unknown and not missing and isinstance(problem["input"], str | int | float | bool | None):
+        message += f", not {json.dumps(problem['input'])}"
+    for key, text in changed.items():
+        if key[: len(names)] == tuple(names) or tuple(names)[: len(key)] == key:
+            return f"--set {text}: {'.'.join(names)}: {message}"
+    return f"{path}:{line}: {'.'.join(names) or 'file'}: {message}"
+
+
+def _child(node: yaml.Node, step: str | int) -> tuple[yaml.Node, yaml.Node] | None:
+    """(node that carries the line, value node) of a key or an index."""
+    if isinstance(node, yaml.MappingNode):
+        return next(((key, value) for key, value in node.value if key.value == step), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        return node.value[step], node.value[step]
+    return None

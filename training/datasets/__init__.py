@@ -1,0 +1,31 @@
+"""The data sets: `load` reads the one that a configuration names."""
+
+from typing import assert_never
+
+from training.config import DataConfig, DigitsData, FolderData, MnistData, SvhnData
+from training.datasets import digits, mnist, svhn
+from training.datasets.images import LabelledImages, Splits
+
+__all__ = ["LabelledImages", "Splits", "load"]
+
+
+def load(config: DataConfig) -> Splits:
+    """Read, split and, where asked, leave out classes.
+
+    Raises:
+        DataError: the data is absent, broken or too small; the message says what to do.
+    """
+    match config:
+        case DigitsData():
+            splits = digits.load(config.split_seed)
+        case MnistData():
+            splits = mnist.load(config.path)
+        case SvhnData():
+            splits = svhn.load(config.path)
+        case FolderData():
+            from training.datasets import folder  # needs Pillow, which the arrays of the others do not
+
+            splits = folder.load(config)
+        case _:
+            assert_never(config)
+    return splits.without(config.exclude)

@@ -1,0 +1,119 @@
+"""Labelled pictures in memory, and their division into training, validation and test."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contract.manifest import InputSpec, Preprocessing
+from training.errors import DataError
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images uint8 [N,C,H,W] in 0..255, labels int64 [N] that index `class_names`."""
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(f"images must be uint8 [N,C,H,W], not {self.images.dtype} {tuple(self.images.shape)}")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {self.labels.shape}")
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
+            raise ValueError("a label lies outside class_names")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @cached_property
+    def by_class(self) -> tuple[Tensor, ...]:
+        """Indices of every class's images, ascending: K tensors int64 [N_k]."""
+        return tuple(torch.nonzero(self.labels == k).flatten() for k in range(self.num_classes))
+
+    def subset(self, indices: Tensor) -> "LabelledImages":
+        return LabelledImages(self.images[indices], self.labels[indices], self.class_names)
+
+    def without(self, excluded: tuple[str, ...]) -> "LabelledImages":
+        """The images of the other classes; labels are renumbered in the order that remains."""
+        kept = [k for k, name in enumerate(self.class_names) if name not in excluded]
+        renumbered = torch.full((self.num_classes,), -1)
+        renumbered[kept] = torch.arange(len(kept))
+        rows = renumbered[self.labels] >= 0
+        names = tuple(self.class_names[k] for k in kept)
+        return LabelledImages(self.images[rows], renumbered[self.labels[rows]], names)
+
+    def digest(self) -> str:
+        """SHA-256 over shape, class names, labels and pixels: equal data, equal digest, wherever it was read from."""
+        sha = hashlib.sha256(repr((tuple(self.images.shape), self.class_names)).encode())
+        sha.update(self.labels.contiguous().numpy().astype("<i8").tobytes())
+        sha.update(self.images.contiguous().numpy().data)
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """One data set, divided; `skipped` holds 'file: reason' for everything that could not be used."""
+
+    name: str
+    train: LabelledImages
+    validation: LabelledImages
+    test: LabelledImages | None
+    input: InputSpec
+    preprocessing: Preprocessing
+    skipped: tuple[str, ...] = field(default=())
+
+    @property
+    def parts(self) -> dict[str, LabelledImages]:
+        present = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: part for name, part in present.items() if part is not None}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.train.class_names
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the digests of the parts, so that another split of the same images differs."""
+        return hashlib.sha256("".join(f"{n}:{part.digest()};" for n, part in self.parts.items()).encode()).hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """What the model folder says of its data: name, digest, images in each part, files that were left out."""
+        counts = {name: len(part) for name, part in self.parts.items()}
+        return {"name": self.name, "digest": self.digest, "counts": counts, "skipped": len(self.skipped)}
+
+    def without(self, excluded: tuple[str, ...]) -> "Splits":
+        """The data set without some classes (models for novelty are trained this way)."""
+        if not excluded:
+            return self
+        if unknown := [name for name in excluded if name not in self.class_names]:
+            raise DataError(f"{self.name}: no class {', '.join(unknown)}; there are {', '.join(self.class_names)}")
+        if len(self.class_names) - len(set(excluded)) < 2:
+            raise DataError(f"{self.name}: at least two classes must remain, but all except one are excluded")
+        test = self.test.without(excluded) if self.test is not None else None
+        return replace(
+            self, train=self.train.without(excluded), validation=self.validation.without(excluded), test=test
+        )
+
+
+def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Divide indices [N] into (kept, held out): `share` of every class, at least one image of it, chosen by the seed.
+
+    Both come back ascending, so that the order on disk does not matter beyond the order of the labels themselves.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(int(labels.max()) + 1):
+        members = torch.nonzero(labels == label).flatten()
+        count = min(len(members), max(1, round(share * len(members))))
+        held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()

@@ -1,0 +1,21 @@
+"""The errors that training explains to its user in one line."""
+
+
+class TrainingError(Exception):
+    """Something the user can put right; the message says what and how, without a traceback."""
+
+
+class ConfigError(TrainingError):
+    """A configuration file or a `--set` override that cannot be used; the message names the file and the line."""
+
+
+class DataError(TrainingError):
+    """A data set that is absent, broken or too small."""
+
+
+class DeviceError(TrainingError):
+    """An accelerator that was asked for and is not there."""
+
+
+class RunError(TrainingError):
+    """A run folder that cannot be written, resumed or read."""

@@ -1,0 +1,344 @@
+"""One loop for all models, on one CPU, one GPU or several processes (Lightning Fabric).
+
+A model offers `prepare`, `batch`, `loss`, `validate` and `calibrate` (training/models/equivae.py); what step t does is
+decided by training/plan.py, and what is kept of it by training/checkpoint.py.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from training import checkpoint, datasets
+from training.config import Config, Fit, Optimiser
+from training.datasets import Splits
+from training.errors import ConfigError, DataError, DeviceError, RunError
+from training.models.equivae import EquiVAE
+from training.plan import Plan, Stream, derived_seed, generator
+from training.progress import Reporter, describe
+from training.run import SKIPPED_FILE, is_complete, load_run, open_folder, save_model
+
+CHECKPOINT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to; `metrics` are the kept weights' on the validation set."""
+
+    folder: Path
+    metrics: dict[str, float]
+    step: int
+    minutes: float
+
+
+@dataclass
+class Progress:
+    """What the loop knows beyond weights and moments; plain values and tensors, saved as they are."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_value: float = math.inf
+    best_step: int = 0
+    best_state: dict[str, Tensor] | None = None
+    since_best: int = 0
+    window: dict[str, Tensor] = field(default_factory=dict)
+    window_steps: int = 0
+
+
+def train(
+    config: Config, folder: Path, *, resume: bool = False, restart: bool = False, console: Console | None = None
+) -> Outcome:
+    """Train one model into a run folder, or go on with a run that was interrupted.
+
+    Raises:
+        TrainingError: wrong configuration or data, no such device, a folder in use, a full disk, a loss that is not
+            finite. The checkpoints written before it stay.
+    """
+    console = console or Console(stderr=True)
+    fit = config.fit
+    if fit.threads:
+        torch.set_num_threads(fit.threads)
+    fabric = make_fabric(fit)
+    fabric.launch()
+    splits = datasets.load(config.data)
+    plan = Plan(fit, splits.train)
+    _prepare_folder(fabric, config, folder, splits, console, resume=resume, restart=restart)
+    if is_complete(folder):
+        done = load_run(folder)
+        console.print(f"{folder} is complete already: {describe(done.metrics)}", highlight=False, soft_wrap=True)
+        return Outcome(folder, done.metrics, done.step, done.minutes)
+    loop = Loop(fabric, config, splits, plan, folder, console)
+    if resume:
+        loop.restore()
+    return loop.run()
+
+
+def make_fabric(fit: Fit) -> Fabric:
+    """The devices that a configuration asks for.
+
+    Raises:
+        DeviceError: they are not there.
+    """
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    accelerator = ("cuda" if present else "cpu") if fit.accelerator == "auto" else fit.accelerator
+    if accelerator == "cuda" and not present:
+        built = "" if torch.version.cuda else "; this torch is built without CUDA"
+        raise DeviceError(f"fit.accelerator is cuda, but no CUDA device is usable here{built}: use cpu or auto")
+    if accelerator == "cuda" and fit.devices > present:
+        raise DeviceError(f"fit.devices is {fit.devices}, but this machine has {present} CUDA device(s)")
+    strategy = "ddp" if fit.devices > 1 else "auto"
+    return Fabric(accelerator=accelerator, devices=fit.devices, precision=fit.precision, strategy=strategy)
+
+
+def _prepare_folder(
+    fabric: Fabric, config: Config, folder: Path, splits: Splits, console: Console, *, resume: bool, restart: bool
+) -> None:
+    """Rank 0 opens the folder; every process fails with it."""
+    problem = ""
+    if fabric.is_global_zero:
+        try:
+            open_folder(folder, config, resume=resume, restart=restart)
+            counts = ", ".join(f"{len(part):,} {name}" for name, part in splits.parts.items())
+            console.print(
+                f"{splits.name}: {counts}; classes {len(splits.class_names)}; run {folder}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            if splits.skipped:
+                listing = folder / SKIPPED_FILE
+                checkpoint.write_atomically(listing, "\n".join((*splits.skipped, "")).encode())
+                console.print(
+                    f"{len(splits.skipped):,} files left out, listed in {listing}", highlight=False, soft_wrap=True
+                )
+        except RunError as error:
+            problem = str(error)
+    problem = fabric.broadcast(problem)
+    if problem:
+        raise RunError(problem)
+
+
+class Loop:
+    """The state of one run and its steps.
+
+    Raises:
+        DataError: the model finds the training set too small.
+    """
+
+    def __init__(
+        self, fabric: Fabric, config: Config, splits: Splits, plan: Plan, folder: Path, console: Console
+    ) -> None:
+        self.fabric, self.config, self.splits, self.plan = fabric, config, splits, plan
+        self.folder, self.console = folder, console
+        self.fit = config.fit
+        self.layout = torch.channels_last if self.fit.channels_last else torch.preserve_format
+        torch.manual_seed(derived_seed(self.fit.seed, Stream.WEIGHTS))
+        self.module = EquiVAE(config.model, splits.input, len(splits.class_names))
+        try:
+            self.module.prepare(splits.train)
+        except ValueError as error:
+            raise DataError(f"{splits.name}: {error}") from error
+        self.module.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.optimiser = make_optimiser(self.module, self.fit.optimiser)
+        self.model, self.stepper = fabric.setup(self.module, self.optimiser)
+        self.model.mark_forward_method("loss")
+        self.average = make_average(self.module, self.fit.ema)
+        self.progress = Progress()
+
+    @property
+    def kept(self) -> EquiVAE:
+        """The weights that are validated and, in the end, kept."""
+        if self.average is None:
+            return self.module
+        averaged: EquiVAE = self.average.module  # type: ignore[assignment]
+        return averaged
+
+    def run(self) -> Outcome:
+        """All remaining steps, then the finished model."""
+        if not self.fabric.is_global_zero:
+            self._steps(None)
+        else:
+            with Reporter(self.folder, self.console, self.plan.total_steps, self.progress.step) as reporter:
+                self._steps(reporter)
+        return self._finish()
+
+    def _steps(self, reporter: Reporter | None) -> None:
+        state, fit, total = self.progress, self.fit, self.plan.total_steps
+        self.model.train()
+        began = time.monotonic() - state.seconds
+        stop = self._out_of_patience()
+        while state.step < total and not stop:
+            t = state.step
+            self._accumulate(self._step(t))
+            state.step += 1
+            state.seconds = time.monotonic() - began
+            if state.step % fit.log_steps == 0 or state.step == total:
+                terms = self._close_window()
+                if reporter:
+                    reporter.training(state.step, self.plan.epoch_at(state.step), terms, self.plan.rate(t))
+            if self.plan.validates_after(t):
+                stop = self._validate(reporter)
+                state.seconds = time.monotonic() - began
+            if state.step % fit.checkpoint_steps == 0 or state.step == total or stop:
+                self._save()
+
+    def _step(self, t: int) -> dict[str, Tensor]:
+        """One optimiser step on this process's share of the batch; the detached terms come back."""
+        rank, seed = self.fabric.global_rank, self.fit.seed
+        rate = self.plan.rate(t)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        indices = self.plan.indices(t)
+        share = len(indices) // self.fabric.world_size
+        indices = indices[rank * share : (rank + 1) * share]
+        # Layers that draw for themselves, such as dropout, take the global generator.
+        torch.manual_seed(derived_seed(seed, Stream.NOISE, t, rank))
+        batch = self.module.batch(self.splits.train, indices, generator(seed, Stream.BATCH, t, rank))
+        device = self.fabric.device
+        batch = {
+            name: value.to(device, memory_format=self.layout if value.ndim == 4 else torch.preserve_format)
+            for name, value in batch.items()
+        }
+        noise = generator(seed, Stream.NOISE, t, rank, device=device)
+        terms: dict[str, Tensor] = self.model.loss(batch, noise, t / self.plan.total_steps)
+        self.fabric.backward(terms["loss"])
+        if self.fit.clip is not None:
+            self.fabric.clip_gradients(self.model, self.stepper, max_norm=self.fit.clip, error_if_nonfinite=False)
+        self.stepper.step()
+        self.stepper.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.module)
+        return {name: value.detach() for name, value in terms.items()}
+
+    def _accumulate(self, terms: dict[str, Tensor]) -> None:
+        """Sums stay on the device: reading them at every step would wait for it."""
+        window = self.progress.window
+        for name, value in terms.items():
+            window[name] = window[name] + value if name in window else value.clone()
+        self.progress.window_steps += 1
+
+    def _close_window(self) -> dict[str, float]:
+        means = {name: float(value) / self.progress.window_steps for name, value in self.progress.window.items()}
+        self._require_finite()
+        self.progress.window, self.progress.window_steps = {}, 0
+        return means
+
+    def _require_finite(self) -> None:
+        """A step that is not finite leaves no finite weights, so the sums of this process tell."""
+        for name, value in self.progress.window.items():
+            if not math.isfinite(float(value)):
+                raise RunError(
+                    f"{name} is not finite any more at step {self.progress.step}: lower fit.optimiser.learning_rate "
+                    f"or set fit.clip; the last good checkpoint stays in {self.folder}"
+                )
+
+    def _validate(self, reporter: Reporter | None) -> bool:
+        """Measure on the validation set, remember the best weights; whether patience is at its end comes back."""
+        state, fit = self.progress, self.fit
+        if reporter:
+            metrics = self.kept.validate(self.splits.train, self.splits.validation)
+            reporter.validation(state.step, self.plan.epoch_at(state.step), metrics)
+            if fit.select not in metrics:
+                raise ConfigError(f"fit.select: there is no metric {fit.select!r}, but {', '.join(metrics)}")
+            value = metrics[fit.select] if fit.select_mode == "min" else -metrics[fit.select]
+            if value < state.best_value:
+                state.best_value, state.best_step, state.since_best = value, state.step, 0
+                if fit.keep == "best":
+                    state.best_state = {name: v.detach().cpu().clone() for name, v in self.kept.state_dict().items()}
+            else:
+                state.since_best += 1
+        self.model.train()
+        return bool(self.fabric.broadcast(self._out_of_patience()))
+
+    def _out_of_patience(self) -> bool:
+        return self.fit.patience is not None and self.progress.since_best >= self.fit.patience
+
+    def _save(self) -> None:
+        if self.fabric.is_global_zero:
+            self._require_finite()
+            state: dict[str, Any] = {
+                "version": CHECKPOINT_VERSION,
+                "data": self.splits.digest,
+                "model": self.module.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "average": self.average.state_dict() if self.average is not None else None,
+                "progress": vars(self.progress),
+            }
+            checkpoint.save(self.folder, self.progress.step, state)
+        self.fabric.barrier()
+
+    def restore(self) -> None:
+        """Go back to the newest good checkpoint; without any, begin at step 0.
+
+        Raises:
+            RunError: there are only damaged ones, or the data has changed since.
+        """
+        found = checkpoint.find(self.folder)
+        self.fabric.barrier()
+        if found.damaged:
+            self.console.print(f"damaged, passed over: {', '.join(found.damaged)}", highlight=False, soft_wrap=True)
+            if found.state is None:
+                raise RunError(f"{self.folder}: no checkpoint is undamaged: begin again with --restart")
+            if self.fabric.is_global_zero:
+                for name in found.damaged:
+                    (self.folder / name).unlink()
+        if found.state is None:
+            return
+        state = found.state
+        if state["version"] != CHECKPOINT_VERSION:
+            raise RunError(f"{self.folder}: its checkpoint is of another version: begin again with --restart")
+        if state["data"] != self.splits.digest:
+            raise RunError(f"{self.folder}: the data set has changed since its checkpoint: begin again with --restart")
+        self.module.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.progress = Progress(**state["progress"])
+        self.progress.window = {name: v.to(self.fabric.device) for name, v in self.progress.window.items()}
+        self.console.print(f"resumed at step {self.progress.step:,}", highlight=False, soft_wrap=True)
+
+    def _finish(self) -> Outcome:
+        """Calibrate the chosen weights, measure them once more and write model.pt."""
+        state, step = self.progress, self.progress.step
+        if self.fabric.is_global_zero:
+            if state.best_state is not None:
+                self.kept.load_state_dict(state.best_state)
+                step = state.best_step
+            self.kept.calibrate(self.splits.train, self.splits.validation)
+            metrics = self.kept.validate(self.splits.train, self.splits.validation)
+            save_model(self.folder, self.config, self.splits, self.kept, metrics, step, state.seconds / 60)
+        self.fabric.barrier()
+        done = load_run(self.folder)
+        return Outcome(self.folder, done.metrics, done.step, done.minutes)
+
+
+def make_optimiser(module: torch.nn.Module, config: Optimiser) -> torch.optim.Optimizer:
+    """Adam or AdamW, fused; weight decay on matrices and kernels, not on biases and norms."""
+    shrinking = [p for p in module.parameters() if p.ndim >= 2]
+    free = [p for p in module.parameters() if p.ndim < 2]
+    groups = [{"params": shrinking, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def make_average(module: torch.nn.Module, decay: float | None) -> AveragedModel | None:
+    """Exponential moving average of weights and buffers, so that batch norm's statistics fit the averaged weights.
+
+    The decay rises as (1 + n) / (10 + n) to its value: the first steps are forgotten even in a short run.
+    """
+    if decay is None:
+        return None
+    highest = decay
+
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        n = float(count)
+        lerp = get_ema_multi_avg_fn(min(highest, (1 + n) / (10 + n)))  # type: ignore[no-untyped-call]
+        lerp(averaged, current, count)
+
+    return AveragedModel(module, multi_avg_fn=update, use_buffers=True)

@@ -1,0 +1,147 @@
+"""What step t of a run does: which images, at which rate, with which random numbers. Functions of seed and t alone.
+
+There is no sampler with a state to save: a run that is killed at any step goes on from its last checkpoint exactly as
+it would have without the kill.
+"""
+
+import bisect
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.config import BatchDoubling, Constant, Cosine, Fit
+from training.datasets.images import LabelledImages
+from training.errors import ConfigError
+
+
+class Stream(IntEnum):
+    """Independent sources of random numbers of one run."""
+
+    WEIGHTS = 0
+    ORDER = 1
+    BATCH = 2
+    NOISE = 3
+
+
+def derived_seed(seed: int, stream: Stream, *counters: int) -> int:
+    """A 63-bit seed for one purpose, without relation to its neighbours (NumPy's SeedSequence mixes the numbers)."""
+    words = np.random.SeedSequence((seed, stream, *counters)).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def generator(seed: int, stream: Stream, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
+    return torch.Generator(device=device).manual_seed(derived_seed(seed, stream, *counters))
+
+
+@dataclass(frozen=True)
+class Step:
+    """epoch and position within it count from 0; batch is the number of images."""
+
+    epoch: int
+    position: int
+    batch: int
+
+
+class Plan:
+    """The steps of a run over one training set.
+
+    An epoch is as many whole batches as the training set holds; the remainder takes its turn in another epoch's order.
+    """
+
+    def __init__(self, fit: Fit, train: LabelledImages) -> None:
+        self.fit = fit
+        self.train = train
+        doublings = fit.schedule.after_epochs if isinstance(fit.schedule, BatchDoubling) else ()
+        largest = fit.batch * 2 ** len(doublings)
+        if largest > len(train):
+            raise ConfigError(f"fit: a batch of {largest} images, but the training set has {len(train)}")
+        if fit.batch % fit.devices:
+            raise ConfigError(f"fit: batch {fit.batch} does not divide among {fit.devices} devices")
+        if fit.order == "balanced":
+            self._check_balanced(largest)
+        # One entry for each stretch of equal batches: its first epoch, its first step, its batch.
+        self.first_epochs, self.first_steps, self.batches = [0], [0], [fit.batch]
+        for epoch in sorted(doublings):
+            steps = (epoch - self.first_epochs[-1]) * (len(train) // self.batches[-1])
+            self.first_epochs.append(epoch)
+            self.first_steps.append(self.first_steps[-1] + steps)
+            self.batches.append(2 * self.batches[-1])
+        self.total_steps = fit.steps or self._first_step_of(fit.epochs or 1)
+
+    def _check_balanced(self, largest: int) -> None:
+        classes = self.train.num_classes
+        if self.fit.batch % (classes * self.fit.devices):
+            raise ConfigError(
+                f"fit: balanced order needs a batch that divides by {classes} classes x {self.fit.devices} device(s), "
+                f"not {self.fit.batch}"
+            )
+        for name, members in zip(self.train.class_names, self.train.by_class, strict=True):
+            if len(members) < largest // classes:
+                raise ConfigError(
+                    f"fit: balanced batches of {largest} need {largest // classes} images a class; "
+                    f"class {name!r} has {len(members)}"
+                )
+
+    def _first_step_of(self, epoch: int) -> int:
+        stretch = bisect.bisect_right(self.first_epochs, epoch) - 1
+        steps = (epoch - self.first_epochs[stretch]) * (len(self.train) // self.batches[stretch])
+        return self.first_steps[stretch] + steps
+
+    def step(self, t: int) -> Step:
+        stretch = bisect.bisect_right(self.first_steps, t) - 1
+        batch = self.batches[stretch]
+        epochs, position = divmod(t - self.first_steps[stretch], len(self.train) // batch)
+        return Step(self.first_epochs[stretch] + epochs, position, batch)
+
+    def epoch_at(self, t: int) -> float:
+        """Epochs done before step t, as a fraction."""
+        step = self.step(t)
+        return step.epoch + step.position / (len(self.train) // step.batch)
+
+    def validates_after(self, t: int) -> bool:
+        """Whether a validation follows step t: whenever another `validate_epochs` are full, and after the last step."""
+        every = self.fit.validate_epochs
+        # The tolerance keeps 0.1 + 0.1 + ... from missing a boundary.
+        passed = math.floor(self.epoch_at(t + 1) / every + 1e-9) > math.floor(self.epoch_at(t) / every + 1e-9)
+        return passed or t + 1 == self.total_steps
+
+    def indices(self, t: int) -> Tensor:
+        """Rows of the training set that step t takes, int64 [batch], none of them twice."""
+        step = self.step(t)
+        if self.fit.order == "balanced":
+            return self._balanced(t, step.batch)
+        order = _permutation(self.fit.seed, len(self.train), step.epoch)
+        return order[step.position * step.batch :][: step.batch]
+
+    def _balanced(self, t: int, batch: int) -> Tensor:
+        """Each class in its own shuffled rounds; interleaved, so that every device's share is balanced too."""
+        count = batch // self.train.num_classes
+        chosen = []
+        for k, members in enumerate(self.train.by_class):
+            round_number, position = divmod(t, len(members) // count)
+            order = _permutation(self.fit.seed, len(members), round_number, k)
+            chosen.append(members[order[position * count :][:count]])
+        return torch.stack(chosen, 1).flatten()
+
+    def rate(self, t: int) -> float:
+        """Learning rate of step t."""
+        base, schedule = self.fit.optimiser.learning_rate, self.fit.schedule
+        match schedule:
+            case Constant() | BatchDoubling():
+                return base
+            case Cosine():
+                warmup = schedule.warmup * self.total_steps
+                if t < warmup:
+                    return base * (t + 1) / (warmup + 1)
+                done = (t - warmup) / max(1.0, self.total_steps - warmup)
+                return base * (schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2)
+
+
+@lru_cache(maxsize=64)
+def _permutation(seed: int, size: int, *counters: int) -> Tensor:
+    return torch.randperm(size, generator=generator(seed, Stream.ORDER, size, *counters))

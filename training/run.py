@@ -1,0 +1,177 @@
+"""A run folder: what one training leaves behind, and how the rest of the package reads it.
+
+config.yaml          the configuration with every default written out
+metrics.jsonl        one JSON object a line: means of the training terms and every validation
+skipped.txt          files of the data set that could not be used, with the reason (only where there are any)
+checkpoint-*.pt      the newest two states of the loop (training/checkpoint.py)
+model.pt             the finished model; its presence says that the run is complete
+"""
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from contract.manifest import InputSpec, Preprocessing
+from training import datasets
+from training.checkpoint import serialise, write_atomically
+from training.config import Config, restore_config
+from training.datasets import Splits
+from training.errors import DataError, RunError
+from training.models.equivae import EquiVAE
+
+CONFIG_FILE, METRICS_FILE, SKIPPED_FILE, MODEL_FILE = "config.yaml", "metrics.jsonl", "skipped.txt", "model.pt"
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A finished run. The model is in evaluation mode on the CPU, averaged weights where they were asked for."""
+
+    folder: Path
+    config: Config
+    model: EquiVAE
+    input: InputSpec
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    data: dict[str, Any]
+    metrics: dict[str, float]
+    step: int
+    minutes: float
+
+    def splits(self) -> Splits:
+        """The data that the model was trained on, read again.
+
+        Raises:
+            DataError: it is not there, or is no longer the same.
+        """
+        splits = datasets.load(self.config.data)
+        if splits.digest != self.data["digest"]:
+            raise DataError(
+                f"{self.folder}: the data set {splits.name} is not the one this model was trained on "
+                f"(digest {splits.digest[:16]}, expected {self.data['digest'][:16]})"
+            )
+        return splits
+
+
+def default_folder(runs: Path, config: Config) -> Path:
+    return runs / f"{config.name}-{config.fit.seed}"
+
+
+def is_complete(folder: Path) -> bool:
+    return (folder / MODEL_FILE).is_file()
+
+
+def open_folder(folder: Path, config: Config, *, resume: bool, restart: bool) -> None:
+    """Make the folder for a new run, clear it for a restart, or see that it can be resumed with this configuration.
+
+    Raises:
+        RunError: the folder holds a run and neither was asked for, or a run of another configuration.
+    """
+    stored = folder / CONFIG_FILE
+    try:
+        if restart and stored.is_file():
+            shutil.rmtree(folder)
+        if stored.is_file():
+            if not resume:
+                raise RunError(f"{folder} holds a run already: add --resume, --restart to replace it, or another --run")
+            _same_config(stored, config)
+            return
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"{folder} exists and is not a run folder: choose another --run")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be used as a run folder: {error.strerror}") from error
+    write_atomically(stored, yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True).encode())
+
+
+def _same_config(stored: Path, config: Config) -> None:
+    try:
+        earlier = restore_config(yaml.safe_load(stored.read_text(encoding="utf-8"))).identity()
+    except (ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{stored} is damaged: start again with --restart") from error
+    if different := sorted(_differences(earlier, config.identity())):
+        raise RunError(
+            f"{stored.parent} was begun with another configuration ({', '.join(different[:5])} differ): "
+            "resume with the same one, or add --restart"
+        )
+
+
+def _differences(one: Any, other: Any, name: str = "") -> Iterator[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in one.keys() | other.keys():
+            yield from _differences(one.get(key), other.get(key), f"{name}.{key}".strip("."))
+    elif one != other:
+        yield name
+
+
+def save_model(
+    folder: Path, config: Config, splits: Splits, model: EquiVAE, metrics: dict[str, float], step: int, minutes: float
+) -> Path:
+    """Write the finished model; the last act of a run."""
+    content = {
+        "config": config.as_dict(),
+        "state": {name: value.cpu() for name, value in model.state_dict().items()},
+        "input": splits.input.model_dump(mode="json"),
+        "class_names": list(splits.class_names),
+        "preprocessing": splits.preprocessing.model_dump(mode="json"),
+        "data": splits.summary(),
+        "metrics": metrics,
+        "step": step,
+        "minutes": minutes,
+    }
+    write_atomically(folder / MODEL_FILE, serialise(content))
+    return folder / MODEL_FILE
+
+
+def load_run(folder: Path) -> LoadedRun:
+    """Read a finished run.
+
+    Raises:
+        RunError: no such folder, not finished, or damaged.
+    """
+    path = folder / MODEL_FILE
+    if not folder.is_dir():
+        raise RunError(f"{folder} does not exist: expected the folder of a training run")
+    if not path.is_file():
+        hint = f"finish it: python -m training train {folder / CONFIG_FILE} --run {folder} --resume"
+        raise RunError(f"{folder} has no {MODEL_FILE}: {hint if (folder / CONFIG_FILE).is_file() else 'not a run'}")
+    try:
+        content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+        config = restore_config(content["config"])
+        input = InputSpec(**content["input"])
+        model = EquiVAE(config.model, input, len(content["class_names"]))
+        model.load_state_dict(content["state"])
+        return LoadedRun(
+            folder=folder,
+            config=config,
+            model=model.eval(),
+            input=input,
+            class_names=tuple(content["class_names"]),
+            preprocessing=Preprocessing(**content["preprocessing"]),
+            data=content["data"],
+            metrics=content["metrics"],
+            step=content["step"],
+            minutes=content["minutes"],
+        )
+    except Exception as error:  # a damaged file fails in as many ways as it has bytes
+        raise RunError(f"{path} is damaged or of another version: {str(error).splitlines()[0][:200]}") from error
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
