@@ -1,0 +1,72 @@
+"""How many pictures a GIF or TIFF file holds, counted in its skeleton with a bound on the work.
+
+Pillow's own count decodes the tags of every page and compares each with all before it, which a hostile file makes
+quadratic; only the first picture is ever decoded here, so the skeleton is enough.
+"""
+
+import struct
+
+from contract.picture_header import CorruptPictureError, PictureTooLargeError
+
+_GIF_BLOCKS_PER_FRAME = 64  # besides the blocks that are full, which the file's size bounds
+
+
+def gif_frames(data: bytes, limit: int) -> int:
+    """Number of image descriptors in a GIF file (GIF89a, section 20); PictureTooLargeError above `limit`."""
+    frames = 0
+    short_blocks = limit * _GIF_BLOCKS_PER_FRAME
+    try:
+        position = 13 + _colour_table_bytes(data[10])
+        while position < len(data):
+            introducer = data[position]
+            if introducer == 0x2C:
+                frames += 1
+                if frames > limit:
+                    raise _too_many(limit)
+                position += 11 + _colour_table_bytes(data[position + 9])
+            elif introducer == 0x21:
+                position += 2
+            else:  # the trailer, or garbage after the last frame
+                break
+            while length := data[position]:
+                position += 1 + length
+                if length < 255:
+                    short_blocks -= 1
+                    if short_blocks < 0:
+                        raise _too_many(limit)
+            position += 1
+    except IndexError:  # cut short: the frames seen so far count, the decoder says whether the first one is whole
+        pass
+    return max(frames, 1)
+
+
+def _colour_table_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def tiff_frames(data: bytes, limit: int) -> int:
+    """Number of image file directories in a TIFF or BigTIFF file; PictureTooLargeError above `limit`."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = 43 in data[2:4]
+    count, entry, link = (
+        (struct.Struct(order + "Q"), 20, struct.Struct(order + "Q"))
+        if big
+        else (struct.Struct(order + "H"), 12, struct.Struct(order + "I"))
+    )
+    seen: set[int] = set()
+    try:
+        (offset,) = link.unpack_from(data, 8 if big else 4)
+        while offset and offset not in seen:
+            seen.add(offset)
+            if len(seen) > limit:
+                raise _too_many(limit)
+            (entries,) = count.unpack_from(data, offset)
+            (offset,) = link.unpack_from(data, offset + count.size + entry * entries)
+    except struct.error as error:
+        if not seen:
+            raise CorruptPictureError("the TIFF header is cut short or damaged") from error
+    return max(len(seen), 1)
+
+
+def _too_many(limit: int) -> PictureTooLargeError:
+    return PictureTooLargeError(f"the file holds more than {limit:,} pictures")

@@ -1,0 +1,177 @@
+"""Picture array -> model input. Training's folder data, evaluation on pages and the service call the same `prepare`.
+
+A picture of the model's own size passes as it is. Any other is read as ink on paper: polarity from the frame, content
+box, antialiased resize and placement as the training data have it (`Preprocessing` in the manifest).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from contract.ink import Map, Page, read_page, strength_of_ink, surface
+from contract.manifest import InputSpec, Preprocessing
+
+Polarity = Literal["auto", "light", "dark", "none"]
+Fit = Literal["auto", "content", "image"]
+Box = tuple[int, int, int, int]
+
+_DETAIL = 8  # pixels of the crop a pixel of the model, before the last resize
+_RESAMPLE = Image.Resampling.BOX
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model's input and how it came about.
+
+    image: float32 [C,H,W] in [0,1]. polarity: the brightness of the ink that was found or stated, "none" where nothing
+    was looked for. box: left, top, right, bottom (exclusive) of what fills the frame, in pixels of the given picture.
+    has_content: False where content was looked for and none was found; the box is then the whole picture.
+    """
+
+    image: npt.NDArray[np.float32]
+    polarity: str
+    box: Box
+    has_content: bool = True
+
+
+def prepare(
+    pixels: npt.NDArray[np.uint8],
+    spec: InputSpec,
+    preprocessing: Preprocessing,
+    *,
+    polarity: Polarity = "auto",
+    fit: Fit = "auto",
+) -> Prepared:
+    """Bring uint8 `pixels` [H,W] or [H,W,3] to the frame of a model.
+
+    polarity: brightness of the picture's ink; "auto" finds it, "none" leaves brightness alone. fit: "content" searches
+    for the content even in a picture of the model's own size, "image" takes the whole picture, "auto" does as the
+    training data (content or not), except that a picture of the model's own size passes unchanged.
+    """
+    height, width = pixels.shape[:2]
+    if height == spec.height and width == spec.width and fit != "content":
+        image = _to_channels(pixels, spec.channels)
+        if polarity in ("dark", "light") and preprocessing.polarity not in ("none", polarity):
+            image = np.float32(1) - image
+        return Prepared(image, "none" if polarity == "auto" else polarity, (0, 0, width, height))
+    if fit == "image" or (fit == "auto" and preprocessing.fit == "image"):
+        return _whole(pixels, spec, preprocessing, polarity)
+    return _content(pixels, spec, preprocessing, polarity)
+
+
+def _to_channels(pixels: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.float32]:
+    """float32 [C,H,W] in [0,1] from uint8 [H,W] or [H,W,3]."""
+    if pixels.ndim == 3 and channels == 1:
+        pixels = np.asarray(Image.fromarray(pixels).convert("L"))
+    if pixels.ndim == 2:
+        image = np.true_divide(pixels, 255, dtype=np.float32)[None]
+        return image if channels == 1 else np.repeat(image, channels, axis=0)
+    return np.ascontiguousarray(np.true_divide(pixels, 255, dtype=np.float32).transpose(2, 0, 1))
+
+
+def _content(
+    pixels: npt.NDArray[np.uint8], spec: InputSpec, preprocessing: Preprocessing, polarity: Polarity
+) -> Prepared:
+    height, width = pixels.shape[:2]
+    picture = Image.fromarray(pixels)
+    grey = picture.convert("L") if pixels.ndim == 3 else picture
+    stated = preprocessing.polarity if polarity == "none" else polarity
+    page = read_page(grey, None if stated in ("auto", "none") else stated)
+    if page.strength == 0:
+        blank = np.float32(1 if preprocessing.polarity == "dark" else 0)
+        image = np.full((spec.channels, spec.height, spec.width), blank, np.float32)
+        return Prepared(image, page.polarity, (0, 0, width, height), has_content=False)
+    ink, box = _crop(grey, page, spec.width)
+    if preprocessing.polarity == "none":
+        return Prepared(_frame(picture, box, spec, preprocessing.margin), page.polarity, box)
+    framed = _place(ink, spec.width, preprocessing)
+    if preprocessing.polarity == "dark":
+        framed = np.float32(1) - framed
+    return Prepared(np.repeat(framed[None], spec.channels, axis=0), page.polarity, box)
+
+
+def _crop(grey: Image.Image, page: Page, side: int) -> tuple[Map, Box]:
+    """The content's ink [h,w] in 0..1 (solid ink is 1) at _DETAIL times the model's resolution or what the picture has,
+    and its box in pixels of the picture.
+    """
+    unit = page.reduction
+    left, top = max(0, (page.box[0] - 1) * unit), max(0, (page.box[1] - 1) * unit)
+    right, bottom = min(grey.width, (page.box[2] + 1) * unit), min(grey.height, (page.box[3] + 1) * unit)
+    step = max(1, max(right - left, bottom - top) // (side * _DETAIL))
+    crop = np.asarray(grey.crop((left, top, right, bottom)).reduce(step), np.float32)
+    height, width = crop.shape
+    extent = (left, top, left + width * step, top + height * step)
+    ink = strength_of_ink(crop, surface(page.paper, extent, grey.size, (width, height)), page.polarity)
+
+    # Ink of the parts that are content, and what lies next to it: nothing else in the box.
+    known = np.pad(page.ink > 0, 1)
+    known[1:-1] |= known[:-2] | known[2:]
+    known[:, 1:-1] |= known[:, :-2] | known[:, 2:]
+    rows = np.minimum((top + (np.arange(height) + 0.5) * step) / unit, page.ink.shape[0] - 1).astype(np.intp) + 1
+    columns = np.minimum((left + (np.arange(width) + 0.5) * step) / unit, page.ink.shape[1] - 1).astype(np.intp) + 1
+    ink = np.where(known[np.ix_(rows, columns)], ink, np.float32(0))
+
+    solid = ink > page.floor
+    occupied_rows, occupied_columns = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
+    first_row, last_row = int(occupied_rows[0]), int(occupied_rows[-1]) + 1
+    first_column, last_column = int(occupied_columns[0]), int(occupied_columns[-1]) + 1
+    box = (
+        left + first_column * step,
+        top + first_row * step,
+        min(left + last_column * step, grey.width),
+        min(top + last_row * step, grey.height),
+    )
+    ink = ink[first_row:last_row, first_column:last_column]
+    return np.minimum(ink / np.float32(page.strength), np.float32(1)), box
+
+
+def _place(ink: Map, side: int, preprocessing: Preprocessing) -> Map:
+    """Scale the content's ink [h,w] into a frame [side,side] and put it where the training data have it."""
+    height, width = ink.shape
+    scale = (1 - 2 * preprocessing.margin) * side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = np.clip(np.asarray(Image.fromarray(ink).resize(size, _RESAMPLE)), 0, 1)
+    x, y = (side - size[0]) / 2, (side - size[1]) / 2
+    if preprocessing.fit == "mass":
+        total = float(small.sum())
+        # MNIST puts the centre of mass on the pixel of index side / 2, half a pixel right of and below the middle.
+        x = side / 2 - float(small.sum(axis=0) @ np.arange(size[0])) / total
+        y = side / 2 - float(small.sum(axis=1) @ np.arange(size[1])) / total
+    left, top = (min(max(round(at), 0), side - extent) for at, extent in zip((x, y), size, strict=True))
+    framed = np.zeros((side, side), np.float32)
+    framed[top : top + size[1], left : left + size[0]] = small
+    return framed
+
+
+def _whole(
+    pixels: npt.NDArray[np.uint8], spec: InputSpec, preprocessing: Preprocessing, polarity: Polarity
+) -> Prepared:
+    height, width = pixels.shape[:2]
+    box = (0, 0, width, height)
+    picture = Image.fromarray(pixels)
+    image = _frame(picture, box, spec, 0.0)
+    if preprocessing.polarity == "none" or polarity == "none":
+        return Prepared(image, "none", box)
+    found = polarity if polarity != "auto" else read_page(picture.convert("L")).polarity
+    return Prepared(image if found == preprocessing.polarity else np.float32(1) - image, found, box)
+
+
+def _frame(picture: Image.Image, box: Box, spec: InputSpec, margin: float) -> npt.NDArray[np.float32]:
+    """float32 [C,H,W] in [0,1]: a box of the picture in its own colours, widened to a square with `margin`; what lies
+    outside the picture takes the median colour of the picture's edge.
+    """
+    mode = "L" if spec.channels == 1 else "RGB"
+    side = max(box[2] - box[0], box[3] - box[1]) / (1 - 2 * margin)
+    step = max(1, int(side / (spec.width * _DETAIL)))
+    small = picture.convert(mode).reduce(step)
+    array = np.asarray(small)
+    edge = np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]])
+    left, top = ((box[i] + box[i + 2] - side) / (2 * step) for i in (0, 1))
+    extent = max(1, round(side / step))
+    canvas = Image.new(mode, (extent, extent), tuple(int(v) for v in np.atleast_1d(np.median(edge, axis=0))))
+    canvas.paste(small, (round(-left), round(-top)))
+    resized = canvas.resize((spec.width, spec.height), Image.Resampling.BOX if extent >= spec.width else None)
+    return _to_channels(np.asarray(resized), spec.channels)
