@@ -5,8 +5,9 @@ one by the sniffed format: `Image.open` would try others and consults a process-
 belong to the caller. Colour profiles are not applied.
 """
 
-from dataclasses import dataclass
 from io import BytesIO
+from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,8 @@ from contract.picture_header import (
     PictureError,
     PictureLimits,
     PictureTooLargeError,
-    png_size,
+    check_png_data,
+    png_header,
     sniff,
     webp_size,
 )
@@ -41,7 +43,10 @@ _TRANSPOSE = {  # EXIF 2.32, table 6: what brings the stored picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_INVERSE = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # all others are their own inverse
+_INVERSE = {  # of all others it is themselves
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+}
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "PNG": PngImageFile,
     "JPEG": JpegImageFile,
@@ -55,8 +60,7 @@ _MOST_BYTES_PER_PIXEL = 32
 _DEFAULT_LIMITS = PictureLimits()
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
+class Picture(NamedTuple):
     """A decoded picture.
 
     pixels: uint8 [H,W] (grey) or [H,W,3] (RGB), read-only. format: one of picture_header.FORMATS. frames: pictures in
@@ -72,11 +76,11 @@ class Picture:
     height: int
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedPicture:
+class EncodedPicture(NamedTuple):
     """A picture whose header is read and accepted, and whose pixels are not decoded yet.
 
     width, height: as stored, before any EXIF orientation. decoded_bytes: the most memory that `decode` holds at once.
+    source: what `decode` reads.
     """
 
     format: str
@@ -84,23 +88,16 @@ class EncodedPicture:
     height: int
     frames: int
     decoded_bytes: int
-    _image: ImageFile.ImageFile
+    source: "ImageFile.ImageFile | PlainPng"
 
     def decode(self, *, apply_exif: bool = True) -> Picture:
         """The first picture's pixels; CorruptPictureError where the data ends early or does not decode."""
-        image: Image.Image = self._image
-        is_tiff = self.format == "TIFF"
+        source = self.source
         try:
-            orientation = _orientation(image) if is_tiff else 1  # Pillow turns TIFF itself, and forgets the tag
-            image.load()
-            if is_tiff:
-                if not apply_exif and orientation in _TRANSPOSE:
-                    image = image.transpose(_INVERSE.get(orientation, _TRANSPOSE[orientation]))
-            elif apply_exif:
-                orientation = _orientation(image)
-                if orientation in _TRANSPOSE:
-                    image = image.transpose(_TRANSPOSE[orientation])
-            pixels = _to_pixels(image)
+            if isinstance(source, PlainPng):
+                pixels, turned = source.decode(self.width, self.height), False
+            else:
+                pixels, turned = _decode(source, apply_exif)
         except PictureError:
             raise
         except Image.DecompressionBombError as error:
@@ -108,7 +105,21 @@ class EncodedPicture:
         except Exception as error:
             raise _corrupt(self.format, error) from error
         height, width = pixels.shape[:2]
-        return Picture(pixels, self.format, self.frames, apply_exif and orientation in _TRANSPOSE, width, height)
+        return Picture(pixels, self.format, self.frames, turned, width, height)
+
+
+class PlainPng(NamedTuple):
+    """The compressed pixels of a PNG file of the plainest kind: 8-bit grey or RGB, not interlaced, in one chunk, no
+    other chunks. Pillow's decompressor takes them directly, which halves the time of a small picture.
+    """
+
+    mode: str
+    data: bytes
+
+    def decode(self, width: int, height: int) -> Pixels:
+        image = Image.frombytes(self.mode, (width, height), self.data, "zip", self.mode, 0)
+        pixels = np.frombuffer(image.tobytes(), np.uint8)
+        return pixels.reshape(height, width) if self.mode == "L" else pixels.reshape(height, width, 3)
 
 
 def open_picture(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS, apply_exif: bool = True) -> Picture:
@@ -122,7 +133,12 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
     name = sniff(data)
     frames = 1
     if name == "PNG":
-        limits.check_size(*png_size(data)[:2])
+        width, height, depth, colour, interlacing = png_header(data)
+        limits.check_size(width, height)
+        if depth == 8 and not interlacing and (plain := _plain_png(data, colour)):
+            bytes_per_pixel = _BYTES_PER_PIXEL[plain.mode]
+            return EncodedPicture(name, width, height, frames, width * height * bytes_per_pixel, plain)
+        check_png_data(data)
     elif name == "WebP":
         limits.check_size(*webp_size(data))
     elif name == "GIF":
@@ -143,6 +159,29 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
             raise PictureTooLargeError(f"the file says it holds {frames:,} pictures, the limit is {limits.frames:,}")
     decoded_bytes = width * height * _BYTES_PER_PIXEL.get(image.mode, _MOST_BYTES_PER_PIXEL)
     return EncodedPicture(name, width, height, frames, decoded_bytes, image)
+
+
+def _plain_png(data: bytes, colour: int) -> PlainPng | None:
+    mode = "L" if colour == 0 else "RGB" if colour == 2 else ""
+    end = 41 + int.from_bytes(data[33:37])
+    if not mode or data[37:41] != b"IDAT" or data[end + 8 : end + 12] != b"IEND":
+        return None
+    if crc32(data[37:end]) != int.from_bytes(data[end : end + 4]):
+        return None
+    return PlainPng(mode, data[41:end])
+
+
+def _decode(image: Image.Image, apply_exif: bool) -> tuple[Pixels, bool]:
+    """Pixels of an opened picture, and whether EXIF turned them."""
+    if isinstance(image, TiffImageFile):  # Pillow turns a TIFF picture as it loads it, and forgets the tag
+        turn = _TRANSPOSE.get(_orientation(image))
+        image.load()
+        if turn is None or apply_exif:
+            return _to_pixels(image), turn is not None
+        return _to_pixels(image.transpose(_INVERSE.get(turn, turn))), False
+    image.load()
+    turn = _TRANSPOSE.get(_orientation(image)) if apply_exif else None
+    return _to_pixels(image if turn is None else image.transpose(turn)), turn is not None
 
 
 def _corrupt(name: str, error: Exception) -> CorruptPictureError:

@@ -4,8 +4,7 @@ A picture of the model's own size passes as it is. Any other is read as ink on p
 box, antialiased resize and placement as the training data have it (`Preprocessing` in the manifest).
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,7 @@ _DETAIL = 8  # pixels of the crop a pixel of the model, before the last resize
 _RESAMPLE = Image.Resampling.BOX
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A model's input and how it came about.
 
     image: float32 [C,H,W] in [0,1]. polarity: the brightness of the ink that was found or stated, "none" where nothing
