@@ -55,8 +55,8 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "BMP": BmpImageFile,
     "GIF": GifImageFile,
 }
-_BYTES_PER_PIXEL = {"1": 4, "L": 4, "RGB": 16}  # Pillow's own storage, its transposed copy, and the array
-_MOST_BYTES_PER_PIXEL = 32
+_BYTES_PER_PIXEL = {"1": 1, "L": 1, "I;16": 2, "I;16B": 2}
+_MOST_BYTES_PER_PIXEL = 4
 _DEFAULT_LIMITS = PictureLimits()
 
 

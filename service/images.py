@@ -1,0 +1,127 @@
+"""Bytes -> checked model input, and array -> bytes of a picture. Every limit on a picture is applied here."""
+
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from contract.manifest import Manifest
+from contract.picture import EncodedPicture, read_header
+from contract.picture_header import (
+    CorruptPictureError,
+    EmptyPictureError,
+    NotAPictureError,
+    PictureError,
+    PictureLimits,
+    PictureTooLargeError,
+    PictureTooSmallError,
+    TooManyBytesError,
+    UnsupportedPictureError,
+)
+from contract.preprocess import prepare
+from service.errors import (
+    BodyTooLarge,
+    CorruptImage,
+    EmptyImage,
+    ImageTooSmall,
+    NoContent,
+    NotAnImage,
+    Problem,
+    TooManyPixels,
+    UnsupportedImage,
+)
+from service.queries import Options
+from service.settings import Settings
+
+PICTURE_TYPES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
+"""Media types that `write_picture` makes, best first, and Pillow's names for them."""
+
+_PROBLEMS: dict[type[PictureError], type[Problem]] = {
+    EmptyPictureError: EmptyImage,
+    NotAPictureError: NotAnImage,
+    UnsupportedPictureError: UnsupportedImage,
+    CorruptPictureError: CorruptImage,
+    TooManyBytesError: BodyTooLarge,
+    PictureTooLargeError: TooManyPixels,
+    PictureTooSmallError: ImageTooSmall,
+}
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "PNG": {"compress_level": 6},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+}
+
+
+class ModelInput(NamedTuple):
+    """image: float32 [C,H,W] in [0,1]. description: the answer's `input`, schemas.InputDescription."""
+
+    image: npt.NDArray[np.float32]
+    description: dict[str, Any]
+
+
+def limits_of(settings: Settings) -> PictureLimits:
+    """What a picture may be; a picture may be as long as a whole body."""
+    return PictureLimits(bytes=settings.max_body_bytes, pixels=settings.max_pixels, smallest_side=settings.min_side)
+
+
+def accept(data: bytes, limits: PictureLimits) -> EncodedPicture:
+    """Check a picture by its first bytes and its header, before a pixel is decoded; it knows what decoding will cost.
+
+    Raises:
+        Problem: of the type that belongs to the fault, see the table above.
+    """
+    try:
+        return read_header(data, limits=limits)
+    except PictureError as error:
+        raise _problem(error) from None
+
+
+def to_input(encoded: EncodedPicture, manifest: Manifest, options: Options) -> ModelInput:
+    """Decode an accepted picture and bring it to the model's frame.
+
+    Raises:
+        CorruptImage: the pixels cannot be decoded to their end.
+        NoContent: `?fit=content` was asked for and the picture shows none.
+    """
+    try:
+        picture = encoded.decode(apply_exif=options.exif == "apply")
+    except PictureError as error:
+        raise _problem(error) from None
+    prepared = prepare(
+        picture.pixels, manifest.input, manifest.preprocessing, polarity=options.polarity, fit=options.fit
+    )
+    if options.fit == "content" and not prepared.has_content:
+        raise NoContent("the picture is blank, or shows nothing that stands out from its paper")
+    description = {
+        "format": picture.format,
+        "width": picture.width,
+        "height": picture.height,
+        "orientation_applied": picture.orientation_applied,
+        "frames": picture.frames,
+        "polarity": prepared.polarity,
+        "box": prepared.box,
+    }
+    return ModelInput(prepared.image, description)
+
+
+def write_picture(image: npt.NDArray[np.float32], media_type: str = "image/png") -> bytes:
+    """A model's picture float32 [C,H,W], C 1 or 3, values in [0,1] (clipped), as a file; PNG and WebP are lossless."""
+    pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return write_pixels(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)), media_type)
+
+
+def write_pixels(pixels: npt.NDArray[np.uint8], media_type: str = "image/png") -> bytes:
+    """uint8 [H,W], [H,W,3] or [H,W,4] as a file; JPEG has no alpha and drops it."""
+    name = PICTURE_TYPES[media_type]
+    picture = Image.fromarray(pixels)
+    if name == "JPEG" and picture.mode == "RGBA":
+        picture = picture.convert("RGB")
+    file = BytesIO()
+    picture.save(file, name, **_SAVE_OPTIONS[name])
+    return file.getvalue()
+
+
+def _problem(error: PictureError) -> Problem:
+    return _PROBLEMS[type(error)](str(error))
