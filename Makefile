@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 8000
+RUNS ?= runs
+STORE ?= model_store
 bin := $(VENV)/bin
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .PHONY: serve test lint format train bench lock clean
 
 serve: $(VENV)/.serve  ## start the service on http://127.0.0.1:8000 with the shipped models
-	@exec $(bin)/python -m service --host $(HOST) --port $(PORT)
+	@exec $(bin)/python -m service --host $(HOST) --port $(PORT) --model-store $(STORE)
 
 test: $(VENV)/.test  ## the whole test suite
 	$(bin)/python -m pytest -q
@@ -25,9 +27,9 @@ format: $(VENV)/.test
 	$(bin)/ruff format .
 
 train: $(VENV)/.train  ## from nothing to a new version of equivae-digits in model_store, about two minutes
-	$(bin)/python -m training train training/configs/equivae-digits.yaml --run runs/equivae-digits
-	$(bin)/python -m training evaluate runs/equivae-digits
-	$(bin)/python -m training export runs/equivae-digits --to model_store
+	$(bin)/python -m training train training/configs/equivae-digits.yaml --run $(RUNS)/equivae-digits --restart
+	$(bin)/python -m training evaluate $(RUNS)/equivae-digits
+	$(bin)/python -m training export $(RUNS)/equivae-digits --to $(STORE)
 
 bench: $(VENV)/.serve  ## this service beside plain FastAPI, each on one core, wrk on another
 	$(bin)/python benchmarks/serving.py
