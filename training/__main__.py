@@ -1,6 +1,7 @@
 """python -m training: train, seeds, evaluate, figures, export."""
 
-import sys
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,8 +64,6 @@ def explained() -> Iterator[None]:
 def use_data_folder(folder: Path | None) -> None:
     """Data sets and the processes of several devices read the environment."""
     if folder is not None:
-        import os
-
         os.environ["EQUIPOISE_DATA"] = str(folder)
 
 
@@ -109,10 +108,91 @@ def train(
         )
 
 
-@app.command()
-def evaluate(run: RunFolder) -> None:
-    """Measure."""
+@app.command(
+    epilog="Example: `python -m training seeds training/configs/equivae-digits.yaml --seeds 1 2 --output seeds.jsonl`"
+)
+def seeds(
+    config: ConfigPath,
+    first: Annotated[int, typer.Option("--seeds", min=0, help="Seeds, one run each, in this order.", metavar="N...")],
+    output: Annotated[
+        Path, typer.Option("--output", help="Results, one JSON line a finished seed; appended to.", metavar="FILE")
+    ],
+    others: Annotated[list[int] | None, typer.Argument(min=0, hidden=True, metavar="")] = None,
+    runs: Runs = DEFAULT_RUNS,
+    test: Annotated[
+        bool, typer.Option("--test", help="Measure on the test set too. Only when every choice is made.")
+    ] = False,
+    data: Data = None,
+    set_: Overrides = None,
+) -> None:
+    """Train one configuration under many seeds; seeds that are finished are not trained again."""
+    with explained():
+        from training.config import load_config
+        from training.seeds import run_seeds
+
+        use_data_folder(data)
+        chosen = load_config(config, set_ or ())
+        rows = run_seeds(chosen, [first, *(others or ())], output, runs, test=test, console=Console())
+        part = "test" if test else "validation"
+        for row in rows:
+            typer.echo(f"seed {row['seed']}: {part} error {row[part]['error']:.2f} %, {row['minutes']:.1f} min")
+
+
+@app.command(epilog="Example: `python -m training evaluate runs/equivae-digits-1`")
+def evaluate(
+    run: RunFolder,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="JSON file of the figures. Default: evaluation.json in the run.", metavar="FILE"),
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Measure a finished run, on its test set too, and write the figures as JSON."""
+    with explained():
+        from training.evaluate import evaluate as measure
+
+        use_data_folder(data)
+        typer.echo(json.dumps(measure(run, output or run / "evaluation.json"), indent=2))
+
+
+@app.command(epilog="Example: `python -m training figures runs/equivae-digits-1`. Needs the extra `figures`.")
+def figures(
+    run: RunFolder,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Folder of the PNG files. Default: figures in the run.", metavar="DIR"),
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Draw the paper's figures of a finished run: embeddings, samples, interpolations, swaps."""
+    with explained():
+        from training.figures import draw_figures
+
+        use_data_folder(data)
+        target = output or run / "figures"
+        draw_figures(run, target)
+        typer.echo(f"figures in {target}")
+
+
+@app.command(epilog="Example: `python -m training export runs/equivae-digits-1 --to model_store`")
+def export(
+    run: RunFolder,
+    store: Annotated[
+        Path,
+        typer.Option("--to", envvar="EQUIPOISE_MODEL_STORE", help="Model store; a new version is made.", metavar="DIR"),
+    ] = Path("model_store"),
+    data: Data = None,
+) -> None:
+    """Write a finished run as a model folder: ONNX graphs, manifest, golden cases."""
+    with explained():
+        from training.export import export_run
+
+        use_data_folder(data)
+        folder = export_run(run, store)
+        files = "  ".join(f"{path.name} {path.stat().st_size:,} bytes" for path in sorted(folder.iterdir()))
+        typer.echo(f"{folder}: {files}")
+        typer.echo(f"serve it: python -m service --model-store {store}")
 
 
 if __name__ == "__main__":
-    sys.exit(app())
+    app()

@@ -105,15 +105,15 @@ class Splits:
         )
 
 
-def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Divide indices [N] into (kept, held out): `share` of every class, at least one image of it, chosen by the seed.
+def stratified_split(labels: Tensor, share: float, seed: int, fewest_kept: int = 1) -> tuple[Tensor, Tensor]:
+    """Divide indices [N] into (kept, held out): `share` of every class, chosen by the seed; both ascending.
 
-    Both come back ascending, so that the order on disk does not matter beyond the order of the labels themselves.
+    At least one image of a class is held out, but `fewest_kept` stay in any case.
     """
     generator = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(int(labels.max()) + 1):
         members = torch.nonzero(labels == label).flatten()
-        count = min(len(members), max(1, round(share * len(members))))
+        count = max(0, min(len(members) - fewest_kept, max(1, round(share * len(members)))))
         held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()

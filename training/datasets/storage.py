@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
@@ -45,7 +46,7 @@ def download(name: str, mirrors: Sequence[str], checksum: str, folder: Path, adv
             failures.append(f"{mirror}: wrong checksum")
         except URLError as error:
             failures.append(f"{mirror}: {error.reason}")
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             failures.append(f"{mirror}: {error}")
         finally:
             partial.unlink(missing_ok=True)

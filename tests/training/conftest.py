@@ -1,0 +1,90 @@
+"""A configuration that trains in a second or two: scikit-learn's digits and a very small EquiVAE."""
+
+import copy
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from training.config import Config, load_config
+from training.fit import train
+
+MNIST = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist.npz"
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "recipe": "test",
+    "data": {"source": "digits"},
+    "model": {
+        "kind": "equivae",
+        "r_dim": 4,
+        "v_dim": 3,
+        "complements": "in_batch",
+        "encoder": {"filters": [4, 8], "strides": [1, 2], "kernel": 3, "norm": True, "hidden": 16},
+        "encoder_head": 16,
+        "posterior": {"kind": "dense", "widths": [16]},
+        "posterior_hidden": 16,
+        "decoder": {"kind": "dense", "widths": [16]},
+        "augment": {"rotation_degrees": 10.0, "shift": 0.1},
+    },
+    "fit": {
+        "steps": 40,
+        "batch": 40,
+        "order": "balanced",
+        "optimiser": {"kind": "adamw", "learning_rate": 0.003, "weight_decay": 0.01},
+        "schedule": {"kind": "cosine"},
+        "ema": 0.9,
+        "clip": 10.0,
+        "checkpoint_steps": 7,
+        "log_steps": 5,
+        "accelerator": "cpu",
+        "threads": 1,
+    },
+}
+
+
+@pytest.fixture
+def small() -> dict[str, Any]:
+    """The values of a small configuration, to be changed at will."""
+    return copy.deepcopy(SMALL)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
+    """Write values as a YAML file."""
+
+    def write(values: dict[str, Any], name: str = "config.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_config(write: Callable[[dict[str, Any]], Path], small: dict[str, Any]) -> Callable[..., Config]:
+    """The small configuration with overrides as on the command line, `make_config("fit.steps=3")`."""
+    return lambda *overrides: load_config(write(small), overrides)
+
+
+@pytest.fixture
+def mnist_file() -> Path:
+    if not MNIST.is_file():
+        pytest.skip(f"needs MNIST as {MNIST}")
+    return MNIST
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the small configuration; to be copied before anything is written into it."""
+    folder = tmp_path_factory.mktemp("finished")
+    values = copy.deepcopy(SMALL)
+    values["fit"]["steps"] = 150
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    train(load_config(path), folder / "run", console=Console(file=io.StringIO()))
+    return folder / "run"

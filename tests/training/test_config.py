@@ -1,0 +1,140 @@
+"""Configurations: every mistake is one error that names the file and the line; nothing is guessed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.config import Config, load_config, restore_config
+from training.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
+
+GOOD = """\
+name: small
+recipe: test
+data:
+  source: digits
+model:
+  kind: equivae
+fit:
+  epochs: 2
+  optimiser:
+    learning_rate: 1e-3
+  schedule:
+    kind: cosine
+"""
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> Config:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_committed_configurations_load_under_their_own_name(path: Path) -> None:
+    assert load_config(path).name == path.stem
+
+
+def test_paper_configurations_keep_the_paper_s_protocol() -> None:
+    for name, epochs, m_max in (("equivae-mnist-paper", 40, 7), ("equivae-svhn-paper", 90, 10)):
+        config = load_config(CONFIGS / f"{name}.yaml")
+        assert (config.recipe, config.fit.epochs, config.fit.batch, config.fit.ema) == ("paper", epochs, 32, None)
+        assert config.model.max_complements == m_max
+        assert config.model.augment is None and config.model.distance_weight == 0
+        assert (config.fit.optimiser.kind, config.fit.optimiser.learning_rate) == ("adam", 1e-3)
+
+
+def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).fit.optimiser.learning_rate == 0.001
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("  epochs: 2", "  epochs: 2\n  epoch: 3", 9, ["fit.epoch", "unknown key"]),
+        ("  epochs: 2", "  epochs: '2'", 8, ["fit.epochs", "valid integer", '"2"']),
+        ("  epochs: 2", "  epochs: 0", 8, ["fit.epochs", "greater than or equal to 1", "0"]),
+        ("  epochs: 2", "  epochs: 2\n  steps: 3", 7, ["fit", "either epochs or steps"]),
+        ("  epochs: 2", "  epochs: 2\n  ema: .nan", 9, ["fit.ema", "finite"]),
+        ("  epochs: 2", "  epochs: 2\n  channels_last: 1", 9, ["fit.channels_last", "boolean"]),
+        ("1e-3", "-1e-3", 10, ["fit.optimiser.learning_rate", "greater than 0"]),
+        ("    kind: cosine", "    kind: cosin", 11, ["fit.schedule", "cosin", "'cosine'"]),
+        ("    kind: cosine", "    kind: cosine\n    warm: 1", 13, ["fit.schedule.warm", "unknown key"]),
+        ("  source: digits", "  source: digit", 3, ["data", "'digits'"]),
+        ("  source: digits", "  source: digits\n  path: x", 5, ["data.path", "unknown key"]),
+        ("  source: digits", "  source: folder", 3, ["data.path", "missing"]),
+        ("  kind: equivae", "  kind: equivae\n  r_dimension: 3", 7, ["model.r_dimension", "unknown key"]),
+        ("  kind: equivae", "  kind: equivae\n  encoder: {filters: [8, x]}", 7, ["model.encoder.filters.1", '"x"']),
+        ("  kind: equivae", "  kind: mcevae", 6, ["model.kind", "equivae"]),
+        ("name: small", "name: Sm all", 1, ["name", "pattern"]),
+        ("name: small", "nam: small", 1, ["name", "missing"]),
+        ("fit:", "fits:", 7, ["fits", "unknown key"]),
+        ("recipe: test", "recipe: test\nrecipe: again", 3, ["recipe", "twice"]),
+        ("recipe: test", "recipe: [", 4, []),
+        ("recipe: test", "recipe: !!python/object:os.system x", 2, ["python/object"]),
+    ],
+)
+def test_a_mistake_names_its_line(tmp_path: Path, old: str, new: str, line: int, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, GOOD.replace(old, new, 1))
+    message = str(error.value)
+    assert f"c.yaml:{line}:" in message
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["", "just text", "- a\n- list", "3"])
+def test_a_file_without_sections_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="c.yaml:1: expected the sections"):
+        load(tmp_path, text)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load_config(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(tmp_path / "binary.yaml")
+
+
+def test_overrides_win_over_the_file_and_may_name_absent_keys(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD, "fit.epochs=5", "fit.optimiser.kind=adamw", "fit.ema=0.99", "data.exclude=['3']")
+    assert (config.fit.epochs, config.fit.optimiser.kind, config.fit.ema) == (5, "adamw", 0.99)
+    assert config.data.exclude == ("3",)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("fit.epochs=many", ["--set fit.epochs=many", "valid integer"]),
+        ("fit.epocs=3", ["--set fit.epocs=3", "unknown key"]),
+        ("fit.epochs", ["section.key=value"]),
+        ("=3", ["section.key=value"]),
+        ("fit.epochs.x=3", ["epochs is not a section"]),
+        ("fit.ema=[", ["not YAML"]),
+        ("fit.optimiser={learning_rate: -1}", ["--set fit.optimiser=", "greater than 0"]),
+    ],
+)
+def test_a_wrong_override_names_itself(tmp_path: Path, override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, GOOD, override)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_configuration_survives_its_own_record(make_config: Callable[..., Config]) -> None:
+    config = make_config("fit.schedule={kind: batch-doubling, after_epochs: [1, 2]}")
+    assert restore_config(config.as_dict()) == config
+
+
+def test_the_digest_tells_what_decides_the_result(make_config: Callable[..., Config], small: dict[str, Any]) -> None:
+    digest = make_config().digest()
+    assert make_config("fit.seed=9").digest() == digest
+    assert make_config("fit.threads=2", "fit.log_steps=9").digest() == digest
+    assert make_config("fit.ema=0.91").digest() != digest
+    assert make_config("model.r_dim=5").digest() != digest
+    assert make_config("data.split_seed=1").digest() != digest

@@ -1,0 +1,160 @@
+"""The user's own folder of pictures: nothing is dropped without a word."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from contract.manifest import Preprocessing
+from contract.picture_header import PictureLimits
+from training import datasets
+from training.config import FolderData
+from training.datasets import folder as folder_dataset
+from training.errors import DataError
+
+
+def save(path: Path, value: int, size: int = 8, mode: str = "L") -> Path:
+    """A picture of one grey value with a black corner."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((size, size), value, np.uint8)
+    pixels[0, 0] = 0
+    Image.fromarray(pixels).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes of ten pictures."""
+    for name, base in (("cat", 100), ("dog", 200)):
+        for i in range(10):
+            save(tmp_path / "pets" / name / f"{i}.png", base + i)
+    return tmp_path / "pets"
+
+
+def config(root: Path, **changes: object) -> FolderData:
+    return FolderData.model_validate({"source": "folder", "path": root, "size": 8, **changes})
+
+
+def test_pictures_of_the_model_s_size_come_back_as_they_are(root: Path) -> None:
+    splits = datasets.load(config(root))
+    assert splits.name == "pets" and splits.class_names == ("cat", "dog") and splits.test is None
+    assert (len(splits.train), len(splits.validation), splits.skipped) == (18, 2, ())
+    for part in (splits.train, splits.validation):
+        for image, label in zip(part.images, part.labels, strict=True):
+            assert int(image[0, 4, 4]) // 100 == int(label) + 1 and int(image[0, 0, 0]) == 0
+    values = torch.cat([splits.train.images, splits.validation.images])[:, 0, 4, 4]
+    assert sorted(values.tolist()) == [*range(100, 110), *range(200, 210)]
+
+
+def test_the_split_follows_the_seed(root: Path) -> None:
+    digests = {seed: datasets.load(config(root, split_seed=seed)).digest for seed in (0, 1)}
+    assert digests[0] != digests[1]
+    assert datasets.load(config(root, split_seed=0)).digest == digests[0]
+
+
+def test_every_format_and_mode_that_is_served_is_read(root: Path) -> None:
+    for i, (suffix, mode) in enumerate(
+        [("jpg", "RGB"), ("webp", "RGB"), ("tif", "L"), ("bmp", "1"), ("gif", "P"), ("png", "RGBA")]
+    ):
+        save(root / "cat" / f"more{i}.{suffix}", 150, size=32, mode=mode)
+    splits = datasets.load(config(root, channels=3))
+    assert splits.skipped == ()
+    assert len(splits.train) + len(splits.validation) == 26
+    assert splits.train.images.shape[1:] == (3, 8, 8)
+
+
+def test_pictures_are_framed_as_the_service_frames_them(root: Path) -> None:
+    page = np.full((100, 100), 255, np.uint8)
+    page[30:70, 45:55] = 0
+    Image.fromarray(page).save(root / "cat" / "page.png")
+    Image.fromarray(np.full((100, 100), 255, np.uint8)).save(root / "cat" / "blank.png")
+    framing = Preprocessing(polarity="light", fit="box", margin=0.0)
+    splits = datasets.load(config(root, preprocessing=framing))
+    bar = torch.tensor([0, 0, 0, 255, 255, 0, 0, 0], dtype=torch.uint8).repeat(8, 1)
+    everything = torch.cat([splits.train.images, splits.validation.images])[:, 0]
+    assert any(torch.equal(image, bar) for image in everything)
+    assert splits.preprocessing == framing
+    assert splits.skipped == ("cat/blank.png: blank: no content was found in it",)
+
+
+def test_what_cannot_be_used_is_listed_with_its_reason(root: Path) -> None:
+    whole = (root / "cat" / "0.png").read_bytes()
+    (root / "cat" / "cut.png").write_bytes(whole[:-30])
+    (root / "cat" / "empty.png").touch()
+    (root / "cat" / "notes.txt").write_text("not a picture")
+    (root / "cat" / ".DS_Store").write_text("no part of the data")
+    (root / "cat" / "broken.png").symlink_to(root / "nowhere.png")
+    (root / "cat" / "loop").symlink_to(root)
+    (root / "stray.png").write_bytes(whole)
+    save(root / "dog" / "thin.png", 200, size=2)
+    os.mkfifo(root / "dog" / "pipe.png")
+    splits = datasets.load(config(root))
+    reasons = dict(line.split(": ", 1) for line in splits.skipped)
+    assert reasons.keys() == {
+        "cat/cut.png",
+        "cat/empty.png",
+        "cat/notes.txt",
+        "cat/broken.png",
+        "cat/loop",
+        "stray.png",
+        "dog/thin.png",
+        "dog/pipe.png",
+    }
+    assert "cut short" in reasons["cat/cut.png"] and reasons["cat/broken.png"] == "a broken link"
+    assert "not followed" in reasons["cat/loop"] and "regular" in reasons["dog/pipe.png"]
+    assert splits.summary()["skipped"] == 8
+    assert len(splits.train) + len(splits.validation) == 20
+
+
+def test_links_to_pictures_and_deeper_folders_are_read(root: Path) -> None:
+    (root / "cat" / "link.png").symlink_to(root / "dog" / "0.png")
+    save(root / "cat" / "deep" / "er" / "x.png", 150)
+    splits = datasets.load(config(root))
+    assert splits.skipped == () and len(splits.train) + len(splits.validation) == 22
+
+
+def test_a_huge_file_is_refused_before_it_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (root / "cat" / "huge.png").open("wb") as file:
+        file.truncate(10**12)
+    splits = datasets.load(config(root))
+    assert splits.skipped == ("cat/huge.png: the picture has 1,000,000,000,000 bytes, the limit is 67,108,864",)
+    save(root / "cat" / "wide.png", 100, size=64)
+    splits = folder_dataset.load(config(root), PictureLimits(pixels=64 * 64 - 1))
+    assert any(line.startswith("cat/wide.png: the picture is 64 x 64") for line in splits.skipped)
+
+
+def test_a_test_folder_is_kept_apart(tmp_path: Path, root: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    root.rename(whole / "train")
+    save(whole / "test" / "dog" / "t.png", 222)
+    save(whole / "test" / "cow" / "t.png", 222)
+    splits = datasets.load(config(whole))
+    assert splits.test is not None and splits.test.labels.tolist() == [1]
+    assert int(splits.test.images[0, 0, 4, 4]) == 222
+    assert splits.skipped == ("test/cow: no class of train",)
+    (whole / "train").rename(whole / "training")
+    with pytest.raises(DataError, match="none named train"):
+        datasets.load(config(whole))
+
+
+def test_folders_that_cannot_be_trained_on(tmp_path: Path, root: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        datasets.load(config(tmp_path / "none"))
+    with pytest.raises(DataError, match="is not a folder"):
+        datasets.load(config(root / "cat" / "0.png"))
+    with pytest.raises(DataError, match=r"one class \(deep\)"):
+        save(tmp_path / "one" / "deep" / "x.png", 1)
+        datasets.load(config(tmp_path / "one"))
+    with pytest.raises(DataError, match="no folder"):
+        datasets.load(config(root / "cat"))
+    (root / "emu").mkdir()
+    with pytest.raises(DataError, match="class 'emu' of .* has 0 usable pictures, at least 3"):
+        datasets.load(config(root))
+    for i in range(3):
+        (root / "emu" / f"{i}.png").write_text("no picture")
+    with pytest.raises(DataError, match="3 files could not be used, the first: emu/0.png"):
+        datasets.load(config(root))

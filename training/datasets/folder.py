@@ -1,0 +1,146 @@
+"""A folder with one folder of pictures a class: the user's own data.
+
+    pictures/<class>/**/*                       split into training and validation by a seed
+    pictures/train/<class>/... and test/<class>/...    the same, with a test set of its own
+
+Every picture goes through the decoder and the framing that the service uses. What cannot be used is listed with its
+reason and counted; names that begin with a dot are no part of the data.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contract.manifest import InputSpec
+from contract.picture import open_picture
+from contract.picture_header import PictureError, PictureLimits
+from contract.preprocess import prepare
+from training.config import FolderData
+from training.datasets.images import LabelledImages, Splits, stratified_split
+from training.errors import DataError
+
+# One image for validation and two for training: an image needs another of its class as its complement (EquiVAE, Eq. 2).
+FEWEST_KEPT = 2
+FEWEST_IMAGES = FEWEST_KEPT + 1
+
+
+def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
+    """Read every picture into memory, in the order of the sorted names.
+
+    Raises:
+        DataError: no such folder, fewer than two classes, or a class with too few usable pictures.
+    """
+    limits = limits or PictureLimits()
+    root = config.path.expanduser()
+    if not root.is_dir():
+        raise DataError(f"folder: {root} {'is not a folder' if root.exists() else 'does not exist'}")
+    parts = {name: root / name for name in ("train", "test") if (root / name).is_dir()}
+    if "test" in parts and "train" not in parts:
+        raise DataError(f"folder: {root} has a folder test but none named train: put the training classes into train")
+    skipped: list[str] = []
+    base = parts.get("train", root)
+    names = _class_names(base, skipped, root)
+    whole = _read(base, names, config, limits, skipped, root)
+    test = None
+    if "train" in parts and "test" in parts:
+        skipped.extend(
+            f"{path.relative_to(root)}: {'no class of train' if path.is_dir() else 'lies in no class folder'}"
+            for path in _visible(parts["test"])
+            if path.name not in names
+        )
+        test = _read(parts["test"], names, config, limits, skipped, root)
+    _require_enough(whole, root, skipped)
+    train, validation = stratified_split(whole.labels, config.validation, config.split_seed, fewest_kept=FEWEST_KEPT)
+    return Splits(
+        name=root.resolve().name or "folder",
+        train=whole.subset(train),
+        validation=whole.subset(validation),
+        test=test,
+        input=_input(config),
+        preprocessing=config.preprocessing,
+        skipped=tuple(skipped),
+    )
+
+
+def _input(config: FolderData) -> InputSpec:
+    return InputSpec(channels=config.channels, height=config.size, width=config.size)
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"folder: {folder} cannot be listed: {error.strerror}") from error
+
+
+def _class_names(base: Path, skipped: list[str], root: Path) -> tuple[str, ...]:
+    entries = _visible(base)
+    names = tuple(path.name for path in entries if path.is_dir())
+    if len(names) < 2:
+        found = f"one class ({names[0]})" if names else "no folder"
+        raise DataError(f"folder: {base} holds {found}: expected one folder a class, two classes at least")
+    skipped.extend(f"{path.relative_to(root)}: lies in no class folder" for path in entries if not path.is_dir())
+    return names
+
+
+def _files(folder: Path, skipped: list[str], root: Path) -> Iterator[Path]:
+    """Files of a class in any depth. Links to files are followed, links to folders are not: they can go in circles."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            if (Path(parent) / name).is_symlink():
+                skipped.append(f"{(Path(parent) / name).relative_to(root)}: a link to a folder, not followed")
+        yield from (Path(parent) / name for name in sorted(files) if not name.startswith("."))
+
+
+def _read(
+    base: Path, names: tuple[str, ...], config: FolderData, limits: PictureLimits, skipped: list[str], root: Path
+) -> LabelledImages:
+    images: list[Tensor] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        if not (base / name).is_dir():
+            continue
+        for path in _files(base / name, skipped, root):
+            image = _picture(path, config, limits)
+            if isinstance(image, str):
+                skipped.append(f"{path.relative_to(root)}: {image}")
+            else:
+                images.append(image)
+                labels.append(label)
+    shape = (0, config.channels, config.size, config.size)
+    stacked = torch.stack(images) if images else torch.empty(shape, dtype=torch.uint8)
+    return LabelledImages(stacked, torch.tensor(labels, dtype=torch.int64), names)
+
+
+def _picture(path: Path, config: FolderData, limits: PictureLimits) -> Tensor | str:
+    """uint8 [C,H,W], or the reason why there is none."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return "not a regular file"
+        limits.check_bytes(status.st_size)  # before reading it: a huge file must not fill the memory
+        picture = open_picture(path.read_bytes(), limits=limits)
+    except OSError as error:
+        return "a broken link" if path.is_symlink() else (error.strerror or "cannot be read")
+    except PictureError as error:
+        return str(error)
+    prepared = prepare(picture.pixels, _input(config), config.preprocessing)
+    if not prepared.has_content:
+        return "blank: no content was found in it"
+    return torch.from_numpy(np.rint(prepared.image * 255).astype(np.uint8))
+
+
+def _require_enough(images: LabelledImages, root: Path, skipped: list[str]) -> None:
+    for name, members in zip(images.class_names, images.by_class, strict=True):
+        if len(members) < FEWEST_IMAGES:
+            reason = f"; {len(skipped)} files could not be used, the first: {skipped[0]}" if skipped else ""
+            raise DataError(
+                f"folder: the class {name!r} of {root} has {len(members)} usable pictures, "
+                f"at least {FEWEST_IMAGES} are needed{reason}"
+            )
