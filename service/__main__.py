@@ -1,0 +1,132 @@
+"""`python -m service`: start the service. `python -m service check`: load and verify every model, then exit."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import uvicorn
+from pydantic.fields import FieldInfo
+
+from service.app import create_app, create_store, load_and_log
+from service.budget import Budget
+from service.engine import RuntimeUnavailable, check_runtime
+from service.model_store import EmptyStore, ModelStore
+from service.observability import Metrics, say, set_up_logging
+from service.settings import ENV_PREFIX, Settings, SettingsError, load_settings, option_name
+
+EXIT_OK, EXIT_FAILED, EXIT_WRONG_SETTING = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the value is the exit status: 0, 1 (it failed) or 2 (a wrong setting)."""
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("command")
+    try:
+        settings = load_settings({name: value for name, value in options.items() if value is not None})
+    except SettingsError as error:
+        return _complain(str(error), EXIT_WRONG_SETTING)
+    set_up_logging(settings.log_format, settings.log_level)
+    try:
+        runtime = check_runtime()
+        return _check(settings) if command == "check" else _serve(settings, runtime)
+    except (RuntimeUnavailable, EmptyStore) as error:
+        return _complain(str(error), EXIT_FAILED)
+
+
+def _serve(settings: Settings, runtime: str) -> int:
+    _store(settings).found()  # an empty store is a wrong start, not a service that waits for its first model
+    try:
+        listening = _listen(settings.host, settings.port)
+    except OSError as error:
+        return _complain(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}", EXIT_FAILED)
+    config = uvicorn.Config(
+        create_app(settings),
+        http="auto",  # httptools and uvloop, except on Windows, which has neither
+        loop="auto",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        server_header=False,
+        log_config=None,
+        timeout_keep_alive=settings.keep_alive_seconds,
+    )
+    host, port = listening.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    say(logging.INFO, "starting", url=url, docs=f"{url}/docs", model_store=settings.model_store, runtime=runtime)
+    # uvicorn finishes what it has accepted, then raises the signal that stopped it once more: that is a normal end here
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, lambda number, frame: None)
+    uvicorn.Server(config).run(sockets=[listening])
+    say(logging.INFO, "stopped")
+    return EXIT_OK
+
+
+def _check(settings: Settings) -> int:
+    """Load every model; 0 if all are good."""
+    store = _store(settings)
+    store.found()
+
+    async def load() -> None:
+        load_and_log(store, Metrics(Budget(1, 1)))
+
+    asyncio.run(load())
+    return EXIT_FAILED if store.refused or not store.models else EXIT_OK
+
+
+def _store(settings: Settings) -> ModelStore:
+    return create_store(settings, Metrics(Budget(1, 1)), ThreadPoolExecutor(1))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket, so that a port in use is known before a model is loaded."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        if sys.platform != "win32":  # there it would let two processes share the port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.set_inheritable(True)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def _complain(message: str, status: int) -> int:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Serve the models of a model store over HTTP.",
+        epilog="A command line option wins over its environment variable, which wins over the default.",
+    )
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=["serve", "check"],
+        default="serve",
+        help="serve (the default), or check: load and verify every model, then exit with 0 if all are good, else 1",
+    )
+    for name, field in Settings.model_fields.items():
+        parser.add_argument(option_name(name), dest=name, metavar="VALUE", help=_help(name, field))
+    return parser
+
+
+def _help(name: str, field: FieldInfo) -> str:
+    text = f"{field.description} [default: {field.default}; environment: {ENV_PREFIX}{name.upper()}]"
+    return text.replace("%", "%%")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""The app: its parts, made from settings and wired together."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib import metadata
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import schemas
+from service.batching import Batcher
+from service.budget import Budget
+from service.cpus import usable_cpus
+from service.engine import Engine, EngineOptions
+from service.errors import InvalidRequest, MethodNotAllowed, NotFound, problem_types
+from service.images import limits_of
+from service.inference import Inference
+from service.middleware import BodyLimits, RequestEdge
+from service.model_store import CAPABILITIES, LoadedModel, ModelStore, Refusal
+from service.observability import Metrics, say
+from service.routes import classify, embed, health, metrics, models, recombine
+from service.settings import Settings
+
+_NICE = 10  # how far the pool's threads stand back behind the event loop
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """An app that loads its models when it starts; nothing is shared between two apps."""
+    budget = Budget(settings.queue_images, settings.queue_bytes)
+    observed = Metrics(budget)
+    pool = ThreadPoolExecutor(settings.decode_threads, "pictures", initializer=_lower_priority)
+    device = ThreadPoolExecutor(1, "device")
+    store = create_store(settings, observed, device)
+    inference = Inference(store, budget, observed, pool, limits_of(settings), settings.max_images)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # In a thread, so that probes are answered meanwhile.
+        loading = asyncio.create_task(asyncio.to_thread(load_and_log, store, observed))
+        yield
+        await asyncio.gather(loading, return_exceptions=True)
+        await store.close()
+        pool.shutdown()
+        device.shutdown()
+
+    app = FastAPI(
+        title="Equipoise",
+        version=_version(),
+        description=_description(),
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+        exception_handlers={HTTPException: _raise_as_problem},
+    )
+    app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, timeout_seconds=settings.body_timeout_seconds)
+    app.add_middleware(RequestEdge, metrics=observed)
+    for route in (classify, embed, recombine):
+        route.add(app.router, inference)
+    models.add(app.router, store)
+    health.add(app.router, store)
+    metrics.add(app.router, observed)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    # The documentation's own routes were added first; the busiest ones are looked up first.
+    app.router.routes.sort(key=lambda route: getattr(route, "path", "") not in ("/classify", "/embed", "/recombine"))
+    return app
+
+
+def create_store(settings: Settings, observed: Metrics, device: ThreadPoolExecutor) -> ModelStore:
+    def queue(engine: Engine, key: tuple[str, int, str]) -> Batcher:
+        watcher = observed.queue(*key)
+        batcher = Batcher(engine, device, watcher)
+        watcher.watch(batcher)
+        return batcher
+
+    defaults = {capability: settings.default_model(capability) for capability in CAPABILITIES}
+    return ModelStore(
+        root=settings.model_store,
+        options=EngineOptions(
+            threads=settings.inference_threads or usable_cpus(),
+            max_batch=settings.max_batch,
+            inline_seconds=settings.inline_milliseconds / 1e3,
+        ),
+        defaults={capability: name for capability, name in defaults.items() if name is not None},
+        queue=queue,
+    )
+
+
+def load_and_log(store: ModelStore, observed: Metrics) -> None:
+    """Load every model; one log line each."""
+
+    def loaded(model: LoadedModel) -> None:
+        observed.model_loaded(model.name, model.version, model.manifest.kind)
+        graphs = ",".join(
+            f"{name}:{'inline' if batcher.engine.inline else 'thread'}x{batcher.engine.max_batch}"
+            for name, batcher in model.batchers.items()
+        )
+        say(logging.INFO, "model loaded", model=model.name, version=model.version, graphs=graphs)
+
+    def refused(refusal: Refusal) -> None:
+        observed.refused_models.inc()
+        say(logging.ERROR, "model refused", model=refusal.model, version=refusal.version, reason=refusal.reason)
+
+    try:
+        store.load(loaded, refused)
+    except Exception as error:
+        store.loading = False
+        say(logging.ERROR, "models could not be loaded", error)
+        raise
+    if reason := store.reason_not_ready():
+        say(logging.ERROR, "not ready", reason=reason)
+
+
+async def _raise_as_problem(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals as problems of the table; the edge answers them."""
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"]
+    if error.status_code == 404:
+        raise NotFound(f"{path[:200]!r} is not known; /docs lists what is")
+    if error.status_code == 405:
+        allowed = dict(error.headers or {})
+        raise MethodNotAllowed(f"{path} takes {allowed.get('Allow', 'other methods')}", headers=allowed)
+    raise InvalidRequest(str(error.detail))
+
+
+def _version() -> str:
+    try:
+        return metadata.version("equipoise")
+    except metadata.PackageNotFoundError:  # run from the source tree without being installed
+        return "unknown"
+
+
+def _lower_priority() -> None:
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)  # on Linux 0 is the calling thread
+    except (AttributeError, OSError):
+        return
+
+
+def _description() -> str:
+    rows = "\n".join(f"| `{kind.slug}` | {kind.status} | {kind.title} |" for kind in problem_types())
+    return (
+        "Invariant and equivariant representations of pictures.\n\nEvery error is an RFC 9457 problem; its `type` is "
+        f"`urn:equipoise:problem:` and one of these names.\n\n| type | status | title |\n|---|---|---|\n{rows}"
+    )
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, and the schemas that it cannot see: requests are read without its machinery."""
+    if app.openapi_schema is None:
+        document = FastAPI.openapi(app)
+        _, definitions = models_json_schema(
+            [
+                (schemas.ImagesRequest, "validation"),
+                (schemas.RecombineRequest, "validation"),
+                (schemas.Problem, "validation"),
+            ],
+            ref_template="#/components/schemas/{model}",
+        )
+        document["components"]["schemas"] |= definitions["$defs"]
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,195 @@
+"""The queue in front of an engine: what has arrived is taken, run as one batch and given back to its callers.
+
+There is no timer. While a batch runs, requests pile up, and they are the next batch; an idle engine takes a single
+picture at once. Requests that arrive in one turn of the event loop are one batch by that turn's end.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Protocol
+
+import numpy as np
+
+from service.engine import Array, Engine
+
+Row = tuple[Array, ...]
+"""One picture's inputs of the graph, [C,H,W] each, in the order of the manifest."""
+
+# A caller who has waited this long is asked whether he is still there before his work is begun.
+_ASK_AFTER_SECONDS = 0.02
+
+
+class BatchObserver(Protocol):
+    """What is told of a queue; `observability` implements it."""
+
+    def batch(self, images: int, seconds: float) -> None: ...
+
+    def dropped(self, images: int) -> None: ...
+
+
+class CallerGone(Exception):
+    """The caller left before his work was begun; nobody is waiting for an answer."""
+
+
+class Entry:
+    """One request's rows on their way through the queue; after `Batcher.run` it holds the answer.
+
+    Attributes:
+        outputs: arrays [n, ...] in the order of the graph's outputs, n the number of rows.
+        queue_seconds: from arrival to the first run that has a row of it. infer_seconds: of all runs with rows of it.
+    """
+
+    __slots__ = (
+        "_given",
+        "_parts",
+        "done",
+        "enqueued",
+        "gone",
+        "infer_seconds",
+        "outputs",
+        "queue_seconds",
+        "rows",
+        "taken",
+    )
+
+    def __init__(self, rows: Sequence[Row], gone: Callable[[], bool], done: "asyncio.Future[None]") -> None:
+        self.rows = rows
+        self.gone = gone
+        self.done = done
+        self.enqueued = time.perf_counter()
+        self.taken = 0
+        self.queue_seconds = 0.0
+        self.infer_seconds = 0.0
+        self.outputs: list[Array] = []
+        self._parts: list[list[Array]] = []
+        self._given = 0
+
+    def give(self, part: list[Array], count: int) -> None:
+        """Take the outputs of the next `count` rows; done with the last."""
+        self._parts.append(part)
+        self._given += count
+        if self._given < len(self.rows):
+            return
+        first, *more = self._parts
+        self.outputs = [np.concatenate(columns) for columns in zip(*self._parts, strict=True)] if more else first
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class Batcher:
+    """A queue, one pull loop and an engine. Used from one event loop; `executor` runs what is too long for it."""
+
+    def __init__(self, engine: Engine, executor: Executor, observer: BatchObserver) -> None:
+        self.engine = engine
+        self._executor = executor
+        self._observer = observer
+        self._waiting: deque[Entry] = deque()
+        self._arrived = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+        # So that one large request does not hold up those behind it, it has at most this part of a shared batch.
+        self._share = max(1, engine.max_batch // 4)
+
+    @property
+    def depth(self) -> int:
+        """Rows that wait."""
+        return sum(len(entry.rows) - entry.taken for entry in self._waiting)
+
+    async def run(self, rows: Sequence[Row], gone: Callable[[], bool]) -> Entry:
+        """Put one request's rows in the queue and wait for their outputs.
+
+        Args:
+            gone: whether the caller has left; asked on the event loop, just before his work would begin.
+
+        Raises:
+            CallerGone: he has.
+        """
+        if self._loop is None:
+            self._loop = asyncio.create_task(self._pull(), name="batcher")
+        entry = Entry(rows, gone, asyncio.get_running_loop().create_future())
+        self._waiting.append(entry)
+        self._arrived.set()
+        await entry.done
+        return entry
+
+    async def close(self) -> None:
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+
+    async def _pull(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            batch = self._take()
+            if not self._waiting:
+                self._arrived.clear()
+            if not batch:
+                continue
+            inputs = self._stack(batch)
+            start = time.perf_counter()
+            try:
+                if self.engine.inline:
+                    outputs = self.engine.run(inputs)
+                else:
+                    outputs = await loop.run_in_executor(self._executor, self.engine.run, inputs)
+            except Exception as error:  # whatever the runtime raises is these callers' answer, the next ones are served
+                for entry, _, _ in batch:
+                    entry.fail(error)
+                self._drop_failed()
+                continue
+            seconds = time.perf_counter() - start
+            self._scatter(batch, outputs, seconds)
+            self._observer.batch(len(inputs[0]), seconds)
+            if self._waiting:
+                await asyncio.sleep(0)  # other connections have their turn between two batches
+
+    def _take(self) -> list[tuple[Entry, int, int]]:
+        """The next batch, as (entry, first row, row after the last), at most `max_batch` rows."""
+        batch: list[tuple[Entry, int, int]] = []
+        room = self.engine.max_batch
+        now = time.perf_counter()
+        while self._waiting and room:
+            entry = self._waiting.popleft()
+            if entry.done.done():
+                continue
+            if not entry.taken:
+                entry.queue_seconds = now - entry.enqueued
+                if entry.queue_seconds > _ASK_AFTER_SECONDS and entry.gone():
+                    self._observer.dropped(len(entry.rows))
+                    entry.fail(CallerGone())
+                    continue
+            left = len(entry.rows) - entry.taken
+            count = min(room, left, self._share if self._waiting else room)
+            batch.append((entry, entry.taken, entry.taken + count))
+            entry.taken += count
+            room -= count
+            if count < left:
+                self._waiting.append(entry)
+        return batch
+
+    def _stack(self, batch: list[tuple[Entry, int, int]]) -> list[Array]:
+        rows = [row for entry, start, stop in batch for row in entry.rows[start:stop]]
+        inputs = [np.empty((len(rows), *array.shape), dtype=np.float32) for array in rows[0]]
+        for at, row in enumerate(rows):
+            for stacked, array in zip(inputs, row, strict=True):
+                stacked[at] = array
+        return inputs
+
+    def _scatter(self, batch: list[tuple[Entry, int, int]], outputs: list[Array], seconds: float) -> None:
+        at = 0
+        for entry, start, stop in batch:
+            count = stop - start
+            entry.infer_seconds += seconds
+            entry.give([output[at : at + count] for output in outputs], count)
+            at += count
+
+    def _drop_failed(self) -> None:
+        """Forget the other rows of a request that has failed."""
+        self._waiting = deque(entry for entry in self._waiting if not entry.done.done())

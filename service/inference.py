@@ -1,0 +1,178 @@
+"""The path of an inference request: body -> pictures -> permit -> model inputs -> batch -> answer.
+
+Small work stays on the event loop, since a thread hop costs more than a small picture; large work (known from the
+pictures' headers) goes to the pool.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from contract.picture import EncodedPicture
+from contract.picture_header import PictureLimits
+from service import images
+from service.batching import Entry, Row
+from service.budget import Budget
+from service.engine import Array
+from service.errors import Problem
+from service.images import ModelInput
+from service.middleware import CALL, Call, has_left, read_body
+from service.model_store import LoadedModel, ModelStore
+from service.observability import Metrics
+from service.payloads import Encoded, Payload, read_pictures
+from service.queries import Options, read_options
+
+_INLINE_PIXELS = 65_536
+_INLINE_PICTURES = 8
+_INLINE_BODY_BYTES = 256 * 1024
+
+Result = TypeVar("Result")
+Render = Callable[[LoadedModel, Mapping[str, Array], int], dict[str, Any]]
+"""The fields of one picture's answer from a model's outputs by name, arrays [n, ...], and the row."""
+
+
+class Inference:
+    """What the inference routes share. It hangs on the app and is used from its event loop."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        budget: Budget,
+        metrics: Metrics,
+        pool: Executor,
+        limits: PictureLimits,
+        max_images: int,
+    ) -> None:
+        self.store = store
+        self._budget = budget
+        self._metrics = metrics
+        self._pool = pool
+        self._limits = limits
+        self._max_images = max_images
+
+    async def answer_pictures(self, request: Request, capability: str, render: Render) -> Response:
+        """Every picture of the request by itself: one object, or `results` in order with problems in their place."""
+        call, options, body = await self.begin(request, capability)
+        start = time.perf_counter()
+        model = self.store.select(capability, options.model, options.version)
+        payload = await self._read(call, body)
+        if payload.single and isinstance(picture := payload.pictures[0], bytes):
+            encoded: list[EncodedPicture | Problem] = [images.accept(picture, self._limits)]
+        else:
+            encoded = await self._maybe_pooled(self._is_large(payload.pictures), self._accept_all, payload.pictures)
+        good = [picture for picture in encoded if not isinstance(picture, Problem)]
+        with self._budget.acquire(len(good), len(body) + sum(picture.decoded_bytes for picture in good)):
+            inputs = await self.prepare(encoded, model, options)
+            if payload.single and isinstance(inputs[0], Problem):
+                raise inputs[0]
+            self.record(call, "decode", time.perf_counter() - start)
+            rows: list[Row] = [(item.image,) for item in inputs if not isinstance(item, Problem)]
+            outputs = await self.run(request, model, capability, rows) if rows else {}
+            start = time.perf_counter()
+            content = self._write(call, payload, model, inputs, outputs, render)
+            self.record(call, "encode", time.perf_counter() - start)
+        return Response(content, media_type="application/json")
+
+    async def begin(self, request: Request, endpoint: str) -> tuple[Call, Options, bytes]:
+        """The request's facts, its options and its whole body."""
+        call: Call = request.scope[CALL]
+        call.endpoint = endpoint
+        options = read_options(request.scope["query_string"])
+        return call, options, await read_body(request.receive)
+
+    async def prepare(
+        self, encoded: Sequence[EncodedPicture | Problem], model: LoadedModel, options: Options
+    ) -> list[ModelInput | Problem]:
+        """Decoded and brought to the model's frame, in order; what was or became a problem stays in its place."""
+        pixels = sum(picture.width * picture.height for picture in encoded if not isinstance(picture, Problem))
+        large = pixels > _INLINE_PIXELS or len(encoded) > _INLINE_PICTURES
+        return await self._maybe_pooled(large, _prepare_all, encoded, model, options)
+
+    async def run(self, request: Request, model: LoadedModel, capability: str, rows: Sequence[Row]) -> dict[str, Array]:
+        """Outputs by name for rows of inputs; the request's turn in the queue."""
+        call: Call = request.scope[CALL]
+        batcher = model.batchers[capability]
+        receive = request.receive
+        entry: Entry = await batcher.run(rows, lambda: has_left(receive))
+        self.record(call, "queue", entry.queue_seconds)
+        self.record(call, "infer", entry.infer_seconds)
+        self._metrics.images(model.name, model.version, capability, len(rows))
+        return dict(zip(batcher.engine.output_names, entry.outputs, strict=True))
+
+    def record(self, call: Call, stage: str, seconds: float) -> None:
+        call.stages.append((stage, seconds))
+        self._metrics.stages[stage].observe(seconds)
+
+    def accept_pair(self, pictures: Sequence[bytes]) -> list[EncodedPicture]:
+        return [images.accept(picture, self._limits) for picture in pictures]
+
+    def permit(self, encoded: Sequence[EncodedPicture], body: bytes) -> Any:
+        return self._budget.acquire(len(encoded), len(body) + sum(picture.decoded_bytes for picture in encoded))
+
+    async def _read(self, call: Call, body: bytes) -> Payload:
+        content_type = call.headers.get(b"content-type", b"")
+        large = len(body) > _INLINE_BODY_BYTES and not content_type.startswith(b"image/")
+        return await self._maybe_pooled(large, read_pictures, content_type, body, self._max_images)
+
+    def _is_large(self, pictures: Sequence[Encoded]) -> bool:
+        return len(pictures) > _INLINE_PICTURES
+
+    def _accept_all(self, pictures: Sequence[Encoded]) -> list[EncodedPicture | Problem]:
+        accepted: list[EncodedPicture | Problem] = []
+        for picture in pictures:
+            try:
+                accepted.append(picture if isinstance(picture, Problem) else images.accept(picture, self._limits))
+            except Problem as problem:
+                accepted.append(problem)
+        return accepted
+
+    async def _maybe_pooled(self, pooled: bool, work: Callable[..., Result], *arguments: Any) -> Result:
+        if pooled:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        return work(*arguments)
+
+    def _write(
+        self,
+        call: Call,
+        payload: Payload,
+        model: LoadedModel,
+        inputs: Sequence[ModelInput | Problem],
+        outputs: Mapping[str, Array],
+        render: Render,
+    ) -> bytes:
+        results: list[dict[str, Any]] = []
+        row = 0
+        for item in inputs:
+            if isinstance(item, Problem):
+                self._metrics.problem(item.slug)
+                results.append({"problem": item.document(call.request_id)})
+            else:
+                head = {"model": model.name, "version": model.version, "input": item.description}
+                results.append(head | render(model, outputs, row))
+                row += 1
+        return to_json(results[0] if payload.single else {"results": results})
+
+
+def to_json(document: Any) -> bytes:
+    """JSON with NumPy arrays and numbers at their own precision; a number that is not finite becomes null."""
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _prepare_all(
+    encoded: Sequence[EncodedPicture | Problem], model: LoadedModel, options: Options
+) -> list[ModelInput | Problem]:
+    prepared: list[ModelInput | Problem] = []
+    for picture in encoded:
+        try:
+            prepared.append(
+                picture if isinstance(picture, Problem) else images.to_input(picture, model.manifest, options)
+            )
+        except Problem as problem:
+            prepared.append(problem)
+    return prepared

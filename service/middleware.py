@@ -1,0 +1,207 @@
+"""What every request passes, as pure ASGI: its id, its timings, its problems, the limits on its body.
+
+Nothing here makes a task, a context or a record a request: two wrapped callables are all that it costs.
+"""
+
+import asyncio
+import itertools
+import logging
+import re
+import secrets
+import time
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.batching import CallerGone
+from service.errors import PROBLEM_MEDIA_TYPE, BodyTimeout, BodyTooLarge, InternalError, Problem
+from service.observability import Metrics, say
+
+CALL = "equipoise.call"
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_LINGER_SECONDS = 2.0
+_LINGER_BYTES = 16 * 1024 * 1024
+UNKNOWN_ENDPOINT = "other"
+
+
+class Call:
+    """One request's facts, in the scope under `CALL`.
+
+    Attributes:
+        headers: by lower-case name; of a repeated header the last.
+        endpoint: set by the route, a label of the metrics.
+        stages: (name, seconds) for the Server-Timing header, in order.
+    """
+
+    __slots__ = ("endpoint", "headers", "request_id", "stages", "start", "status")
+
+    def __init__(self, headers: dict[bytes, bytes], request_id: str) -> None:
+        self.headers = headers
+        self.request_id = request_id
+        self.start = time.perf_counter()
+        self.endpoint = UNKNOWN_ENDPOINT
+        self.stages: list[tuple[str, float]] = []
+        self.status = 0
+
+    def server_timing(self) -> bytes:
+        parts = [f"{name};dur={seconds * 1e3:.3f}" for name, seconds in self.stages]
+        parts.append(f"total;dur={(time.perf_counter() - self.start) * 1e3:.3f}")
+        return ", ".join(parts).encode()
+
+
+class RequestEdge:
+    """The outermost layer: request id, Server-Timing, metrics, and every exception as a problem document."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._prefix = secrets.token_hex(6)
+        self._numbers = itertools.count()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(b"x-request-id")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            request_id = given.decode()
+        else:
+            request_id = f"{self._prefix}-{next(self._numbers):x}"
+        call = scope[CALL] = Call(headers, request_id)
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                call.status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    (b"server-timing", call.server_timing()),
+                ]
+            await send(message)
+
+        self._metrics.in_flight.inc()
+        try:
+            await self._app(scope, receive, send_marked)
+        except Problem as problem:
+            await self._answer(problem, call, receive, send_marked)
+        except CallerGone:
+            call.status = 499  # nobody hears it: the metrics alone
+        except Exception as error:
+            say(logging.ERROR, "request failed", error, request_id=request_id, path=scope["path"])
+            if call.status:
+                raise  # the answer has begun: the server can only cut the connection
+            await self._answer(
+                InternalError("an unexpected error, logged by its request id"), call, receive, send_marked
+            )
+        finally:
+            self._metrics.in_flight.dec()
+            self._metrics.request(call.endpoint, call.status, time.perf_counter() - call.start)
+
+    async def _answer(self, problem: Problem, call: Call, receive: Receive, send: Send) -> None:
+        self._metrics.problem(problem.slug)
+        body = problem.body(call.request_id)
+        unread = isinstance(problem, BodyTooLarge | BodyTimeout)
+        headers = [
+            (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            *((name.lower().encode(), value.encode()) for name, value in problem.headers.items()),
+        ]
+        if unread:
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": unread})
+        if unread:
+            if isinstance(problem, BodyTooLarge):
+                await _linger(receive)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _linger(receive: Receive) -> None:
+    """Read on for a moment: closing on a client that still sends would reset the connection and lose the answer."""
+    left = _LINGER_BYTES
+    try:
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while left > 0:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+                left -= len(message.get("body", b""))
+    except TimeoutError:
+        return
+
+
+class BodyLimits:
+    """Refuses a body by its declared length, by what has really arrived, and by the time it takes."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_seconds: float) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._timeout_seconds = timeout_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] == "GET":
+            await self._app(scope, receive, send)
+            return
+        declared = scope[CALL].headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            raise self._too_large()
+        left = self._max_bytes
+        deadline = asyncio.get_running_loop().time() + self._timeout_seconds
+        complete = False
+
+        async def receive_limited() -> Message:
+            nonlocal left, complete
+            if complete:  # what follows the body is the client's leaving, whenever that is
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise BodyTimeout(f"the body did not arrive within {self._timeout_seconds:g} s") from None
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise self._too_large()
+            complete = not message.get("more_body", False)
+            return message
+
+        await self._app(scope, receive_limited, send)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the limit is {self._max_bytes:,} bytes", max_bytes=self._max_bytes)
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The whole body; one message is the common case and is not copied.
+
+    Raises:
+        CallerGone: the client left in the middle of it.
+    """
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        body: bytes = message.get("body", b"")
+        return body
+    chunks = []
+    while True:
+        if message["type"] == "http.disconnect":
+            raise CallerGone
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+        message = await receive()
+
+
+def has_left(receive: Receive) -> bool:
+    """Whether the client of a request whose body was read has gone, without waiting.
+
+    `receive` has nothing more to give but the client's leaving: one step of it either ends with that or blocks.
+    """
+    step: Any = receive()
+    try:
+        step.send(None)
+    except StopIteration as stop:
+        message: Message = stop.value
+        return bool(message["type"] == "http.disconnect")
+    else:
+        step.close()
+        return False

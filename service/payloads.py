@@ -1,0 +1,251 @@
+"""Request body -> the encoded pictures in it: a raw body, multipart/form-data, or JSON with base64.
+
+Framing only: no picture is looked into here, and a picture that is not base64 stays a problem of its own place.
+"""
+
+import binascii
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from service.errors import (
+    EmptyBody,
+    InvalidBase64,
+    InvalidJson,
+    InvalidMultipart,
+    InvalidRequest,
+    JsonTooDeep,
+    MissingPart,
+    NonFiniteNumber,
+    Problem,
+    TooManyImages,
+    UnexpectedPart,
+    UnknownField,
+    UnsupportedMediaType,
+)
+from service.schemas import ImagesRequest, RecombineRequest
+
+_RAW_TYPES = (b"", b"application/octet-stream")
+_NON_FINITE = ("NaN", "Infinity")
+_MOST_ERRORS = 16
+
+Encoded = bytes | Problem
+"""One picture as it was sent, or what is wrong with its framing."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """The pictures of a request, in order; `single`: the answer is one object and not a list."""
+
+    pictures: list[Encoded]
+    single: bool
+
+
+def read_pictures(content_type: bytes, body: bytes, max_images: int) -> Payload:
+    """The pictures of a body for an endpoint that judges each picture by itself.
+
+    Raises:
+        Problem: the framing is wrong; see the table.
+    """
+    kind = _essence(content_type)
+    if not body:
+        raise EmptyBody("send a picture as the body, as a form part, or as JSON")
+    if kind.startswith(b"image/") or kind in _RAW_TYPES:
+        return Payload([body], single=True)
+    if kind == b"application/json":
+        document = _parse_json(body)
+        _check_count(document, max_images)
+        request = _validate(ImagesRequest, document)
+        return Payload([_from_base64(image.data) for image in request.images], single=False)
+    if kind == b"multipart/form-data":
+        parts = _read_parts(content_type, body, max_images)
+        names = {name for name, _ in parts}
+        if names == {"image"} and len(parts) == 1:
+            return Payload([parts[0][1]], single=True)
+        if names == {"images"}:
+            return Payload([data for _, data in parts], single=False)
+        if not names:
+            raise MissingPart("send one part `image` or several parts `images`")
+        raise UnexpectedPart(
+            f"the form has {_listed(name for name, _ in parts)}; send one part `image` or several parts `images`"
+        )
+    raise _unsupported(content_type, "image/*, multipart/form-data or application/json")
+
+
+def read_content_and_style(content_type: bytes, body: bytes) -> tuple[bytes, bytes]:
+    """The two pictures of a body for recombination.
+
+    Raises:
+        Problem: the framing is wrong; see the table.
+    """
+    kind = _essence(content_type)
+    if not body:
+        raise EmptyBody("send the parts `content` and `style`, as a form or as JSON")
+    if kind == b"application/json":
+        document = _parse_json(body)
+        if isinstance(document, dict):
+            _check_both(set(document))
+        request = _validate(RecombineRequest, document)
+        pictures = [_from_base64(request.content.data), _from_base64(request.style.data)]
+    elif kind == b"multipart/form-data":
+        parts = _read_parts(content_type, body, 2)
+        names = [name for name, _ in parts]
+        if set(names) - {"content", "style"} or len(set(names)) < len(names):
+            raise UnexpectedPart(f"the form has {_listed(names)}; send one part `content` and one part `style`")
+        _check_both(set(names))
+        by_name = dict(parts)
+        pictures = [by_name["content"], by_name["style"]]
+    else:
+        raise _unsupported(content_type, "multipart/form-data or application/json")
+    content, style = pictures
+    if isinstance(content, Problem):
+        raise content
+    if isinstance(style, Problem):
+        raise style
+    return content, style
+
+
+def _check_both(names: set[str]) -> None:
+    for needed in ("content", "style"):
+        if needed not in names:
+            raise MissingPart(f"the picture `{needed}` is missing: recombining takes `content` and `style`")
+
+
+def _essence(content_type: bytes) -> bytes:
+    return content_type.split(b";", 1)[0].strip().lower()
+
+
+def _unsupported(content_type: bytes, accepted: str) -> UnsupportedMediaType:
+    sent = content_type.decode("latin-1")[:100]
+    hint = ""
+    if sent.startswith("application/x-www-form-urlencoded"):
+        hint = " (curl sends this type by itself: add -H 'Content-Type: image/png')"
+    return UnsupportedMediaType(f"the body is declared as {sent!r}{hint}; send {accepted}")
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(f"`{str(name)[:40]}`" for name in list(names)[:8])
+
+
+def _parse_json(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if "depth" in error.msg:
+            raise JsonTooDeep("at most 1024 levels of nesting are read") from None
+        if error.doc.startswith(_NON_FINITE, error.pos) or "infinity" in error.msg:
+            raise NonFiniteNumber(f"at line {error.lineno}, column {error.colno}") from None
+        raise InvalidJson(f"line {error.lineno}, column {error.colno}: {error.msg[:200]}") from None
+
+
+def _check_count(document: Any, max_images: int) -> None:
+    images = document.get("images") if isinstance(document, dict) else None
+    if isinstance(images, list) and len(images) > max_images:
+        raise _too_many(max_images)
+
+
+def _too_many(max_images: int) -> TooManyImages:
+    return TooManyImages(f"at most {max_images:,} pictures are accepted in one request", max_images=max_images)
+
+
+def _validate(model: type[Model], document: Any) -> Model:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)[:_MOST_ERRORS]
+    errors = [{"pointer": _pointer(item["loc"]), "detail": item["msg"]} for item in found]
+    unknown = [_pointer(item["loc"]) for item in found if item["type"] == "extra_forbidden"]
+    if unknown:
+        raise UnknownField(f"not known here: {', '.join(unknown)}", errors=errors)
+    raise InvalidRequest("; ".join(f"{item['pointer']}: {item['detail']}" for item in errors), errors=errors)
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    """A JSON pointer (RFC 6901)."""
+    return "".join("/" + str(part)[:100].replace("~", "~0").replace("/", "~1") for part in location) or "/"
+
+
+def _from_base64(text: str) -> Encoded:
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError as error:  # binascii.Error, or a character beyond ASCII
+        return InvalidBase64(f"{error}; send plain base64 (RFC 4648, section 4) without line breaks or a data: prefix")
+
+
+def _read_parts(content_type: bytes, body: bytes, max_parts: int) -> list[tuple[str, bytes]]:
+    """Name and bytes of each part, in order."""
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise InvalidMultipart("the content type names no boundary")
+    form = _Form(max_parts)
+    try:
+        parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise InvalidMultipart(str(error)[:200]) from None
+    if not form.complete:
+        raise InvalidMultipart("the last boundary is missing: the body is cut short")
+    return form.parts
+
+
+class _Form:
+    """Collects the parts of one form from the parser's callbacks."""
+
+    def __init__(self, max_parts: int) -> None:
+        self.parts: list[tuple[str, bytes]] = []
+        self.complete = False
+        self._max_parts = max_parts
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._field = self._value = b""
+        self._name = ""
+        self._data: list[bytes] = []
+
+    def callbacks(self) -> dict[str, Any]:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": self._on_field,
+            "on_header_value": self._on_value,
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_part_data": self._on_data,
+            "on_part_end": self._end,
+            "on_end": self._finish,
+        }
+
+    def _begin(self) -> None:
+        if len(self.parts) >= self._max_parts:
+            raise _too_many(self._max_parts)
+        self._headers, self._data, self._name = [], [], ""
+
+    def _on_field(self, data: bytes, start: int, end: int) -> None:
+        self._field += data[start:end]
+
+    def _on_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        self._headers.append((self._field.lower(), self._value))
+        self._field = self._value = b""
+
+    def _headers_finished(self) -> None:
+        disposition = dict(self._headers).get(b"content-disposition", b"")
+        name = parse_options_header(disposition)[1].get(b"name")
+        if name is None:
+            raise InvalidMultipart("a part has no name in its Content-Disposition")
+        self._name = name.decode("utf-8", "replace")
+
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        self._data.append(data[start:end])
+
+    def _end(self) -> None:
+        self.parts.append((self._name, self._data[0] if len(self._data) == 1 else b"".join(self._data)))
+
+    def _finish(self) -> None:
+        self.complete = True

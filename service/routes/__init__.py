@@ -1,0 +1,1 @@
+"""One file a resource; each gives a router that `app` includes."""

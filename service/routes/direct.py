@@ -1,0 +1,123 @@
+"""A FastAPI route without FastAPI's parameter machinery: it takes the `Request` and gives a `Response`.
+
+It is described in OpenAPI like any other, by `responses` and `openapi_extra`.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service import schemas
+from service.errors import PROBLEM_MEDIA_TYPE, Problem
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_PICTURE = {"type": "string", "format": "binary"}
+_MULTIPART = {"type": "string", "contentMediaType": "application/octet-stream"}
+
+
+class DirectRoute(APIRoute):
+    """The endpoint is called with the request and nothing else; its exceptions reach the edge as they are."""
+
+    def __init__(self, path: str, endpoint: Endpoint, **described: Any) -> None:
+        super().__init__(path, endpoint, **described)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await endpoint(Request(scope, receive))
+            await response(scope, receive, send)
+
+        self.app = app
+
+
+def problem_responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's `responses` for the problems that a route can answer, one entry a status."""
+    by_status: dict[int | str, list[type[Problem]]] = {}
+    for problem in problems:
+        by_status.setdefault(problem.status, []).append(problem)
+    return {
+        status: {
+            "description": "; ".join(f"`{kind.slug}`: {kind.title}" for kind in kinds),
+            "content": {PROBLEM_MEDIA_TYPE: {"schema": schema_reference(schemas.Problem)}},
+        }
+        for status, kinds in sorted(by_status.items())
+    }
+
+
+def schema_reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def pictures_body() -> dict[str, Any]:
+    """OpenAPI's `requestBody` for an endpoint that judges each picture by itself."""
+    return {
+        "required": True,
+        "content": {
+            "image/*": {"schema": _PICTURE},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "description": "One part `image`, or several parts `images`.",
+                    "properties": {"image": _MULTIPART, "images": {"type": "array", "items": _MULTIPART}},
+                    "additionalProperties": False,
+                }
+            },
+            "application/json": {"schema": schema_reference(schemas.ImagesRequest)},
+        },
+    }
+
+
+def pair_body() -> dict[str, Any]:
+    """OpenAPI's `requestBody` for recombination."""
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"content": _MULTIPART, "style": _MULTIPART},
+                    "required": ["content", "style"],
+                    "additionalProperties": False,
+                }
+            },
+            "application/json": {"schema": schema_reference(schemas.RecombineRequest)},
+        },
+    }
+
+
+def query_parameters() -> list[dict[str, Any]]:
+    """OpenAPI's `parameters` of every inference route; `queries.read_options` reads them."""
+
+    def parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
+        return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
+
+    return [
+        parameter("model", "Name of a loaded model; else the default of this capability.", type="string"),
+        parameter("version", "Version of the model; else the one that serves.", type="integer", minimum=1),
+        parameter(
+            "polarity",
+            "Brightness of the ink; auto finds it.",
+            type="string",
+            enum=["auto", "light", "dark", "none"],
+            default="auto",
+        ),
+        parameter(
+            "fit",
+            "content looks for the content and fits it to the model's frame, image takes the whole picture; auto does "
+            "as the model's training data, and leaves a picture of the model's own size as it is.",
+            type="string",
+            enum=["auto", "content", "image"],
+            default="auto",
+        ),
+        parameter(
+            "exif",
+            "Whether an EXIF orientation is applied first.",
+            type="string",
+            enum=["apply", "ignore"],
+            default="apply",
+        ),
+    ]

@@ -1,0 +1,42 @@
+"""GET /healthz: the process answers. GET /readyz: a model is loaded, verified and warm."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.errors import NotReady
+from service.middleware import CALL
+from service.model_store import ModelStore
+from service.routes.direct import DirectRoute, problem_responses
+from service.schemas import Alive, Ready
+
+
+def add(router: APIRouter, store: ModelStore) -> None:
+    async def healthz(request: Request) -> Response:
+        request.scope[CALL].endpoint = "healthz"
+        return Response(Alive().model_dump_json(), media_type="application/json")
+
+    async def readyz(request: Request) -> Response:
+        request.scope[CALL].endpoint = "readyz"
+        if reason := store.reason_not_ready():
+            raise NotReady(reason, headers={"Retry-After": "1"})
+        serving = [f"{model.name}/{model.version}" for model in store.models.values()]
+        return Response(Ready(models=serving).model_dump_json(), media_type="application/json")
+
+    router.add_api_route(
+        "/healthz",
+        healthz,
+        name="healthz",
+        summary="Whether the process is alive",
+        response_model=Alive,
+        route_class_override=DirectRoute,
+    )
+    router.add_api_route(
+        "/readyz",
+        readyz,
+        name="readyz",
+        summary="Whether requests can be answered",
+        response_model=Ready,
+        responses=problem_responses(NotReady),
+        route_class_override=DirectRoute,
+    )

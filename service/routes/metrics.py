@@ -1,0 +1,26 @@
+"""GET /metrics: for Prometheus."""
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.middleware import CALL
+from service.observability import Metrics
+from service.routes.direct import DirectRoute
+
+
+def add(router: APIRouter, metrics: Metrics) -> None:
+    async def scrape(request: Request) -> Response:
+        request.scope[CALL].endpoint = "metrics"
+        return Response(generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    router.add_api_route(
+        "/metrics",
+        scrape,
+        name="metrics",
+        summary="Metrics in Prometheus' text format",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        route_class_override=DirectRoute,
+    )

@@ -1,0 +1,71 @@
+"""POST /recombine: the content of one picture in the style of another."""
+
+import base64
+import time
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import errors, images
+from service.inference import Inference, to_json
+from service.negotiation import choose
+from service.payloads import read_content_and_style
+from service.routes.direct import DirectRoute, pair_body, problem_responses, query_parameters
+from service.routes.pictures import FRAMING_PROBLEMS
+from service.schemas import RecombineAnswer
+
+
+def add(router: APIRouter, inference: Inference) -> None:
+    async def recombine(request: Request) -> Response:
+        call, options, body = await inference.begin(request, "recombine")
+        media_type = choose(call.headers.get(b"accept", b""), ("application/json", *images.PICTURE_TYPES))
+        start = time.perf_counter()
+        model = inference.store.select("recombine", options.model, options.version)
+        pair = read_content_and_style(call.headers.get(b"content-type", b""), body)
+        encoded = inference.accept_pair(pair)
+        with inference.permit(encoded, body):
+            prepared = await inference.prepare(encoded, model, options)
+            for item in prepared:
+                if isinstance(item, errors.Problem):
+                    raise item
+            content, style = (item for item in prepared if not isinstance(item, errors.Problem))
+            inference.record(call, "decode", time.perf_counter() - start)
+            outputs = await inference.run(request, model, "recombine", [(content.image, style.image)])
+            start = time.perf_counter()
+            image = outputs["image"][0]
+            picture = images.write_picture(image, "image/png" if media_type == "application/json" else media_type)
+            answer = picture
+            if media_type == "application/json":
+                answer = to_json(
+                    {
+                        "model": model.name,
+                        "version": model.version,
+                        "input": {"content": content.description, "style": style.description},
+                        "image": {
+                            "media_type": "image/png",
+                            "width": image.shape[2],
+                            "height": image.shape[1],
+                            "data": base64.b64encode(picture).decode(),
+                        },
+                    }
+                )
+            inference.record(call, "encode", time.perf_counter() - start)
+        return Response(answer, media_type=media_type, headers={"Vary": "Accept"})
+
+    picture = {"schema": {"type": "string", "format": "binary"}}
+    router.add_api_route(
+        "/recombine",
+        recombine,
+        methods=["POST"],
+        name="recombine",
+        summary="Show one picture's content in another's style",
+        response_model=RecombineAnswer,
+        response_description="JSON, or the picture alone by `Accept`.",
+        responses={
+            200: {"content": {kind: picture for kind in images.PICTURE_TYPES}},
+            **problem_responses(*FRAMING_PROBLEMS, errors.NotAcceptable),
+        },
+        openapi_extra={"requestBody": pair_body(), "parameters": query_parameters()},
+        route_class_override=DirectRoute,
+    )

@@ -1,0 +1,157 @@
+"""The API's contract: what goes in and what comes out, with examples. OpenAPI is made from it.
+
+Inference answers are written without these models, for speed; a contract test holds real answers to them.
+"""
+
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from contract.manifest import InputSpec, Preprocessing
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+# A 8x8 grey PNG, so that the examples of the documentation work when pasted.
+_EXAMPLE_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAMUlEQVR4nGNggAIbeQYGBgYGJkYGBgYGBhYGBgYGBgYmBgYGBgYGFgYGBgYG"
+    "BgYGBgYGAD4TAXn6M9r0AAAAAElFTkSuQmCC"
+)
+
+
+class EncodedImage(_Schema):
+    data: str = Field(
+        description="The bytes of a PNG, JPEG, WebP, TIFF, BMP or GIF file as base64.", examples=[_EXAMPLE_PNG]
+    )
+
+
+class ImagesRequest(_Schema):
+    images: list[EncodedImage] = Field(min_length=1, description="Answered in this order.")
+
+
+class RecombineRequest(_Schema):
+    content: EncodedImage = Field(description="What is shown: the class comes from here.")
+    style: EncodedImage = Field(description="How it is shown: everything but the class comes from here.")
+
+
+class InputDescription(_Schema):
+    """What was received and what was done to it before the model saw it."""
+
+    format: Literal["PNG", "JPEG", "WebP", "TIFF", "BMP", "GIF"]
+    width: int = Field(description="Pixels, of the picture as it is seen.")
+    height: int
+    orientation_applied: bool = Field(description="Whether an EXIF orientation turned or mirrored the picture.")
+    frames: int = Field(description="Pictures in the file; the first one is judged.")
+    polarity: Literal["light", "dark", "none"] = Field(
+        description="Brightness of the ink as it was found or stated; none where nothing was looked for."
+    )
+    box: tuple[int, int, int, int] = Field(
+        description="What fills the model's frame: left, top, right, bottom, in pixels of the picture as it is seen."
+    )
+
+
+class _Answer(_Schema):
+    model: str = Field(examples=["equivae-digits"])
+    version: int = Field(examples=[1])
+
+
+class _ImageAnswer(_Answer):
+    input: InputDescription
+
+
+class EmbedAnswer(_ImageAnswer):
+    embedding: list[float] = Field(description="The representation that does not change with the nuisance.")
+
+
+class Novelty(_Schema):
+    score: float = Field(ge=0, le=1, description="Share of validation pictures of that class that lie nearer to it.")
+    is_novel: bool = Field(description="score > 0.99")
+
+
+class ClassifyAnswer(_ImageAnswer):
+    label: str = Field(examples=["7"])
+    probability: float = Field(ge=0, le=1)
+    probabilities: dict[str, float]
+    distances: dict[str, float] = Field(description="Squared distance to each class in the embedding.")
+    novelty: Novelty
+
+
+class PictureAnswer(_Schema):
+    media_type: Literal["image/png"] = "image/png"
+    width: int
+    height: int
+    data: str = Field(description="The file as base64.")
+
+
+class RecombineInputs(_Schema):
+    content: InputDescription
+    style: InputDescription
+
+
+class RecombineAnswer(_Answer):
+    input: RecombineInputs
+    image: PictureAnswer
+
+
+class Problem(BaseModel):
+    """RFC 9457; further members depend on the type."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(examples=["urn:equipoise:problem:corrupt-image"])
+    title: str = Field(examples=["The picture is truncated or damaged"])
+    status: int = Field(examples=[400])
+    detail: str
+    instance: str | None = Field(default=None, examples=["urn:request:4f1c9a-1"])
+
+
+class ProblemInPlace(_Schema):
+    """Stands for one bad picture of a batch."""
+
+    problem: Problem
+
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class Batch(_Schema, Generic[Answer]):
+    results: list[Answer | ProblemInPlace]
+
+
+class ModelDescription(_Schema):
+    name: str
+    version: int
+    kind: str
+    capabilities: list[str]
+    input: InputSpec
+    preprocessing: Preprocessing
+    labels: list[str]
+    metrics: dict[str, Any] = Field(description="As its maker measured them, with their protocol.")
+    data: dict[str, Any]
+    licence: str
+    created: str = Field(description="ISO 8601, UTC.")
+
+
+class RefusedModel(_Schema):
+    model: str
+    version: int
+    reason: str
+
+
+class ModelsAnswer(_Schema):
+    models: list[ModelDescription] = Field(description="What serves, one version a model.")
+    refused: list[RefusedModel] = Field(description="Model folders that do not serve, with the reason.")
+    defaults: dict[str, str | None] = Field(
+        description="The model that answers where a request names none; null where the request has to."
+    )
+
+
+class Alive(_Schema):
+    status: Literal["alive"] = "alive"
+
+
+class Ready(_Schema):
+    status: Literal["ready"] = "ready"
+    models: list[str] = Field(description="name/version of each model that serves.")

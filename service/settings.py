@@ -1,0 +1,172 @@
+"""Every knob of the service, once: its environment name, its unit, its default and what it costs.
+
+`EQUIPOISE_<NAME>` in the environment sets a field, `--<name>` on the command line sets it with precedence. A variable
+with the prefix that names no field is an error, so that a typing mistake cannot pass for a setting.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_PREFIX = "EQUIPOISE_"
+MIB = 1024 * 1024
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; the message has one line a setting and names its variable and its option."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    model_store: Path = Field(
+        default=Path("model_store"),
+        description="Folder with the models, <store>/<model>/<version>/. The highest good version of each is served.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on. 0.0.0.0 opens it to the network.")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+
+    default_embed: str = Field(
+        default="equivae-mnist",
+        description="Model that answers /embed where a request names none. Where it is not loaded and exactly one "
+        "model has the capability, that one answers.",
+    )
+    default_classify: str = Field(default="equivae-mnist", description="The same for /classify.")
+    default_recombine: str = Field(default="equivae-mnist", description="The same for /recombine.")
+
+    max_body_bytes: int = Field(
+        default=64 * MIB,
+        ge=1024,
+        description="Largest request body, bytes. A body is held in memory whole, once for every request being read.",
+    )
+    body_timeout_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="Time for a whole body to arrive, seconds. Longer lets slow clients hold connections and memory.",
+    )
+    max_pixels: int = Field(
+        default=50_000_000,
+        ge=64,
+        description="Largest picture, pixels (width times height), read from its header before it is decoded. "
+        "Decoding holds about 4 bytes a pixel.",
+    )
+    min_side: int = Field(default=4, ge=1, description="Smallest side of a picture, pixels.")
+    max_images: int = Field(
+        default=1024, ge=1, description="Most pictures in one request. A request is answered when its last one is."
+    )
+
+    queue_images: int = Field(
+        default=4096,
+        ge=1,
+        description="Most pictures accepted and not yet answered, over all requests; past it 429 with Retry-After. "
+        "More bridges longer bursts and makes everybody wait longer.",
+    )
+    queue_bytes: int = Field(
+        default=512 * MIB,
+        ge=MIB,
+        description="Most memory for decoded pictures of accepted requests, bytes; past it 429 with Retry-After.",
+    )
+    max_batch: int = Field(
+        default=32,
+        ge=1,
+        le=1024,
+        description="Most pictures in one run of a graph. More gains little on a CPU and delays those who wait.",
+    )
+    inline_milliseconds: float = Field(
+        default=5.0,
+        ge=0,
+        description="A graph whose run takes at most this long is run on the event loop itself, which saves a thread "
+        "hop a request and stalls everything else for that time; a slower graph runs in a thread. 0: always a thread.",
+    )
+    inference_threads: int = Field(
+        default=0,
+        ge=0,
+        description="Threads for one run of a graph; 0: as many as the CPUs that the process may use (affinity and "
+        "cgroup quota).",
+    )
+    decode_threads: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Threads, at lowered priority, for large pictures and large batches. More take CPU time from "
+        "small requests.",
+    )
+
+    keep_alive_seconds: int = Field(
+        default=75,
+        ge=1,
+        description="How long an idle connection is kept, seconds. Keep it above the idle time of a proxy in front.",
+    )
+    log_format: Literal["plain", "json"] = Field(default="plain", description="plain for people, json for machines.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe level that is logged. No level logs a record a request."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.queue_images < self.max_images:
+            raise ValueError(
+                f"queue_images ({self.queue_images}) must be at least max_images ({self.max_images}), "
+                "or the largest request could never be accepted"
+            )
+        if self.queue_bytes < 4 * self.max_pixels:
+            raise ValueError(
+                f"queue_bytes ({self.queue_bytes}) must be at least 4 times max_pixels ({self.max_pixels}), "
+                "or the largest picture could never be accepted"
+            )
+        return self
+
+    def default_model(self, capability: str) -> str | None:
+        """The model that answers for a capability where a request names none; None where no setting says."""
+        return getattr(self, f"default_{capability}", None)
+
+
+def option_name(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def load_settings(options: Mapping[str, object], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from the command line's `options` (only those given), then the environment, then the defaults.
+
+    Raises:
+        SettingsError: a value of the wrong type or range, values that contradict each other, an unknown variable.
+    """
+    complaints = [_unknown_variable(name) for name in environment if _is_unknown(name)]
+    try:
+        settings = Settings(**dict(options))  # type: ignore[arg-type]
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            field = str(item["loc"][0]) if item["loc"] else ""
+            complaints.append(_wrong_value(field, item["msg"], item.get("input"), given=field in options))
+        raise SettingsError("\n".join(complaints)) from None
+    if complaints:
+        raise SettingsError("\n".join(complaints))
+    return settings
+
+
+def _is_unknown(variable: str) -> bool:
+    return variable.upper().startswith(ENV_PREFIX) and variable[len(ENV_PREFIX) :].lower() not in Settings.model_fields
+
+
+def _unknown_variable(variable: str) -> str:
+    known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
+    close = difflib.get_close_matches(variable.upper(), known, n=1)
+    hint = f", did you mean {close[0]}?" if close else ""
+    if variable.endswith(("_SERVICE_HOST", "_SERVICE_PORT")) or "_TCP" in variable:
+        hint = ": Kubernetes injects it for a Service of this name; set enableServiceLinks: false in the pod"
+    return f"{variable} is no setting{hint}"
+
+
+def _wrong_value(field: str, message: str, value: object, *, given: bool) -> str:
+    if not field:
+        return message.removeprefix("Value error, ")
+    name = option_name(field) if given else ENV_PREFIX + field.upper()
+    hint = ""
+    if isinstance(value, str) and value.startswith("tcp://"):
+        hint = " (Kubernetes injects this for a Service of this name; set enableServiceLinks: false in the pod)"
+    return f"{name}={value}: {message}{hint}"
