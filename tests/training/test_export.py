@@ -1,0 +1,184 @@
+"""Export: what lands in the model folder, its parity with torch, and that a bad graph leaves nothing."""
+
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+from rich.console import Console
+
+from contract.manifest import InputSpec, read_manifest, verify
+from training import graphs
+from training.errors import RunError
+from training.export import export_run
+from training.graphs import ATOL, RTOL, ExportError, digit_pictures, export_graphs
+from training.models.equivae import EquiVAE, EquiVAEConfig
+from training.run import load_run
+
+TABLE = {
+    "embed": (("image",), ("embedding",)),
+    "classify": (("image",), ("embedding", "distances", "probabilities", "novelty")),
+    "recombine": (("content", "style"), ("image",)),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_run(finished_run, tmp_path_factory.mktemp("store"), console=Console(file=io.StringIO()))
+
+
+def test_folder_is_whole_and_has_the_graphs_of_the_table(folder: Path) -> None:
+    manifest = verify(folder)
+    named = {
+        capability: (tuple(t.name for t in graph.inputs), tuple(t.name for t in graph.outputs))
+        for capability, graph in manifest.graphs.items()
+    }
+    assert named == TABLE
+    assert manifest.graphs["classify"].outputs[1].shape == ("N", 10)
+    assert manifest.graphs["classify"].outputs[3].shape == ("N",)
+    assert set(manifest.files) == {"embed.onnx", "classify.onnx", "recombine.onnx", "golden.npz"}
+
+
+def test_graphs_are_plain_opset_18_and_tell_no_paths(folder: Path) -> None:
+    for file in folder.glob("*.onnx"):
+        proto = onnx.load(file)
+        assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 18)]
+        # Batch norm is folded into the convolutions.
+        assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+        assert str(Path(graphs.__file__).parents[1]).encode() not in file.read_bytes()
+
+
+def test_golden_cases_and_any_batch_match_torch(folder: Path, finished_run: Path) -> None:
+    model = load_run(finished_run).model
+    golden = np.load(folder / "golden.npz")
+    for capability, (inputs, outputs) in TABLE.items():
+        session = onnxruntime.InferenceSession(folder / f"{capability}.onnx", providers=["CPUExecutionProvider"])
+        got = session.run(outputs, {name: golden[f"{capability}/in/{name}"] for name in inputs})
+        for name, value in zip(outputs, got, strict=True):
+            np.testing.assert_allclose(value, golden[f"{capability}/out/{name}"], RTOL, ATOL)
+    pictures = torch.rand((6, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    content, style = pictures[:3], pictures[3:]
+    with torch.no_grad():
+        expected = model.recombine(content, style)
+    (image,) = session.run(["image"], {"content": content.numpy(), "style": style.numpy()})
+    np.testing.assert_allclose(image, expected.numpy(), RTOL, ATOL)
+
+
+def test_manifest_says_where_the_model_comes_from(folder: Path, finished_run: Path) -> None:
+    manifest = read_manifest(folder)
+    run = load_run(finished_run)
+    assert manifest.labels == tuple("0123456789")
+    assert manifest.data["digest"] == run.splits().digest
+    assert manifest.training["seed"] == run.config.fit.seed
+    assert manifest.training["config"]["model"]["r_dim"] == 4
+    assert manifest.metrics["validation"]["error"] == run.metrics["error"]
+    assert "split" in manifest.metrics["validation"]["protocol"]
+    assert manifest.licence == "Apache-2.0"
+    assert all(0 <= error <= ATOL for error in manifest.parity.values())
+
+
+def test_figures_of_these_weights_go_into_the_manifest_and_others_do_not(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    figure = {"name": "ece", "value": 0.004, "unit": "", "split": "test", "n": 7, "seed": 0, "how": "15 bins"}
+    digest = graphs_digest(run / "model.pt")
+    for split, sha256 in (("test", digest), ("validation", "of other weights")):
+        report = {"model": {"sha256": sha256}, "figures": [figure]}
+        (run / f"evaluation-{split}.json").write_text(json.dumps(report))
+    said = io.StringIO()
+    metrics = read_manifest(export_run(run, tmp_path / "store", console=Console(file=said))).metrics
+    assert metrics["evaluation-test"]["ece"] == {key: value for key, value in figure.items() if key != "name"}
+    assert "evaluation-validation" not in metrics
+    assert f"python -m service --model-store {tmp_path / 'store'}" in said.getvalue()
+
+
+def graphs_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_versions_count_up(finished_run: Path, tmp_path: Path) -> None:
+    quiet = Console(file=io.StringIO())
+    assert [export_run(finished_run, tmp_path, console=quiet).name for _ in range(2)] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"likelihood": "gaussian"},
+        {
+            "encoder": {"filters": (8, 8), "strides": (1, 2), "kernel": 3, "norm": True, "pool": "depthwise"},
+            "decoder": {"kind": "dense", "widths": (16,)},
+        },
+    ],
+    ids=["the paper's for colour", "residual and pooled"],
+)
+def test_every_architecture_exports(overrides: dict[str, object]) -> None:
+    spec = InputSpec(channels=3, height=32, width=32)
+    exported = export_graphs(EquiVAE(EquiVAEConfig(kind="equivae", **overrides), spec, 4), spec)
+    assert set(exported.parity) == set(TABLE)
+    assert exported.graphs["recombine"].outputs[0].shape == ("N", 3, 32, 32)
+
+
+def test_a_graph_that_differs_from_torch_leaves_nothing(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    correct = graphs._to_onnx
+
+    def skewed(graph: graphs.Graph, spec: InputSpec) -> bytes:
+        proto = onnx.load_from_string(correct(graph, spec))
+        bias = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("bias"))
+        values = onnx.numpy_helper.to_array(bias) + 0.1
+        bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+        return proto.SerializeToString()
+
+    monkeypatch.setattr(graphs, "_to_onnx", skewed)
+    with pytest.raises(ExportError, match="embed: embedding differs from torch at batch 1 by"):
+        export_run(finished_run, tmp_path / "store", console=Console(file=io.StringIO()))
+    assert not (tmp_path / "store").exists()
+
+
+def hand_made(operator: str, opset: int = 18, batch: int | str = "N") -> bytes:
+    """image [N,4] -> embedding [N,4] through one node."""
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 4]) for name in ("image", "embedding")]
+    node = helper.make_node(operator, ["image"], ["embedding"])
+    graph = helper.make_graph([node], "graph", tensors[:1], tensors[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (hand_made("RandomNormalLike"), "random nodes"),
+        (hand_made("Relu", opset=20), "operator sets"),
+        (hand_made("Relu", batch=3), "batch axis"),
+    ],
+)
+def test_graphs_that_may_not_be_served_are_refused(data: bytes, reason: str, finished_run: Path) -> None:
+    graph = graphs.Embed(load_run(finished_run).model)
+    graphs._check_graph("embed", hand_made("Relu"), graph)
+    with pytest.raises(ExportError, match=reason):
+        graphs._check_graph("embed", data, graph)
+
+
+def test_other_names_are_refused(finished_run: Path) -> None:
+    graph = graphs.Classify(load_run(finished_run).model)
+    with pytest.raises(ExportError, match="inputs and outputs"):
+        graphs._check_graph("classify", hand_made("Relu"), graph)
+
+
+def test_golden_pictures_are_digits_at_the_models_size() -> None:
+    pictures = digit_pictures(InputSpec(channels=3, height=28, width=28), 5)
+    assert pictures.shape == (5, 3, 28, 28)
+    assert 0 <= float(pictures.min()) < 0.1 and 0.9 < float(pictures.max()) <= 1
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="does not exist"):
+        export_run(tmp_path / "nothing", tmp_path / "store")

@@ -1,0 +1,94 @@
+"""A finished run -> a model folder, ready to be served."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from contract.manifest import OPSET, Manifest, ModelCard, verify, write_model_folder
+from training.errors import RunError
+from training.graphs import export_graphs
+from training.run import MODEL_FILE, LoadedRun, load_run
+
+__all__ = ["export_run"]
+
+
+def export_run(run: Path, store: Path, licence: str | None = None, console: Console | None = None) -> Path:
+    """Export a finished run as the next version of its model in `store`, and say how to serve it.
+
+    Nothing is written unless every graph passes. Figures of an evaluation of the same weights go into the manifest.
+
+    Args:
+        licence: of the weights. By default Apache-2.0 for the public data sets, "unspecified" for the user's own.
+
+    Raises:
+        training.graphs.ExportError: a graph is not fit to be served.
+        RunError: the run is not finished, or the store cannot be written.
+    """
+    loaded = load_run(run)
+    exported = export_graphs(loaded.model, loaded.input)
+    card = ModelCard(
+        name=loaded.config.name,
+        kind=loaded.config.model.kind,
+        input=loaded.input,
+        preprocessing=loaded.preprocessing,
+        labels=loaded.class_names,
+        graphs=exported.graphs,
+        opset=OPSET,
+        parity=exported.parity,
+        training=_training(loaded),
+        data=loaded.data,
+        metrics=_metrics(loaded),
+        licence=licence or ("unspecified" if loaded.config.data.source == "folder" else "Apache-2.0"),
+    )
+    try:
+        folder = write_model_folder(store, card, exported.contents)
+    except OSError as error:
+        raise RunError(f"{store} cannot be written: {error.strerror}") from error
+    _say(verify(folder), folder, store, console or Console())
+    return folder
+
+
+def _training(run: LoadedRun) -> dict[str, Any]:
+    """How the weights came about. Where the data lay is nobody's business."""
+    config = run.config.as_dict()
+    config["data"].pop("path", None)
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    return {
+        "recipe": run.config.recipe,
+        "seed": run.config.fit.seed,
+        "step": run.step,
+        "minutes": round(run.minutes, 2),
+        "parameters": parameters,
+        "config": config,
+    }
+
+
+def _metrics(run: LoadedRun) -> dict[str, Any]:
+    """The loop's own validation, and the figures of every evaluation of these weights."""
+    protocol = (
+        f"error (%) by distance to the training class means; reconstruction and kl in nats an image with v = mu; "
+        f"validation split of {run.data['name']}, {run.data['counts']['validation']} images, seed {run.config.fit.seed}"
+    )
+    metrics: dict[str, Any] = {"validation": {**run.metrics, "protocol": protocol}}
+    digest = hashlib.sha256((run.folder / MODEL_FILE).read_bytes()).hexdigest()
+    for path in sorted(run.folder.glob("evaluation-*.json")):
+        evaluation = json.loads(path.read_text(encoding="utf-8"))
+        if evaluation["model"]["sha256"] == digest:
+            metrics[path.stem] = {figure.pop("name"): figure for figure in evaluation["figures"]}
+    return metrics
+
+
+def _say(manifest: Manifest, folder: Path, store: Path, console: Console) -> None:
+    total = sum(file.size for file in manifest.files.values())
+    lines = [f"{folder}: {manifest.name} version {manifest.version}, {total / 2**20:.2f} MiB"]
+    for capability, graph in manifest.graphs.items():
+        size = manifest.files[graph.file].size / 2**10
+        worst = manifest.parity[capability]
+        lines.append(f"  {graph.file:<16} {size:8.0f} KiB   differs from torch by at most {worst:.1e}")
+    lines.append(f"serve it: python -m service --model-store {store}")
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,237 @@
+"""A model's ONNX graphs: one a capability, checked against torch, with golden cases.
+
+model --torch.onnx.export--> graph --read back--> opset, names, no random node, no external data
+                                   --ONNX Runtime at batch 1, 7 and 32--> parity with torch
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contract.manifest import GOLDEN_FILE, OPSET, Capability, GraphSpec, InputSpec, TensorSpec
+from training.errors import TrainingError
+from training.models.equivae import EquiVAE
+
+__all__ = ["ATOL", "RTOL", "ExportError", "Exported", "digit_pictures", "export_graphs"]
+
+ATOL, RTOL = 1e-4, 1e-3
+PARITY_BATCHES = (1, 7, 32)
+GOLDEN_CASES = 8
+# The values of these differ from run to run: a graph that holds one cannot be checked, and its answers repeat nothing.
+RANDOM_OPERATORS = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
+)
+
+
+class ExportError(TrainingError):
+    """A graph that must not be served; the message says which check failed."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a model folder is made of.
+
+    contents: file name -> bytes; parity: the largest absolute difference from torch, a capability.
+    """
+
+    graphs: dict[Capability, GraphSpec]
+    contents: dict[str, bytes]
+    parity: dict[Capability, float]
+
+
+class Graph(nn.Module):
+    """One capability of a model: named inputs to named outputs, as the model folder has them."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
+    outputs: ClassVar[tuple[str, ...]]
+    model: EquiVAE
+
+    def __init__(self, model: EquiVAE) -> None:
+        super().__init__()
+        self.model = model
+
+
+class Embed(Graph):
+    outputs = ("embedding",)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model.invariant(image)
+
+
+class Classify(Graph):
+    outputs = ("embedding", "distances", "probabilities", "novelty")
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return self.model.classify(image)
+
+
+class Recombine(Graph):
+    """`EquiVAE.recombine` with one pass of f_inv over both pictures.
+
+    Two passes would share their weights, and a weight used twice keeps its batch norm as a node of its own.
+    """
+
+    inputs = ("content", "style")
+    outputs = ("image",)
+
+    def forward(self, content: Tensor, style: Tensor) -> Tensor:
+        both = torch.stack([content, style], 1).reshape(-1, *content.shape[1:])
+        content_r, style_r = self.model.invariant(both).reshape(content.shape[0], 2, -1).unbind(1)
+        style_v, _ = self.model.covariant(style_r, style)
+        return self.model.decode(content_r, style_v)
+
+
+CAPABILITIES: dict[Capability, type[Graph]] = {"embed": Embed, "classify": Classify, "recombine": Recombine}
+
+
+def export_graphs(model: EquiVAE, spec: InputSpec) -> Exported:
+    """Export and check every capability of an EquiVAE model on the CPU, in evaluation mode.
+
+    Raises:
+        ExportError: a graph differs from torch, or is not what a model folder may hold.
+    """
+    model.cpu().eval()
+    pictures = digit_pictures(spec, 2 * max(PARITY_BATCHES))
+    graphs: dict[Capability, GraphSpec] = {}
+    contents: dict[str, bytes] = {}
+    parity: dict[Capability, float] = {}
+    golden: dict[str, Any] = {}  # Any: numpy's stub takes the names of **arrays for its own options
+    for capability, make in CAPABILITIES.items():
+        graph = make(model).eval()
+        data = _to_onnx(graph, spec)
+        _check_graph(capability, data, graph)
+        parity[capability] = _parity(capability, data, graph, pictures)
+        inputs, outputs = _run_torch(graph, pictures, GOLDEN_CASES)
+        golden |= {f"{capability}/in/{name}": value for name, value in inputs.items()}
+        golden |= {f"{capability}/out/{name}": value for name, value in outputs.items()}
+        file = f"{capability}.onnx"
+        contents[file] = data
+        graphs[capability] = GraphSpec(file=file, inputs=_specs(inputs), outputs=_specs(outputs))
+    archive = io.BytesIO()
+    np.savez(archive, **golden)
+    contents[GOLDEN_FILE] = archive.getvalue()
+    return Exported(graphs, contents, parity)
+
+
+def digit_pictures(spec: InputSpec, count: int) -> Tensor:
+    """Scikit-learn's first digits, resized to the model's input: float32 [count,C,H,W] in [0,1]."""
+    digits = torch.from_numpy(load_digits().images[:count]).float()[:, None] / 16
+    resized = F.interpolate(digits, (spec.height, spec.width), mode="bilinear", antialias=True).clamp(0, 1)
+    return resized.expand(-1, spec.channels, -1, -1).contiguous()
+
+
+def _to_onnx(graph: Graph, spec: InputSpec) -> bytes:
+    # A batch of 1 would be taken for a constant.
+    example = tuple(torch.rand(3, spec.channels, spec.height, spec.width) for _ in graph.inputs)
+    with _quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            graph,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamic_shapes=tuple({0: torch.export.Dim("N")} for _ in graph.inputs),
+            verbose=False,
+        )
+    assert program is not None  # None comes back only where a file name was given
+    return _stripped(program.model_proto).SerializeToString()
+
+
+def _stripped(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Without the exporter's notes: they hold stack traces with this machine's paths."""
+    graph = proto.graph
+    for entry in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        del entry.metadata_props[:]
+        entry.doc_string = ""
+    return proto
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hold back what the exporter says of its own internals: deprecations inside torch, torchvision's absence."""
+    logger = logging.getLogger("torch.onnx._internal.exporter")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=r"# The axis name: N will not be used")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_graph(capability: str, data: bytes, graph: Graph) -> None:
+    """The facts that a model folder promises of every graph, read from the file and not from the request for it."""
+    proto = onnx.load_from_string(data)
+    onnx.checker.check_model(proto)
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    if opsets != {"": OPSET}:
+        raise ExportError(f"{capability}: the exporter wrote operator sets {opsets}, asked for {OPSET}")
+    names = tuple(value.name for value in proto.graph.input), tuple(value.name for value in proto.graph.output)
+    if names != (graph.inputs, graph.outputs):
+        raise ExportError(f"{capability}: inputs and outputs are {names}, not {(graph.inputs, graph.outputs)}")
+    for value in (*proto.graph.input, *proto.graph.output):
+        if not value.type.tensor_type.shape.dim[0].dim_param:
+            raise ExportError(f"{capability}: the batch axis of {value.name} is fixed")
+    random = RANDOM_OPERATORS & {node.op_type for node in proto.graph.node}
+    if random:
+        raise ExportError(f"{capability}: random nodes {sorted(random)}")
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer):
+        raise ExportError(f"{capability}: weights lie outside the file")
+
+
+def _inputs(graph: Graph, pictures: Tensor, count: int) -> dict[str, Tensor]:
+    """`count` pictures for every input, content and style from different ones."""
+    return {name: pictures[index * count : (index + 1) * count] for index, name in enumerate(graph.inputs)}
+
+
+def _run_torch(graph: Graph, pictures: Tensor, count: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Named inputs and outputs as arrays."""
+    inputs = _inputs(graph, pictures, count)
+    with torch.no_grad():
+        result = graph(*inputs.values())
+    values = result if isinstance(result, tuple) else (result,)
+    outputs = {name: value.numpy() for name, value in zip(graph.outputs, values, strict=True)}
+    return {name: value.numpy() for name, value in inputs.items()}, outputs
+
+
+def _parity(capability: str, data: bytes, graph: Graph, pictures: Tensor) -> float:
+    """The largest absolute difference between ONNX Runtime and torch over the batch sizes."""
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for count in PARITY_BATCHES:
+        inputs, expected = _run_torch(graph, pictures, count)
+        got = dict(zip(graph.outputs, session.run(list(graph.outputs), inputs), strict=True))
+        for name, want in expected.items():
+            if got[name].shape != want.shape or not np.allclose(got[name], want, RTOL, ATOL):
+                raise ExportError(f"{capability}: {name} differs from torch at batch {count}{_gap(got[name], want)}")
+            worst = max(worst, float(np.abs(got[name] - want).max()))
+    return worst
+
+
+def _gap(got: np.ndarray, want: np.ndarray) -> str:
+    if got.shape != want.shape:
+        return f": shape {got.shape} for {want.shape}"
+    return f" by up to {np.abs(got - want).max():.2g}"
+
+
+def _specs(tensors: Mapping[str, np.ndarray]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name=name, shape=("N", *value.shape[1:])) for name, value in tensors.items())

@@ -1,0 +1,55 @@
+"""Novelty of a class that the model has never seen: one model a left-out class, by the run's own recipe."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from training.config import Config
+from training.errors import DataError
+from training.fit import train
+from training.measures import NOVEL, serve
+from training.run import LoadedRun, load_run
+from training.scores import auroc, percent
+
+__all__ = ["held_out_class"]
+
+
+def held_out_class(run: LoadedRun, name: str, split: str, console: Console | None = None) -> dict[str, float]:
+    """Train without the class (or take the model that an earlier call left in the run's folder) and measure.
+
+    Returns:
+        auroc of the served novelty, the class's images against those of the known classes of the split; caught (%), the
+        share of its images that are called novel; error (%) and false_alarms (%) of the model without it; n, the images
+        of the class.
+
+    Raises:
+        TrainingError: no such class, or the training fails.
+    """
+    splits = run.splits()
+    if name not in splits.class_names:
+        raise DataError(f"{splits.name}: no class {name!r}; there are {', '.join(splits.class_names)}")
+    label = splits.class_names.index(name)
+    config = _without(run.config, name, len(splits.class_names))
+    folder = run.folder / f"without-class-{label}"
+    train(config, folder, resume=folder.exists(), console=console)
+    model = load_run(folder).model
+    whole = splits.parts[split]
+    novel = whole.images[whole.labels == label]
+    known = whole.without((name,))
+    known_served, novel_scores = serve(model, known.images), serve(model, novel).novelty
+    return {
+        "auroc": auroc(known_served.novelty, novel_scores),
+        "caught": percent(novel_scores > NOVEL),
+        "error": percent(known_served.distances.argmin(1) != known.labels.numpy()),
+        "false_alarms": percent(known_served.novelty > NOVEL),
+        "n": len(novel),
+    }
+
+
+def _without(config: Config, name: str, classes: int) -> Config:
+    """The configuration for the other classes; a balanced batch keeps its images a class."""
+    data = config.data.model_copy(update={"exclude": (*config.data.exclude, name)})
+    fit = config.fit
+    if fit.order == "balanced":
+        fit = fit.model_copy(update={"batch": fit.batch // classes * (classes - 1)})
+    return config.model_copy(update={"data": data, "fit": fit})

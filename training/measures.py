@@ -1,0 +1,193 @@
+"""What is measured on a trained EquiVAE: each function takes the model and a split and returns plain numbers.
+
+The model is in evaluation mode and calibrated. Pictures go through it in chunks, on the device where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training import negatives
+from training.datasets import LabelledImages
+from training.models.equivae import EquiVAE, kl_per_dimension, squared_distances
+from training.probes import Judge, predict
+from training.scores import auroc, expected_calibration_error, percent
+
+__all__ = [
+    "NOVEL",
+    "Encoded",
+    "class_scores",
+    "elbo_predictions",
+    "elbo_terms",
+    "encode",
+    "hidden_mean_error",
+    "intended_prior_samples",
+    "intended_swaps",
+    "novelty",
+    "recombine_images",
+    "serve",
+]
+
+CHUNK = 500
+NOVEL = 0.99  # a score above this is called novel
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """r = f_inv(x) [N,D] and v = mu(r, x) [N,V], each image with its own r, as `recombine` serves it; on the CPU."""
+
+    r: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class Served:
+    """What `classify` answers: embedding [N,D], distances [N,K], probabilities [N,K], novelty [N]."""
+
+    embedding: np.ndarray
+    distances: np.ndarray
+    probabilities: np.ndarray
+    novelty: np.ndarray
+
+
+def _chunks(images: Tensor, model: EquiVAE) -> Iterator[Tensor]:
+    """[N,C,H,W], uint8 or in [0,1] -> float chunks in [0,1] on the model's device."""
+    for chunk in torch.split(images, CHUNK):
+        moved = chunk.to(model.prototypes.device)
+        yield moved.float() / 255 if moved.dtype == torch.uint8 else moved
+
+
+@torch.no_grad()
+def encode(model: EquiVAE, images: Tensor) -> Encoded:
+    r, v = [], []
+    for chunk in _chunks(images, model):
+        own = model.invariant(chunk)
+        r.append(own.cpu())
+        v.append(model.covariant(own, chunk)[0].cpu())
+    return Encoded(torch.cat(r), torch.cat(v))
+
+
+@torch.no_grad()
+def serve(model: EquiVAE, images: Tensor) -> Served:
+    parts = [[value.cpu().numpy() for value in model.classify(chunk)] for chunk in _chunks(images, model)]
+    return Served(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def class_scores(model: EquiVAE, data: LabelledImages) -> dict[str, float]:
+    """Error (%) by distance to the class means and the calibration of the served probabilities."""
+    served, labels = serve(model, data.images), data.labels.numpy()
+    own = served.probabilities[np.arange(len(labels)), labels]
+    return {
+        "error": percent(served.distances.argmin(1) != labels),
+        "ece": expected_calibration_error(served.probabilities, labels),
+        "nll": float(-np.log(np.maximum(own, 1e-12)).mean()),
+    }
+
+
+@torch.no_grad()
+def hidden_mean_error(model: EquiVAE, train: LabelledImages, data: LabelledImages) -> float:
+    """Error (%) where a class's r_y is the head on the class's mean hidden units, the other reading of Eq. 2."""
+    hidden = torch.cat([model.body(chunk) for chunk in _chunks(train.images, model)])
+    labels = train.labels.to(hidden.device)
+    means = torch.stack([hidden[labels == k].mean(0) for k in range(model.num_classes)])
+    prototypes = model.head(means)
+    distances = torch.cat(
+        [squared_distances(model.invariant(chunk), prototypes) for chunk in _chunks(data.images, model)]
+    )
+    return percent((distances.argmin(1).cpu() != data.labels).numpy())
+
+
+@torch.no_grad()
+def elbo_terms(model: EquiVAE, data: LabelledImages, seed: int) -> tuple[float, list[float]]:
+    """Mean reconstruction and mean KL of every dimension of v, in nats an image (Eq. 4).
+
+    r_y is the prototype of the true class; one draw of v for the reconstruction.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    nats, kl = 0.0, torch.zeros(model.config.v_dim)
+    for chunk, labels in zip(_chunks(data.images, model), torch.split(data.labels, CHUNK), strict=True):
+        r = model.prototypes[labels.to(chunk.device)]
+        mean, log_variance = model.covariant(r, chunk)
+        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+        v = mean + torch.exp(0.5 * log_variance) * noise
+        nats += float(model.reconstruction(chunk, r, v).sum())
+        kl += kl_per_dimension(mean, log_variance).sum(0).cpu()
+    return nats / len(data), (kl / len(data)).tolist()
+
+
+@torch.no_grad()
+def elbo_predictions(model: EquiVAE, data: LabelledImages, class_shares: Tensor, seed: int) -> np.ndarray:
+    """argmax_y of the ELBO [N]: every class tried as y, one draw of v with the same noise for all of them (Eq. 4)."""
+    generator = torch.Generator().manual_seed(seed)
+    predictions = []
+    for chunk in _chunks(data.images, model):
+        noise = torch.randn((len(chunk), model.config.v_dim), generator=generator).to(chunk.device)
+        scores = []
+        for prototype, share in zip(model.prototypes, class_shares.tolist(), strict=True):
+            r = prototype.expand(len(chunk), -1)
+            mean, log_variance = model.covariant(r, chunk)
+            v = mean + torch.exp(0.5 * log_variance) * noise
+            kl = kl_per_dimension(mean, log_variance).sum(1)
+            scores.append(np.log(share) - model.reconstruction(chunk, r, v) - kl)
+        predictions.append(torch.stack(scores, 1).argmax(1).cpu())
+    return torch.cat(predictions).numpy()
+
+
+# --- what the decoder makes, judged by an independent CNN ------------------------------------------------------------
+
+
+@torch.no_grad()
+def recombine_images(model: EquiVAE, r: Tensor, v: Tensor) -> Tensor:
+    """[N,D], [N,V] -> pictures [N,C,H,W] on the CPU."""
+    device = model.prototypes.device
+    pairs = zip(torch.split(r, CHUNK), torch.split(v, CHUNK), strict=True)
+    return torch.cat([model.decode(own_r.to(device), own_v.to(device)).cpu() for own_r, own_v in pairs])
+
+
+def intended_prior_samples(model: EquiVAE, class_means: Tensor, judge: Judge, count: int, seed: int) -> float:
+    """Share (%) of decode(r_y, v), v ~ N(0,I), that the judge takes for y; `count` in all, every class equally often.
+
+    class_means: r_y [K,D], by the paper those of the validation images (Fig. 4)
+    """
+    labels = torch.arange(count) % model.num_classes
+    v = torch.randn((count, model.config.v_dim), generator=torch.Generator().manual_seed(seed))
+    images = recombine_images(model, class_means.cpu()[labels], v)
+    return percent((predict(judge.network, images) == labels).numpy())
+
+
+def intended_swaps(model: EquiVAE, encoded: Encoded, labels: Tensor, judge: Judge, seed: int) -> float:
+    """Share (%) of decode(r(content), v(style)) that the judge takes for the content's class; every image is content
+    once and style once, of a random other image."""
+    count = len(labels)
+    shift = 1 + int(torch.randint(count - 1, (1,), generator=torch.Generator().manual_seed(seed)))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    style = torch.empty_like(order)
+    style[order] = order.roll(shift)
+    images = recombine_images(model, encoded.r, encoded.v[style])
+    return percent((predict(judge.network, images) == labels).numpy())
+
+
+# --- novelty ----------------------------------------------------------------------------------------------------------
+
+
+def novelty(model: EquiVAE, data: LabelledImages, count: int, seed: int) -> dict[str, dict[str, float]]:
+    """Served novelty of the data against `count` pictures of each kind that belongs to no class.
+
+    Returns:
+        "known": false_alarms (%); every kind: auroc, caught (%), the share that is called novel; "all": auroc against
+        photographs, textures and noise together.
+    """
+    known = serve(model, data.images).novelty
+    result = {"known": {"false_alarms": percent(known > NOVEL)}}
+    scores = {}
+    for kind in negatives.KINDS:
+        scores[kind] = serve(model, negatives.draw(kind, model.input, count, seed)).novelty
+        result[kind] = {"auroc": auroc(known, scores[kind]), "caught": percent(scores[kind] > NOVEL)}
+    together = np.concatenate([scores[kind] for kind in ("photographs", "textures", "noise")])
+    result["all"] = {"auroc": auroc(known, together), "caught": percent(together > NOVEL)}
+    return result
