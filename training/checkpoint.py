@@ -8,6 +8,7 @@ import errno
 import hashlib
 import io
 import os
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,11 @@ def find(folder: Path) -> Found:
         content = path.read_bytes()
         match = _NAME.match(path.name)
         if match and hashlib.sha256(content).hexdigest()[:16] == match[2]:
-            # Tensors and plain values only: a checkpoint from elsewhere cannot run code here.
-            return Found(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), tuple(damaged))
+            try:
+                # Tensors and plain values only: a checkpoint from elsewhere cannot run code here.
+                state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+                return Found(state, tuple(damaged))
+            except (pickle.UnpicklingError, RuntimeError, EOFError):
+                pass
         damaged.append(path.name)
     return Found(None, tuple(damaged))

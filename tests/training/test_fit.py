@@ -1,0 +1,431 @@
+"""The loop: what step t does, exact resumption after a kill, and clear errors with the last good checkpoint kept."""
+
+import hashlib
+import math
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from training import checkpoint, datasets
+from training.config import Config, load_config
+from training.datasets import LabelledImages
+from training.errors import ConfigError, DeviceError, RunError
+from training.fit import make_average, make_fabric, train
+from training.models.equivae import EquiVAE
+from training.plan import Plan
+from training.run import load_run, read_metrics
+
+MakeConfig = Callable[..., Config]
+ENCODED = (
+    "model.complements=encoded",
+    "model.augment=null",
+    "fit.order=shuffled",
+    "fit.batch=32",
+    "fit.ema=null",
+    "fit.schedule={kind: batch-doubling, after_epochs: [1]}",
+)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_run(folder).model.state_dict()
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def command(config: Path, folder: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "training", "train", str(config), "--run", str(folder), *options]
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the model's batch of `step` (from 0) end the process's patience, as Ctrl-C would."""
+    genuine = EquiVAE.batch
+    calls = iter(range(10**9))
+
+    def batch(self: EquiVAE, *arguments: Any) -> Any:
+        if next(calls) == step:
+            raise KeyboardInterrupt
+        return genuine(self, *arguments)
+
+    monkeypatch.setattr(EquiVAE, "batch", batch)
+
+
+@pytest.fixture
+def interrupted(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Config, Path]:
+    """A run of 40 steps that ended in step 17, with checkpoints of 7 and 14."""
+    config, folder = make_config(), tmp_path / "interrupted"
+    with monkeypatch.context() as patch:
+        interrupt_at(17, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, folder)
+    return config, folder
+
+
+# --- the plan -------------------------------------------------------------------------------------------------------
+
+
+def toy_data(sizes: Sequence[int]) -> LabelledImages:
+    labels = torch.cat([torch.full((size,), k) for k, size in enumerate(sizes)])
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    images = torch.zeros(len(labels), 1, 4, 4, dtype=torch.uint8)
+    return LabelledImages(images, labels, tuple("abcdefghij"[: len(sizes)]))
+
+
+def test_a_shuffled_epoch_takes_every_image_once_in_an_order_of_its_own(make_config: MakeConfig) -> None:
+    plan = Plan(make_config("fit.order=shuffled", "fit.batch=4").fit, toy_data([7, 9, 4]))
+    epochs = [torch.cat([plan.indices(5 * e + i) for i in range(5)]).tolist() for e in range(3)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_balanced_batches_hold_each_class_equally_and_no_image_twice(make_config: MakeConfig) -> None:
+    data = toy_data([9, 4, 30])
+    plan = Plan(make_config("fit.batch=12", "fit.steps=200").fit, data)
+    seen = torch.zeros(len(data), dtype=torch.int64)
+    for t in range(180):
+        indices = plan.indices(t)
+        assert len(set(indices.tolist())) == 12
+        assert torch.bincount(data.labels[indices]).tolist() == [4, 4, 4]
+        seen[indices] += 1
+    # 720 draws a class: every image as often as chance allows, though 9 and 30 do not divide by 4.
+    for members in data.by_class:
+        expected = 720 / len(members)
+        assert float((seen[members] - expected).abs().max()) < 0.35 * expected
+
+
+def test_step_t_is_a_function_of_seed_and_t(make_config: MakeConfig) -> None:
+    data = toy_data([40, 40])
+    for order in ("shuffled", "balanced"):
+        fit = make_config(f"fit.order={order}", "fit.batch=8").fit
+        forwards = [Plan(fit, data).indices(t).tolist() for t in range(30)]
+        one = Plan(fit, data)
+        assert [one.indices(t).tolist() for t in reversed(range(30))] == forwards[::-1]
+        other = Plan(fit.model_copy(update={"seed": 2}), data)
+        assert [other.indices(t).tolist() for t in range(30)] != forwards
+
+
+def test_the_batch_doubles_after_the_epochs_that_are_named(make_config: MakeConfig) -> None:
+    fit = make_config(
+        "fit.order=shuffled",
+        "fit.batch=4",
+        "fit.steps=null",
+        "fit.epochs=5",
+        "fit.schedule={kind: batch-doubling, after_epochs: [2, 3]}",
+    ).fit
+    plan = Plan(fit, toy_data([33]))  # 8 steps of 4, 4 of 8, 2 of 16
+    assert plan.total_steps == 2 * 8 + 4 + 2 * 2
+    steps = [plan.step(t) for t in range(plan.total_steps)]
+    assert [s.batch for s in steps] == [4] * 16 + [8] * 4 + [16] * 4
+    assert [s.epoch for s in steps] == [0] * 8 + [1] * 8 + [2] * 4 + [3] * 2 + [4] * 2
+    assert [len(plan.indices(t)) for t in (0, 16, 23)] == [4, 8, 16]
+    assert plan.epoch_at(18) == 2.5
+    assert [t for t in range(plan.total_steps) if plan.validates_after(t)] == [7, 15, 19, 21, 23]
+
+
+def test_the_rate_warms_up_and_falls_as_a_cosine(make_config: MakeConfig) -> None:
+    fit = make_config(
+        "fit.steps=100", "fit.schedule={kind: cosine, warmup: 0.1, final: 0.1}", "fit.optimiser={learning_rate: 2.0}"
+    ).fit
+    plan = Plan(fit, toy_data([20, 20]))
+    rates = [plan.rate(t) for t in range(101)]
+    assert rates[:10] == pytest.approx([2.0 * (t + 1) / 11 for t in range(10)])
+    assert rates[10] == 2.0 and rates[55] == pytest.approx(0.2 + 1.8 / 2) and rates[100] == pytest.approx(0.2)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["fit.batch=61", "fit.order=shuffled"], "batch of 61 images, but the training set has 60"),
+        (["fit.batch=31"], "divides by 3 classes"),
+        (["fit.batch=33"], "class 'b' has 10"),
+        (["fit.batch=33", "fit.order=shuffled", "fit.devices=2"], "does not divide among 2"),
+        (["fit.batch=9", "fit.devices=3", "fit.order=balanced"], None),
+        (["fit.batch=12", "fit.devices=3", "fit.order=balanced"], "3 classes x 3 device"),
+    ],
+)
+def test_batches_that_cannot_be_made_are_refused(
+    make_config: MakeConfig, overrides: list[str], words: str | None
+) -> None:
+    data = toy_data([25, 10, 25])
+    fit = make_config(*overrides).fit
+    if words is None:
+        assert len(Plan(fit, data).indices(0)) == fit.batch
+    else:
+        with pytest.raises(ConfigError, match=words):
+            Plan(fit, data)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_leaves_what_it_promises(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(
+        "fit.steps=300", "fit.validate_epochs=4", "fit.checkpoint_steps=100", "model.distance_weight=10"
+    )
+    outcome = train(config, tmp_path / "run", console=Console(quiet=True))
+    run = load_run(tmp_path / "run")
+    assert run.metrics == outcome.metrics and outcome.step == 300
+    assert outcome.metrics["error"] < 15
+    rows = read_metrics(tmp_path / "run")
+    losses = [row["loss"] for row in rows if row["split"] == "train"]
+    assert len(losses) == 60 and losses[-1] < 0.8 * losses[0]
+    # 1,222 images make 30 steps of 40 an epoch.
+    assert [row["step"] for row in rows if row["split"] == "validation"] == [120, 240, 300]
+    assert not run.model.training and not (tmp_path / "run" / "skipped.txt").exists()
+    splits = run.splits()
+    assert run.data == splits.summary() and run.preprocessing == splits.preprocessing
+    images = splits.validation.images.float() / 255
+    wrong = (run.model.classify(images)[1].argmin(1) != splits.validation.labels).float().mean()
+    assert 100 * float(wrong) == pytest.approx(outcome.metrics["error"])
+    assert len(list((tmp_path / "run").glob("checkpoint-*.pt"))) == 2
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_the_seed_decides_everything(make_config: MakeConfig, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(len(name) + seed)  # the state that another program left must not matter
+        train(make_config("fit.steps=10", f"fit.seed={seed}"), tmp_path / name)
+    assert_same_bits(tmp_path / "a", tmp_path / "b")
+    a, c = weights(tmp_path / "a"), weights(tmp_path / "c")
+    assert all(not torch.equal(a[name], c[name]) for name in a if name.endswith("weight"))
+
+
+def test_the_average_is_the_exponential_moving_one() -> None:
+    layer = torch.nn.BatchNorm1d(2)
+    average = make_average(layer, 0.6)
+    assert average is not None
+    expected = torch.zeros(2)
+    for n in range(8):
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor([n, n * n], dtype=torch.float32))
+            layer.running_mean.fill_(n)  # type: ignore[union-attr]
+        average.update_parameters(layer)
+        decay = min(0.6, (1 + n) / (10 + n)) if n else 0.0
+        expected = decay * expected + (1 - decay) * layer.weight.detach()
+    assert torch.allclose(average.module.weight, expected)  # type: ignore[arg-type]
+    assert torch.allclose(average.module.running_mean, expected[0])  # type: ignore[arg-type]
+    assert make_average(layer, None) is None
+
+
+def script_errors(errors: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    remaining = iter(errors)
+    monkeypatch.setattr(EquiVAE, "validate", lambda *_: {"error": next(remaining, 0.0)})
+
+
+def test_patience_ends_a_run_and_the_best_weights_are_kept(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = ("fit.schedule={kind: constant}", "fit.validate_epochs=0.1")  # every 3 steps
+    train(make_config("fit.steps=6", *same), tmp_path / "six")
+    script_errors([5, 3, 4, 3], monkeypatch)
+    outcome = train(make_config("fit.patience=2", "fit.keep=best", *same), tmp_path / "best")
+    assert outcome.step == 6
+    assert max(row["step"] for row in read_metrics(tmp_path / "best")) == 12
+    assert_same_bits(tmp_path / "six", tmp_path / "best")
+
+
+def test_the_last_weights_are_kept_unless_the_best_are_asked_for(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_errors([1, 2, 3, 4, 5], monkeypatch)
+    assert train(make_config("fit.steps=9", "fit.validate_epochs=0.1"), tmp_path / "run").step == 9
+
+
+def test_a_metric_that_does_not_exist_is_named(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no metric 'accuracy', but error"):
+        train(make_config("fit.steps=2", "fit.select=accuracy"), tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"not finite any more at step \d+: lower fit.optimiser.learning_rate"):
+        train(make_config("fit.optimiser.learning_rate=1e30", "fit.clip=null"), tmp_path / "run")
+    assert not (tmp_path / "run" / "model.pt").exists()
+    found = checkpoint.find(tmp_path / "run").state
+    assert found is None or all(v.isfinite().all() for v in found["model"].values())
+
+
+def test_mixed_precision_and_channels_last_train(make_config: MakeConfig, tmp_path: Path) -> None:
+    overrides = ("fit.precision=bf16-mixed", "fit.channels_last=true", "fit.steps=10")
+    outcome = train(make_config(*overrides), tmp_path / "run")
+    assert math.isfinite(outcome.metrics["elbo"])
+    assert all(v.dtype != torch.bfloat16 for v in weights(tmp_path / "run").values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_absent_is_named(make_config: MakeConfig) -> None:
+    with pytest.raises(DeviceError, match="no CUDA device"):
+        make_fabric(make_config("fit.accelerator=cuda").fit)
+    assert make_fabric(make_config("fit.accelerator=auto").fit).device.type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_trains(make_config: MakeConfig, tmp_path: Path) -> None:
+    outcome = train(
+        make_config("fit.accelerator=cuda", "fit.precision=bf16-mixed", "model.distance_weight=10", "fit.steps=300"),
+        tmp_path / "run",
+    )
+    assert outcome.metrics["error"] < 15
+
+
+def test_two_processes_share_the_batch(make_config: MakeConfig, tmp_path: Path, small: dict[str, Any]) -> None:
+    small["fit"].update(devices=2, steps=20)
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(small))
+    done = subprocess.run(command(path, tmp_path / "two"), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    run = load_run(tmp_path / "two")
+    assert run.step == 20 and run.config.fit.devices == 2
+    alone = train(load_config(path, ["fit.devices=1"]), tmp_path / "one")
+    assert run.metrics["reconstruction"] == pytest.approx(alone.metrics["reconstruction"], rel=0.1)
+
+
+# --- interruption ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overrides", [("fit.channels_last=true",), ENCODED], ids=["balanced", "paper"])
+def test_a_killed_run_goes_on_bit_for_bit(make_config: MakeConfig, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    steps = "fit.steps=160"
+    config = make_config(steps, *overrides)
+    path = tmp_path / "config.yaml"
+    options = [word for override in (steps, *overrides) for word in ("--set", override)]
+    process = subprocess.Popen(command(path, tmp_path / "killed", *options), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    # Step 42 lies within an epoch: 30 steps of 40 images, or 38 of 32 and then 19 of 64.
+    while not list((tmp_path / "killed").glob("checkpoint-000000042-*.pt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model.pt").exists()
+    train(config, tmp_path / "killed", resume=True)
+    train(config, tmp_path / "whole")
+    assert_same_bits(tmp_path / "killed", tmp_path / "whole")
+    assert load_run(tmp_path / "killed").metrics == load_run(tmp_path / "whole").metrics
+    assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_trained_again(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config("fit.steps=10")
+    first = train(config, tmp_path / "run")
+    content = (tmp_path / "run" / "model.pt").read_bytes()
+    assert train(config, tmp_path / "run", resume=True) == first
+    assert (tmp_path / "run" / "model.pt").read_bytes() == content
+
+
+def test_a_folder_in_use_is_not_overwritten(make_config: MakeConfig, tmp_path: Path) -> None:
+    config, run = make_config("fit.steps=5"), tmp_path / "run"
+    train(config, run)
+    with pytest.raises(RunError, match="holds a run already"):
+        train(config, run)
+    with pytest.raises(RunError, match=r"another configuration \(fit.ema, fit.seed differ\)"):
+        train(make_config("fit.steps=5", "fit.ema=0.5", "fit.seed=3"), run, resume=True)
+    train(make_config("fit.steps=5", "fit.seed=3"), run, restart=True)
+    assert load_run(run).config.fit.seed == 3
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious.txt").touch()
+    for restart in (False, True):
+        with pytest.raises(RunError, match="not a run folder"):
+            train(config, tmp_path / "other", restart=restart)
+    assert (tmp_path / "other" / "precious.txt").exists()
+    with pytest.raises(RunError, match="cannot be used as a run folder"):
+        train(config, tmp_path / "other" / "precious.txt" / "run")
+
+
+def test_changed_data_is_not_resumed(interrupted: tuple[Config, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    config, folder = interrupted
+    genuine = datasets.load(config.data)
+    changed = genuine.train.images.clone()
+    changed[0, 0, 0, 0] += 1
+    genuine.train.images.copy_(changed)
+    monkeypatch.setattr(datasets, "load", lambda _: genuine)
+    with pytest.raises(RunError, match="data set has changed"):
+        train(config, folder, resume=True)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    interrupted: tuple[Config, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = interrupted
+    older, newer = sorted(folder.glob("checkpoint-*.pt"))
+    content = bytearray(newer.read_bytes())
+    content[len(content) // 2] ^= 1
+    newer.write_bytes(content)
+    train(config, folder, resume=True)
+    said = capsys.readouterr().err
+    assert f"damaged, passed over: {newer.name}" in said and "resumed at step 7" in said
+    train(config, tmp_path / "whole")
+    assert_same_bits(folder, tmp_path / "whole")
+
+
+def test_without_any_good_checkpoint_nothing_is_guessed(interrupted: tuple[Config, Path]) -> None:
+    config, folder = interrupted
+    for path in folder.glob("checkpoint-*.pt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(RunError, match="no checkpoint is undamaged"):
+        train(config, folder, resume=True)
+    assert len(list(folder.glob("checkpoint-*.pt"))) == 2
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(interrupted: tuple[Config, Path], tmp_path: Path) -> None:
+    config, folder = interrupted
+    before = sorted(path.name for path in folder.glob("checkpoint-*.pt"))
+    size = (folder / before[-1]).stat().st_size
+    done = subprocess.run(
+        command(folder / "config.yaml", folder, "--resume"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
+    )
+    assert done.returncode == 1
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "the disk is full" in error and before[-1] in error and "--resume" in error
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in folder.glob("checkpoint-*.pt")) == before
+    assert [name for name in os.listdir(folder) if name.endswith(".tmp")] == []
+    train(config, folder, resume=True)
+    train(config, tmp_path / "whole")
+    assert_same_bits(folder, tmp_path / "whole")
+
+
+def test_a_checkpoint_cannot_run_code(interrupted: tuple[Config, Path]) -> None:
+    config, folder = interrupted
+    for path in folder.glob("checkpoint-*.pt"):
+        path.unlink()
+    content = pickle.dumps({"model": print}, protocol=2)
+    (folder / f"checkpoint-{99:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt").write_bytes(content)
+    with pytest.raises(RunError, match="no checkpoint is undamaged"):
+        train(config, folder, resume=True)
+
+
+# --- reading a run --------------------------------------------------------------------------------------------------
+
+
+def test_runs_that_cannot_be_read_say_why(interrupted: tuple[Config, Path], tmp_path: Path) -> None:
+    _, folder = interrupted
+    with pytest.raises(RunError, match="does not exist"):
+        load_run(tmp_path / "none")
+    with pytest.raises(RunError, match="finish it: python -m training train"):
+        load_run(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="not a run"):
+        load_run(tmp_path / "empty")
+    (folder / "model.pt").write_bytes(b"PK nonsense")
+    with pytest.raises(RunError, match=r"model.pt is damaged"):
+        load_run(folder)
