@@ -128,12 +128,12 @@ def elbo_predictions(model: EquiVAE, data: LabelledImages, class_shares: Tensor,
     for chunk in _chunks(data.images, model):
         noise = torch.randn((len(chunk), model.config.v_dim), generator=generator).to(chunk.device)
         scores = []
-        for prototype, share in zip(model.prototypes, class_shares.tolist(), strict=True):
+        for prototype, prior in zip(model.prototypes, torch.log(class_shares).tolist(), strict=True):
             r = prototype.expand(len(chunk), -1)
             mean, log_variance = model.covariant(r, chunk)
             v = mean + torch.exp(0.5 * log_variance) * noise
             kl = kl_per_dimension(mean, log_variance).sum(1)
-            scores.append(np.log(share) - model.reconstruction(chunk, r, v) - kl)
+            scores.append(prior - model.reconstruction(chunk, r, v) - kl)
         predictions.append(torch.stack(scores, 1).argmax(1).cpu())
     return torch.cat(predictions).numpy()
 

@@ -1,0 +1,239 @@
+"""The evaluation of a small finished run, and each measure against a naive re-implementation."""
+
+import dataclasses
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from training import evaluate as module
+from training import measures, probes
+from training.datasets import Splits
+from training.errors import DataError, RunError
+from training.evaluate import Options, Report, evaluate
+from training.held_out import held_out_class
+from training.models.equivae import EquiVAE
+from training.run import LoadedRun, load_run
+
+QUICK = Options(samples=40, benchmark_epochs=1)
+
+
+@pytest.fixture(scope="module")
+def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(finished_run, copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> EquiVAE:
+    return load_run(run).model
+
+
+@pytest.fixture(scope="module")
+def splits(run: Path) -> Splits:
+    return load_run(run).splits()
+
+
+@pytest.fixture(scope="module")
+def reported(run: Path) -> tuple[Report, str]:
+    """The report and what was printed; pages and the judge are made small."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PAGE_IMAGES", {"page": 10, "photograph": 2})
+        patch.setattr(probes.independent_cnn, "__defaults__", (0, 100))
+        report = evaluate(run, options=QUICK, console=Console(file=said, width=200))
+    return report, said.getvalue()
+
+
+def test_every_figure_has_its_split_seed_and_count(reported: tuple[Report, str], splits: Splits) -> None:
+    report, said = reported
+    names = [figure.name for figure in report.figures]
+    assert len(set(names)) == len(names)
+    assert {
+        "error_distance",
+        "error_neural_head",
+        "error_benchmark_cnn",
+        "error_elbo",
+        "reconstruction",
+        "kl",
+        "active_dimensions",
+        "probe_accuracy_v",
+        "probe_accuracy_r",
+        "intended_prior_samples",
+        "intended_swaps",
+        "judge_error",
+        "novelty_auroc",
+        "false_alarms",
+        "ece",
+        "error_page",
+        "error_photograph",
+    } <= set(names)
+    for figure in report.figures:
+        assert figure.split == "validation" and figure.n > 0 and figure.how and np.isfinite(figure.value)
+        assert figure.name in said
+    assert next(figure.n for figure in report.figures if figure.name == "ece") == len(splits.validation)
+
+
+def test_json_says_the_same_as_the_report(reported: tuple[Report, str], run: Path) -> None:
+    report, _ = reported
+    stored = json.loads((run / "evaluation-validation.json").read_text())
+    assert stored == report.as_dict()
+    assert len(stored["details"]["kl_per_dimension"]) == 3
+    assert sum(stored["details"]["kl_per_dimension"]) == pytest.approx(report.value("kl"))
+    assert stored["model"]["parameters"] > 0 and stored["model"]["data"]["digest"]
+
+
+def test_error_is_the_loops_own(reported: tuple[Report, str], run: Path) -> None:
+    assert reported[0].value("error_distance") == pytest.approx(load_run(run).metrics["error"])
+
+
+def test_curves_hold_the_terms_apart(reported: tuple[Report, str]) -> None:
+    curves = reported[0].details["curves"]
+    assert curves["train"]["step"][-1] == curves["validation"]["step"][-1] == 150
+    for curve in curves.values():
+        assert max(curve["reconstruction"]) < 0 and max(curve["minus_kl"]) <= 0
+    # Training made the pictures likelier.
+    assert curves["train"]["reconstruction"][-1] > curves["train"]["reconstruction"][0]
+
+
+def test_test_split_is_read_only_when_asked_for(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("elbo", "generation", "probes", "novelty", "pages", "benchmark"):
+        monkeypatch.setattr(module._Evaluation, name, lambda self: None)
+    target = tmp_path / "deep" / "report.json"
+    report = evaluate(run, target, Options(split="test"), Console(file=io.StringIO()))
+    assert {figure.split for figure in report.figures} == {"test"}
+    assert json.loads(target.read_text())["figures"][0]["n"] == len(load_run(run).splits().test.labels)
+    assert not (run / "evaluation-test.json").exists()
+
+
+def test_missing_split_and_missing_run_are_explained(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunError, match="does not exist"):
+        evaluate(tmp_path / "nothing")
+    without_test = dataclasses.replace(load_run(run).splits(), test=None)
+    monkeypatch.setattr(LoadedRun, "splits", lambda self: without_test)
+    with pytest.raises(DataError, match="no test split"):
+        evaluate(run, options=Options(split="test"))
+
+
+# --- measures against the naive way ---
+
+
+def test_elbo_terms_by_hand(model: EquiVAE, splits: Splits) -> None:
+    part = splits.validation.subset(torch.arange(7))
+    reconstruction, kl = measures.elbo_terms(model, part, seed=5)
+    images = part.images.float() / 255
+    noise = torch.randn((7, 3), generator=torch.Generator().manual_seed(5))
+    nats, divergence = 0.0, torch.zeros(3)
+    with torch.no_grad():
+        for index, label in enumerate(part.labels):
+            r, image = model.prototypes[label][None], images[index][None]
+            mean, log_variance = model.covariant(r, image)
+            posterior = torch.distributions.Normal(mean, torch.exp(log_variance / 2))
+            prior = torch.distributions.Normal(torch.zeros(3), torch.ones(3))
+            divergence += torch.distributions.kl_divergence(posterior, prior)[0]
+            pixels = model.decode(r, mean + posterior.scale * noise[index])
+            nats += float(torch.nn.functional.binary_cross_entropy(pixels, image, reduction="sum"))
+    assert reconstruction == pytest.approx(nats / 7, rel=1e-4)
+    assert kl == pytest.approx((divergence / 7).tolist(), rel=1e-4)
+
+
+def test_elbo_classifier_takes_the_class_of_the_highest_bound(model: EquiVAE, splits: Splits) -> None:
+    part = splits.validation.subset(torch.arange(5))
+    shares = torch.full((10,), 0.1)
+    chosen = measures.elbo_predictions(model, part, shares, seed=2)
+    noise = torch.randn((5, 3), generator=torch.Generator().manual_seed(2))
+    bounds = torch.empty(5, 10)
+    with torch.no_grad():
+        for label in range(10):
+            r, images = model.prototypes[label].repeat(5, 1), part.images.float() / 255
+            mean, log_variance = model.covariant(r, images)
+            kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1)
+            bounds[:, label] = -model.reconstruction(images, r, mean + (log_variance / 2).exp() * noise) - kl
+    assert chosen.tolist() == bounds.argmax(1).tolist()
+    # A class that never occurs is never chosen.
+    shares[int(chosen[0])] = 0.0
+    assert measures.elbo_predictions(model, part, shares, seed=2)[0] != chosen[0]
+
+
+class Bright(torch.nn.Module):
+    """Logits [N,10] that name the class by the brightness of the picture: 0.05 is class 0, 0.95 class 9."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        levels = (torch.arange(10) + 0.5) / 10
+        return -(images.mean((1, 2, 3))[:, None] - levels).abs() + self.anchor
+
+
+class Painter:
+    """Stands in for a model: r [N,1] is the brightness of the picture, v is ignored or decides, as told."""
+
+    num_classes = 10
+    prototypes = torch.zeros(10, 1)
+
+    def __init__(self, of: str) -> None:
+        self.of = of
+        self.config = type("Config", (), {"v_dim": 1})
+
+    def decode(self, r: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return (r if self.of == "r" else v).reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+
+
+def test_intended_share_tells_class_in_r_from_class_in_v() -> None:
+    judge = probes.Judge(Bright(), 0.0)
+    labels = torch.arange(200) % 10
+    level = ((labels + 0.5) / 10)[:, None]
+    encoded = measures.Encoded(level, level)
+    assert measures.intended_swaps(Painter("r"), encoded, labels, judge, seed=0) == 100
+    assert measures.intended_swaps(Painter("v"), encoded, labels, judge, seed=0) < 25
+    means = ((torch.arange(10) + 0.5) / 10)[:, None]
+    assert measures.intended_prior_samples(Painter("r"), means, judge, 50, seed=0) == 100
+    assert measures.intended_prior_samples(Painter("v"), means, judge, 50, seed=0) < 40
+
+
+def test_swaps_never_pair_an_image_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = measures.Encoded(torch.arange(9.0)[:, None], torch.arange(9.0)[:, None])
+    pairs = []
+    monkeypatch.setattr(
+        measures, "recombine_images", lambda model, r, v: pairs.append((r, v)) or torch.zeros(len(r), 1, 8, 8)
+    )
+    for seed in range(5):
+        measures.intended_swaps(Painter("r"), encoded, torch.zeros(9).long(), probes.Judge(Bright(), 0.0), seed)
+    for r, v in pairs:
+        assert not bool((r == v).any()) and sorted(v.flatten().tolist()) == list(range(9))
+
+
+def test_novelty_table_against_scores_by_hand(model: EquiVAE, splits: Splits) -> None:
+    found = measures.novelty(model, splits.validation, 30, seed=0)
+    known = measures.serve(model, splits.validation.images).novelty
+    assert found["known"]["false_alarms"] == pytest.approx(100 * np.mean(known > 0.99))
+    noise = measures.serve(model, measures.negatives.draw("noise", model.input, 30, 0)).novelty
+    wins = (noise[:, None] > known).mean() + 0.5 * (noise[:, None] == known).mean()
+    assert found["noise"]["auroc"] == pytest.approx(wins)
+    assert set(found) == {"known", "all", *measures.negatives.KINDS}
+
+
+def test_held_out_class_trains_without_it_and_keeps_the_model(run: Path) -> None:
+    loaded = load_run(run)
+    quiet = Console(file=io.StringIO())
+    result = held_out_class(loaded, "4", "validation", quiet)
+    inner = load_run(run / "without-class-4")
+    assert inner.class_names == ("0", "1", "2", "3", "5", "6", "7", "8", "9")
+    assert inner.config.fit.batch == 36
+    assert result["n"] == int((loaded.splits().validation.labels == 4).sum())
+    assert 0 <= result["auroc"] <= 1
+    stamp = (run / "without-class-4" / "model.pt").stat().st_mtime_ns
+    assert held_out_class(loaded, "4", "validation", quiet) == result
+    assert (run / "without-class-4" / "model.pt").stat().st_mtime_ns == stamp
+    with pytest.raises(DataError, match="no class 'x'"):
+        held_out_class(loaded, "x", "validation", quiet)
