@@ -52,6 +52,7 @@ def _serve(settings: Settings, runtime: str) -> int:
         lifespan="on",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here depends on the client's address
         log_config=None,
         timeout_keep_alive=settings.keep_alive_seconds,
     )

@@ -14,25 +14,34 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from service import schemas
 from service.batching import Batcher
 from service.budget import Budget
 from service.cpus import usable_cpus
 from service.engine import Engine, EngineOptions
-from service.errors import InvalidRequest, MethodNotAllowed, NotFound, problem_types
+from service.errors import (
+    PROBLEM_MEDIA_TYPE,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    Problem,
+    problem_types,
+)
 from service.images import limits_of
 from service.inference import Inference
-from service.middleware import BodyLimits, RequestEdge
+from service.middleware import CALL, BodyLimits, RequestEdge, unexpected
 from service.model_store import CAPABILITIES, LoadedModel, ModelStore, Refusal
 from service.observability import Metrics, say
 from service.routes import classify, embed, health, metrics, models, recombine
+from service.routes.direct import DirectPaths
 from service.settings import Settings
 
 _NICE = 10  # how far the pool's threads stand back behind the event loop
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> ASGIApp:
     """An app that loads its models when it starts; nothing is shared between two apps."""
     budget = Budget(settings.queue_images, settings.queue_bytes)
     observed = Metrics(budget)
@@ -51,6 +60,12 @@ def create_app(settings: Settings) -> FastAPI:
         pool.shutdown()
         device.shutdown()
 
+    async def refused(request: Request, error: Exception) -> Response:
+        return _problem_response(_as_problem(request.scope["path"], error), request, observed)
+
+    async def failed(request: Request, error: Exception) -> Response:
+        return _problem_response(unexpected(), request, observed)
+
     app = FastAPI(
         title="Equipoise",
         version=_version(),
@@ -58,19 +73,16 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
-        exception_handlers={HTTPException: _raise_as_problem},
+        exception_handlers={HTTPException: refused, Exception: failed},
     )
-    app.add_middleware(BodyLimits, max_bytes=settings.max_body_bytes, timeout_seconds=settings.body_timeout_seconds)
-    app.add_middleware(RequestEdge, metrics=observed)
     for route in (classify, embed, recombine):
         route.add(app.router, inference)
     models.add(app.router, store)
     health.add(app.router, store)
     metrics.add(app.router, observed)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    # The documentation's own routes were added first; the busiest ones are looked up first.
-    app.router.routes.sort(key=lambda route: getattr(route, "path", "") not in ("/classify", "/embed", "/recombine"))
-    return app
+    limited = BodyLimits(DirectPaths(app), settings.max_body_bytes, settings.body_timeout_seconds)
+    return RequestEdge(limited, observed)
 
 
 def create_store(settings: Settings, observed: Metrics, device: ThreadPoolExecutor) -> ModelStore:
@@ -118,16 +130,21 @@ def load_and_log(store: ModelStore, observed: Metrics) -> None:
         say(logging.ERROR, "not ready", reason=reason)
 
 
-async def _raise_as_problem(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals as problems of the table; the edge answers them."""
+def _as_problem(path: str, error: Exception) -> Problem:
+    """Starlette's own refusals as problems of the table."""
     assert isinstance(error, HTTPException)
-    path = request.scope["path"]
     if error.status_code == 404:
-        raise NotFound(f"{path[:200]!r} is not known; /docs lists what is")
+        return NotFound(f"{path[:200]!r} is not known; /docs lists what is")
     if error.status_code == 405:
         allowed = dict(error.headers or {})
-        raise MethodNotAllowed(f"{path} takes {allowed.get('Allow', 'other methods')}", headers=allowed)
-    raise InvalidRequest(str(error.detail))
+        return MethodNotAllowed(f"{path} takes {allowed.get('Allow', 'other methods')}", headers=allowed)
+    return InvalidRequest(str(error.detail))
+
+
+def _problem_response(problem: Problem, request: Request, observed: Metrics) -> Response:
+    observed.problem(problem.slug)
+    body = problem.body(request.scope[CALL].request_id)
+    return Response(body, problem.status, problem.headers, PROBLEM_MEDIA_TYPE)
 
 
 def _version() -> str:

@@ -48,7 +48,7 @@ _PROBLEMS: dict[type[PictureError], type[Problem]] = {
     PictureTooSmallError: ImageTooSmall,
 }
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
-    "PNG": {"compress_level": 6},
+    "PNG": {},
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
 }
@@ -109,15 +109,8 @@ def to_input(encoded: EncodedPicture, manifest: Manifest, options: Options) -> M
 def write_picture(image: npt.NDArray[np.float32], media_type: str = "image/png") -> bytes:
     """A model's picture float32 [C,H,W], C 1 or 3, values in [0,1] (clipped), as a file; PNG and WebP are lossless."""
     pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    return write_pixels(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)), media_type)
-
-
-def write_pixels(pixels: npt.NDArray[np.uint8], media_type: str = "image/png") -> bytes:
-    """uint8 [H,W], [H,W,3] or [H,W,4] as a file; JPEG has no alpha and drops it."""
+    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     name = PICTURE_TYPES[media_type]
-    picture = Image.fromarray(pixels)
-    if name == "JPEG" and picture.mode == "RGBA":
-        picture = picture.convert("RGB")
     file = BytesIO()
     picture.save(file, name, **_SAVE_OPTIONS[name])
     return file.getvalue()

@@ -89,11 +89,8 @@ class RequestEdge:
             call.status = 499  # nobody hears it: the metrics alone
         except Exception as error:
             say(logging.ERROR, "request failed", error, request_id=request_id, path=scope["path"])
-            if call.status:
-                raise  # the answer has begun: the server can only cut the connection
-            await self._answer(
-                InternalError("an unexpected error, logged by its request id"), call, receive, send_marked
-            )
+            if not call.status:  # where the answer has begun, the server can only cut the connection
+                await self._answer(unexpected(), call, receive, send_marked)
         finally:
             self._metrics.in_flight.dec()
             self._metrics.request(call.endpoint, call.status, time.perf_counter() - call.start)
@@ -115,6 +112,10 @@ class RequestEdge:
             if isinstance(problem, BodyTooLarge):
                 await _linger(receive)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def unexpected() -> InternalError:
+    return InternalError("an unexpected error, logged under the request's id")
 
 
 async def _linger(receive: Receive) -> None:

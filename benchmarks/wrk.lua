@@ -1,0 +1,13 @@
+-- POST one picture (environment variable PICTURE) again and again; one line of JSON at the end.
+local file = assert(io.open(os.getenv("PICTURE"), "rb"))
+wrk.method = "POST"
+wrk.body = file:read("*a")
+wrk.headers["Content-Type"] = "image/png"
+
+function done(summary, latency, requests)
+  local errors = summary.errors
+  print(string.format(
+    '{"requests": %d, "seconds": %.6f, "p50_ms": %.4f, "p99_ms": %.4f, "not_2xx": %d, "broken": %d}',
+    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+    errors.status, errors.connect + errors.read + errors.write + errors.timeout))
+end
