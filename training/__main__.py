@@ -1,16 +1,15 @@
 """python -m training: train, seeds, evaluate, figures, export."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from training.errors import ConfigError, DataError, DeviceError, TrainingError
+from training.errors import ConfigError, DataError, DeviceError, RunError, RunFailed, TrainingError
 
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -55,7 +54,8 @@ def explained() -> Iterator[None]:
         yield
     except TrainingError as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(WRONG_INPUT if isinstance(error, ConfigError | DataError | DeviceError) else FAILED) from error
+        wrong_input = isinstance(error, ConfigError | DataError | DeviceError | RunError)
+        raise typer.Exit(WRONG_INPUT if wrong_input and not isinstance(error, RunFailed) else FAILED) from error
     except KeyboardInterrupt:
         typer.echo("interrupted: go on with --resume", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -117,7 +117,7 @@ def seeds(
     output: Annotated[
         Path, typer.Option("--output", help="Results, one JSON line a finished seed; appended to.", metavar="FILE")
     ],
-    others: Annotated[list[int] | None, typer.Argument(min=0, hidden=True, metavar="")] = None,
+    others: Annotated[list[int] | None, typer.Argument(min=0, hidden=True, metavar="SEED")] = None,
     runs: Runs = DEFAULT_RUNS,
     test: Annotated[
         bool, typer.Option("--test", help="Measure on the test set too. Only when every choice is made.")
@@ -138,21 +138,43 @@ def seeds(
             typer.echo(f"seed {row['seed']}: {part} error {row[part]['error']:.2f} %, {row['minutes']:.1f} min")
 
 
-@app.command(epilog="Example: `python -m training evaluate runs/equivae-digits-1`")
+@app.command(epilog="Example: `python -m training evaluate runs/equivae-digits-1 --split test`")
 def evaluate(
     run: RunFolder,
+    split: Annotated[
+        Literal["validation", "test"],
+        typer.Option("--split", help="Part of the data set to measure on; test only when every choice is made."),
+    ] = "validation",
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="JSON file of the figures. Default: evaluation.json in the run.", metavar="FILE"),
+        typer.Option(
+            "--output", help="JSON file of the figures. Default: evaluation-SPLIT.json in the run.", metavar="FILE"
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Seed of the classifiers trained here and of the samples drawn.")
+    ] = 0,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Samples from the prior, and negatives of each kind, images.")
+    ] = 1000,
+    benchmark_epochs: Annotated[
+        int, typer.Option("--benchmark-epochs", min=0, help="Epochs of the paper's benchmark CNN; 0 leaves it out.")
+    ] = 20,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--held-out", help="Train a model without this class for novelty; may be repeated.", metavar="CLASS"
+        ),
     ] = None,
     data: Data = None,
 ) -> None:
-    """Measure a finished run, on its test set too, and write the figures as JSON."""
+    """Measure a finished run, print the table and write it as JSON."""
     with explained():
+        from training.evaluate import Options
         from training.evaluate import evaluate as measure
 
         use_data_folder(data)
-        typer.echo(json.dumps(measure(run, output or run / "evaluation.json"), indent=2))
+        measure(run, output, Options(split, seed, samples, benchmark_epochs, tuple(held_out or ())))
 
 
 @app.command(epilog="Example: `python -m training figures runs/equivae-digits-1`. Needs the extra `figures`.")
@@ -181,17 +203,18 @@ def export(
         Path,
         typer.Option("--to", envvar="EQUIPOISE_MODEL_STORE", help="Model store; a new version is made.", metavar="DIR"),
     ] = Path("model_store"),
-    data: Data = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--licence", help="Licence of the weights. Default: Apache-2.0, for a data folder of your own unspecified."
+        ),
+    ] = None,
 ) -> None:
     """Write a finished run as a model folder: ONNX graphs, manifest, golden cases."""
     with explained():
         from training.export import export_run
 
-        use_data_folder(data)
-        folder = export_run(run, store)
-        files = "  ".join(f"{path.name} {path.stat().st_size:,} bytes" for path in sorted(folder.iterdir()))
-        typer.echo(f"{folder}: {files}")
-        typer.echo(f"serve it: python -m service --model-store {store}")
+        export_run(run, store, licence)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from training.errors import RunError
+from training.errors import RunError, RunFailed
 
 KEPT = 2
 _NAME = re.compile(r"^checkpoint-(\d{9})-([0-9a-f]{16})\.pt$")
@@ -52,7 +52,7 @@ def write_atomically(target: Path, content: bytes) -> None:
     except OSError as error:
         aside.unlink(missing_ok=True)
         reason = "the disk is full" if error.errno in _DISK_FULL else error.strerror
-        raise RunError(f"{target} cannot be written: {reason}") from error
+        raise RunFailed(f"{target} cannot be written: {reason}") from error
 
 
 def serialise(state: dict[str, Any]) -> bytes:
@@ -75,7 +75,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     except RunError as error:
         kept = _existing(folder)
         last = f"the last good checkpoint, {kept[0].name}, is kept" if kept else "there is no earlier checkpoint"
-        raise RunError(f"{error}; {last}: make room and run again with --resume") from error
+        raise RunFailed(f"{error}; {last}: make room and run again with --resume") from error
     for old in _existing(folder)[KEPT:]:
         old.unlink()
     return path

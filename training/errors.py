@@ -19,3 +19,7 @@ class DeviceError(TrainingError):
 
 class RunError(TrainingError):
     """A run folder that cannot be written, resumed or read."""
+
+
+class RunFailed(RunError):
+    """A run that was in order and could not go on: a full disk, a loss that is not finite."""

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training import checkpoint, datasets
 from training.config import Config, Fit, Optimiser
 from training.datasets import Splits
-from training.errors import ConfigError, DataError, DeviceError, RunError
+from training.errors import ConfigError, DataError, DeviceError, RunError, RunFailed
 from training.models.equivae import EquiVAE
 from training.plan import Plan, Stream, derived_seed, generator
 from training.progress import Reporter, describe
@@ -233,7 +233,7 @@ class Loop:
         """A step that is not finite leaves no finite weights, so the sums of this process tell."""
         for name, value in self.progress.window.items():
             if not math.isfinite(float(value)):
-                raise RunError(
+                raise RunFailed(
                     f"{name} is not finite any more at step {self.progress.step}: lower fit.optimiser.learning_rate "
                     f"or set fit.clip; the last good checkpoint stays in {self.folder}"
                 )

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from training.checkpoint import write_atomically
-from training.errors import RunError
+from training.errors import RunFailed
 from training.run import METRICS_FILE, read_metrics
 
 # Terms that stand beside the bar, in this order; all terms stand in metrics.jsonl.
@@ -83,6 +83,6 @@ class Reporter:
                         self._board.add_scalar(f"{row['split']}/{name}", value, row["step"])
         except OSError as error:
             reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error.strerror
-            raise RunError(
+            raise RunFailed(
                 f"{self._path} cannot be written: {reason}; the checkpoints are kept: make room and run with --resume"
             ) from error

@@ -1,0 +1,135 @@
+"""python -m training: every option documented, every mistake one line and an exit code."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer.main
+from typer.testing import CliRunner, Result
+
+from training.__main__ import app
+from training.run import load_run
+
+COMMANDS = ("train", "seeds", "evaluate", "figures", "export")
+# What may also stand in the environment, and has to say so in its help.
+ENVIRONMENT = {"runs": "EQUIPOISE_RUNS", "data": "EQUIPOISE_DATA", "store": "EQUIPOISE_MODEL_STORE"}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also undoes what --data leaves in the environment for the processes of a run."""
+    for name in (*ENVIRONMENT.values(), "EQUIPOISE_SEED"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def options() -> Iterator[tuple[str, click.Parameter]]:
+    group = typer.main.get_command(app)
+    for name in COMMANDS:
+        yield from ((name, parameter) for parameter in group.commands[name].params)  # type: ignore[attr-defined]
+
+
+def test_every_option_is_documented() -> None:
+    seen = list(options())
+    assert len(seen) > 25
+    for command, option in seen:
+        if getattr(option, "hidden", False):
+            continue
+        assert getattr(option, "help", None), f"{command} {option.name}"
+        if option.name in ENVIRONMENT:
+            assert option.envvar == ENVIRONMENT[option.name], f"{command} {option.name}"
+        defaulted = option.default is not None or option.required or "Default" in option.help  # type: ignore[attr-defined]
+        optional = option.name in ("set_", "held_out") or getattr(option, "is_flag", False)
+        assert defaulted or optional, f"{command} {option.name} does not state its default"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_that_names_real_options(command: str) -> None:
+    text = re.sub(r"\s+", " ", re.sub(r"[│╭╮╰╯─]", " ", run(command, "--help").output))
+    example = re.search(rf"Example: (python -m training {command} [^.]*)", text)
+    assert example, text
+    for option in re.findall(r"--[a-z-]+", example[1]):
+        assert text.count(option) >= 2
+
+
+def test_without_a_command_the_commands_are_listed() -> None:
+    result = run("--help")
+    assert result.exit_code == 0 and all(name in result.output for name in COMMANDS)
+
+
+def test_a_run_from_the_command_line(
+    write: Callable[[dict[str, Any]], Path], small: dict[str, Any], tmp_path: Path
+) -> None:
+    path = write(small)
+    done = run("train", path, "--runs", tmp_path / "runs", "--seed", 5, "--set", "fit.steps=6", "--set", "fit.ema=0.5")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"small-5: validation error \d+\.\d\d % after 0\.\d min", done.output)
+    config = load_run(tmp_path / "runs" / "small-5").config
+    assert (config.fit.seed, config.fit.steps, config.fit.ema) == (5, 6, 0.5)
+    again = run("train", path, "--runs", tmp_path / "runs", "--seed", 5)
+    assert again.exit_code == 2 and "--resume" in again.output
+
+
+def test_seeds_from_the_command_line(
+    write: Callable[[dict[str, Any]], Path], small: dict[str, Any], tmp_path: Path
+) -> None:
+    output = tmp_path / "seeds.jsonl"
+    arguments = (write(small), "--seeds", 1, 2, "--output", output, "--runs", tmp_path, "--set", "fit.steps=4")
+    done = run("seeds", *arguments, "--test")
+    assert done.exit_code == 0, done.output
+    assert len(output.read_text().splitlines()) == 2 and "seed 2: test error" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["train", "none.yaml"], 2, "error: none.yaml: cannot be read"),
+        (["train", "{config}", "--set", "fit.epoch=3"], 2, "--set fit.epoch=3: fit.epoch: unknown key"),
+        (["train", "{config}", "--set", "data={source: mnist, path: none.npz}"], 2, "none.npz does not exist"),
+        (["train", "{config}", "--resume", "--restart"], 2, "exclude each other"),
+        (["train", "{config}", "--seed", "-1"], 2, "Invalid value for '--seed'"),
+        (["train", "{config}", "--seed", "x"], 2, "Invalid value for '--seed'"),
+        (["train", "{config}", "--nonsense"], 2, "No such option"),
+        (["train"], 2, "Missing argument 'CONFIG'"),
+        (["seeds", "{config}", "--seeds", "1"], 2, "Missing option '--output'"),
+        (["seeds", "{config}", "--seeds", "1", "b", "--output", "x"], 2, "Invalid value for 'SEED'"),
+        (["evaluate", "none"], 2, "error: none does not exist"),
+        (["figures", "none"], 2, "error: none does not exist"),
+        (["export", "none", "--to", "store"], 2, "error: none does not exist"),
+        (["evaluate", "none", "--split", "all"], 2, "--split"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(
+    write: Callable[[dict[str, Any]], Path],
+    small: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    words: str,
+) -> None:
+    path = write(small)
+    monkeypatch.chdir(tmp_path)
+    result = run(*(argument.replace("{config}", str(path)) for argument in arguments))
+    plain = re.sub(r"\s+", " ", re.sub(r"[│╭╮╰╯─]", " ", result.output))
+    assert result.exit_code == code, plain
+    assert words in plain
+    assert "Traceback" not in result.output and isinstance(result.exception, SystemExit)
+    if words.startswith("error: "):
+        assert len(result.output.splitlines()) == 1
+
+
+def test_the_data_folder_is_handed_on(
+    write: Callable[[dict[str, Any]], Path], small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small["data"] = {"source": "mnist"}
+    (tmp_path / "mnist.npz").write_text("damaged")
+    result = run("train", write(small), "--data", tmp_path)
+    assert result.exit_code == 2 and "mnist.npz cannot be read" in result.output.replace("\n", "")

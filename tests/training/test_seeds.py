@@ -1,0 +1,84 @@
+"""The many-seed runner: a line a finished seed, and no seed trained twice."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from training import seeds as seeds_module
+from training.config import Config
+from training.errors import ConfigError, RunError
+from training.run import load_run
+from training.seeds import run_seeds
+
+MakeConfig = Callable[..., Config]
+
+
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Seeds for which the loop is called from here on."""
+    genuine, called = seeds_module.train, []
+
+    def train(config: Config, *arguments: object, **named: object) -> object:
+        called.append(config.fit.seed)
+        return genuine(config, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(seeds_module, "train", train)
+    return called
+
+
+def test_every_seed_leaves_a_line_and_is_trained_once(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, output, runs = make_config("fit.steps=6"), tmp_path / "out" / "seeds.jsonl", tmp_path / "runs"
+    rows = run_seeds(config, [3, 1, 3], output, runs)
+    assert [row["seed"] for row in rows] == [3, 1]
+    assert [json.loads(line) for line in output.read_text().splitlines()] == rows
+    for row in rows:
+        run = load_run(runs / f"small-{row['seed']}")
+        assert row["validation"] == run.metrics and row["config"] == config.digest() == run.config.digest()
+        assert row["test"] is None and row["minutes"] >= 0 and "CPU" in row["machine"]
+    assert rows[0]["validation"] != rows[1]["validation"]
+    called = trained(monkeypatch)
+    assert run_seeds(config, [1, 2, 3], output, runs)[::2] == rows[::-1]
+    assert called == [2]
+    assert len(output.read_text().splitlines()) == 3
+
+
+def test_a_line_that_a_kill_cut_short_is_written_again(make_config: MakeConfig, tmp_path: Path) -> None:
+    config, output = make_config("fit.steps=6"), tmp_path / "seeds.jsonl"
+    first = run_seeds(config, [1, 2], output, tmp_path / "runs")
+    output.write_text(output.read_text()[:-40])
+    assert len(output.read_text().splitlines()) == 2
+    again = run_seeds(config, [1, 2], output, tmp_path / "runs")
+    assert [row["validation"] for row in again] == [row["validation"] for row in first]
+    assert [json.loads(line)["seed"] for line in output.read_text().splitlines()] == [1, 2]
+
+
+def test_test_figures_only_where_they_are_asked_for(make_config: MakeConfig, tmp_path: Path) -> None:
+    config, output = make_config("fit.steps=6"), tmp_path / "seeds.jsonl"
+    run_seeds(config, [1], output, tmp_path / "runs")
+    (row,) = run_seeds(config, [1], output, tmp_path / "runs", test=True)
+    run = load_run(tmp_path / "runs" / "small-1")
+    splits = run.splits()
+    assert splits.test is not None
+    assert row["test"] == run.model.validate(splits.train, splits.test)
+    assert run_seeds(config, [1], output, tmp_path / "runs") == [row] or len(output.read_text().splitlines()) == 2
+
+
+def test_rows_of_another_configuration_stay_and_do_not_count(make_config: MakeConfig, tmp_path: Path) -> None:
+    output = tmp_path / "seeds.jsonl"
+    run_seeds(make_config("fit.steps=6"), [1], output, tmp_path / "a")
+    run_seeds(make_config("fit.steps=7"), [1], output, tmp_path / "b")
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [6, 7] and rows[0]["config"] != rows[1]["config"]
+
+
+def test_what_cannot_be_run_or_read_says_why(make_config: MakeConfig, tmp_path: Path) -> None:
+    config, output = make_config("fit.steps=6"), tmp_path / "seeds.jsonl"
+    output.write_text('{"a": 1}\n{"a": 2}\n')
+    with pytest.raises(RunError, match=r"seeds.jsonl:1: not a result.*another --output"):
+        run_seeds(config, [1], output, tmp_path / "runs")
+    assert output.read_text() == '{"a": 1}\n{"a": 2}\n'
+    with pytest.raises(ConfigError, match="one device"):
+        run_seeds(make_config("fit.devices=2"), [1], tmp_path / "other.jsonl", tmp_path / "runs")
