@@ -31,7 +31,7 @@ EVALUATION_FILE = "evaluation-{split}.json"
 PROBE_IMAGES = 10_000
 PAGE_IMAGES = {"page": 1000, "photograph": 100}
 
-Split = Literal["validation", "test"]
+Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)

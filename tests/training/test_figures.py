@@ -1,0 +1,111 @@
+"""Figures: every file is written, shows what it says, and is the same picture each time."""
+
+import io
+import runpy
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from training import figures
+from training.errors import RunError, TrainingError
+from training.figures import draw_figures, pooled_embeddings
+from training.measures import encode
+from training.run import load_run
+
+
+class FakeUmap:
+    """The first two features, in place of umap-learn."""
+
+    def __init__(self, n_neighbors: int, random_state: int) -> None:
+        self.n_neighbors = n_neighbors
+
+    def fit_transform(self, features: np.ndarray) -> np.ndarray:
+        assert self.n_neighbors < len(features)
+        return features[:, :2]
+
+
+@pytest.fixture
+def with_umap(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("umap")
+    module.UMAP = FakeUmap  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "umap", module)
+    monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: object())
+
+
+@pytest.mark.usefixtures("with_umap")
+def test_all_figures_are_written(finished_run: Path, tmp_path: Path) -> None:
+    paths = draw_figures(finished_run, tmp_path, console=Console(file=io.StringIO()))
+    names = {"prior-samples", "interpolation", "swap-grid", "elbo", "umap-r", "umap-v"}
+    assert {path.stem for path in paths} == names
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 300
+            assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_without_umap_the_others_are_drawn_and_it_is_said(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: None)
+    said = io.StringIO()
+    paths = draw_figures(finished_run, tmp_path, console=Console(file=said, width=200))
+    assert "umap-learn is not installed (pip install 'equipoise[figures]')" in said.getvalue()
+    assert {path.stem for path in paths} == {"prior-samples", "interpolation", "swap-grid", "elbo"}
+
+
+def test_figures_are_functions_of_the_seed(finished_run: Path, tmp_path: Path) -> None:
+    run = load_run(finished_run)
+    data = run.splits().validation
+    encoded = encode(run.model, data.images)
+    files = []
+    for number, seed in enumerate((0, 0, 1)):
+        path = tmp_path / f"{number}.png"
+        figures.save(figures.swap_grid(run.model, data, encoded, seed), path)
+        files.append(path.read_bytes())
+    assert files[0] == files[1] != files[2]
+
+
+def test_missing_matplotlib_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(TrainingError, match=r"pip install 'equipoise\[figures\]'"):
+        runpy.run_path(figures.__file__)
+
+
+def test_tiles_are_ink_on_paper() -> None:
+    light_on_dark = torch.zeros(3, 1, 8, 8)
+    light_on_dark[:, :, 2:6, 2:6] = 1
+    picture = figures._tiles([light_on_dark, light_on_dark])
+    side = picture.shape[0] // 2
+    assert picture.shape == (2 * side, 3 * side, 1)
+    assert picture[0, 0, 0] == 1 and picture[side // 2, side // 2, 0] < 0.05
+    colour = figures._tiles([light_on_dark.expand(-1, 3, -1, -1)])
+    assert colour.shape[2] == 3 and colour[colour.shape[0] // 2, colour.shape[0] // 2, 0] > 0.95
+
+
+def test_pooled_embeddings_are_means_of_hidden_units_of_one_class(finished_run: Path) -> None:
+    run = load_run(finished_run)
+    data = run.splits().validation
+    one, labels = pooled_embeddings(run.model, data, 1, seed=0)
+    five, _ = pooled_embeddings(run.model, data, 5, seed=0)
+    assert torch.bincount(labels).tolist() == [len(members) for members in data.by_class]
+    spread = [float(torch.stack([r[labels == k].var(0).sum() for k in range(10)]).mean()) for r in (one, five)]
+    assert spread[1] < 0.5 * spread[0]
+    # All members of a class but one give every image the same mean.
+    members = data.by_class[0]
+    whole, _ = pooled_embeddings(run.model, data.subset(members), len(members), seed=0)
+    with torch.no_grad():
+        expected = run.model.head(run.model.body(data.images[members].float() / 255).mean(0))
+    torch.testing.assert_close(whole, expected.expand_as(whole))
+
+
+def test_an_unfinished_run_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("model.pt"))
+    with pytest.raises(RunError, match=r"has no model\.pt"):
+        draw_figures(tmp_path / "run", tmp_path / "figures")
