@@ -1,0 +1,42 @@
+"""One server with a tiny model and low limits, shared by the tests that do not change it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.settings import Settings
+from tests.conftest import running_server
+from tests.service import tiny
+
+MAX_BODY_BYTES = 300_000
+MAX_PIXELS = 250_000
+MAX_IMAGES = 8
+BODY_TIMEOUT_SECONDS = 0.5
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("store")
+    tiny.write(store)
+    return store
+
+
+@pytest.fixture(scope="session")
+def url(tiny_store: Path) -> Iterator[str]:
+    settings = Settings(
+        model_store=tiny_store,
+        max_body_bytes=MAX_BODY_BYTES,
+        max_pixels=MAX_PIXELS,
+        max_images=MAX_IMAGES,
+        body_timeout_seconds=BODY_TIMEOUT_SECONDS,
+    )
+    with running_server(settings) as address:
+        yield address
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, trust_env=False, timeout=10) as opened:
+        yield opened
