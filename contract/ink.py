@@ -1,4 +1,4 @@
-"""Finding what is written on a page: its paper under uneven light, its polarity, its ink and the box around it."""
+"""Finding what is written on a page: its polarity, its ink and the box around it."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from contract.components import label_components
-
-Map = npt.NDArray[np.float32]
+from contract.paper import Map, Paper, fit_paper
 
 WORK_SIDE = 512  # pixels of the longer side at which a page is searched
-_BAND = 0.12  # share of the shorter side: the frame in which paper is expected
 _EDGE = 0.06  # share of a side: what touches the edge and stays in here is the scanner's, not the writer's
 _LEAST_CONTRAST = 0.06  # of the full range: fainter marks are shade, not ink
 _NOISE = 5.0  # standard deviations of the paper
@@ -25,14 +23,14 @@ _NEAR = 0.5  # of the diagonal of the content so far: farther parts are somethin
 class Page:
     """A picture understood as ink on paper.
 
-    polarity: "dark" or "light", the brightness of the ink. paper: coefficients of the paper's brightness (see
-    `_basis`). ink: Map [h,w] at work resolution, the strength of the ink in 0..1, 0 outside the content. reduction:
-    pixels of the picture a side of one pixel of `ink`. strength: of solid ink; 0 where there is no content. floor: what
-    is fainter is paper. box: left, top, right, bottom of the content in pixels of `ink` (right and bottom exclusive).
+    polarity: "dark" or "light", the brightness of the ink. ink: [h,w] at work resolution, the strength of the ink in
+    0..1, 0 outside the content. reduction: pixels of the picture a side of one pixel of `ink`. strength: of solid ink;
+    0 where there is no content. floor: what is fainter is paper. box: left, top, right, bottom of the content in pixels
+    of `ink` (right and bottom exclusive).
     """
 
     polarity: str
-    paper: npt.NDArray[np.float64]
+    paper: Paper
     ink: Map
     reduction: int
     strength: float
@@ -45,11 +43,11 @@ def read_page(grey: Image.Image, polarity: str | None = None) -> Page:
     reduction = max(1, -(-max(grey.size) // WORK_SIDE))
     work = np.asarray(grey.reduce(reduction) if reduction > 1 else grey, np.float32)
     height, width = work.shape
-    paper, noise = _fit_paper(work)
-    level = surface(paper, (0, 0, width, height), (width, height), (width, height))
-    polarity = polarity or _polarity(work - level, noise)
+    paper = fit_paper(work)
+    level = paper.over((0, 0, width, height), (width, height), (width, height))
+    polarity = polarity or _polarity(work - level, paper.noise)
     ink = strength_of_ink(work, level, polarity)
-    noise = noise / 255 if polarity == "light" else noise / max(float(np.median(level)), 32.0)
+    noise = paper.noise / (255 if polarity == "light" else max(float(np.median(level)), 32.0))
     threshold = max(_LEAST_CONTRAST, _NOISE * noise)
     strong = ink[ink > threshold]
     whole = (0, 0, width, height)
@@ -72,63 +70,6 @@ def strength_of_ink(grey: Map, paper: Map, polarity: str) -> Map:
     if polarity == "dark":
         return np.asarray(np.clip((paper - grey) / np.maximum(paper, 32.0), 0.0, 1.0), np.float32)
     return np.asarray(np.clip((grey - paper) / 255.0, 0.0, 1.0), np.float32)
-
-
-def surface(
-    paper: npt.NDArray[np.float64], box: tuple[float, float, float, float], page: tuple[int, int], size: tuple[int, int]
-) -> Map:
-    """Brightness [h,w] of the paper on a grid of `size` = (w, h) over `box` of a page of `page` = (width, height)."""
-    x = (box[0] + (np.arange(size[0]) + 0.5) * ((box[2] - box[0]) / size[0])) * (2.0 / page[0]) - 1.0
-    y = (box[1] + (np.arange(size[1]) + 0.5) * ((box[3] - box[1]) / size[1])) * (2.0 / page[1]) - 1.0
-    c = paper
-    column = c[0] + y * (c[2] + y * c[5])
-    row = x * (c[1] + x * c[3])
-    return np.asarray(np.clip(column[:, None] + row[None, :] + c[4] * y[:, None] * x[None, :], 0.0, 255.0), np.float32)
-
-
-def _basis(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """[n,6]: 1, x, y, x^2, xy, y^2 with x and y in [-1,1] over the page."""
-    return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
-
-
-def _fit_paper(work: Map) -> tuple[npt.NDArray[np.float64], float]:
-    """Quadratic brightness of the paper and the standard deviation of its grain.
-
-    The frame of the picture starts the fit (least absolute deviations by reweighting: a dark edge or a stroke that
-    reaches into the frame has little say), then whatever in the whole picture agrees with it is let in.
-    """
-    height, width = work.shape
-    step = max(1, int(np.sqrt(work.size / 8192)))
-    rows, columns = np.arange(step // 2, height, step), np.arange(step // 2, width, step)
-    values = work[np.ix_(rows, columns)].ravel().astype(np.float64)
-    x = np.tile((columns + 0.5) * (2.0 / width) - 1.0, len(rows))
-    y = np.repeat((rows + 0.5) * (2.0 / height) - 1.0, len(columns))
-    basis = _basis(x, y)
-    band = _BAND * min(height, width)
-    margin = np.minimum((1.0 - np.abs(x)) * width, (1.0 - np.abs(y)) * height) / 2.0
-    frame = margin <= max(band, 1.0)
-
-    coefficients = np.zeros(6)
-    coefficients[0] = np.median(values[frame])
-    for _ in range(8):
-        residual = np.abs(values[frame] - basis[frame] @ coefficients)
-        coefficients = _solve(basis[frame], values[frame], 1.0 / np.maximum(residual, 1.0))
-    scale = max(1.4826 * float(np.median(np.abs(values[frame] - basis[frame] @ coefficients))), 1.0)
-    for _ in range(4):
-        residual = (values - basis @ coefficients) / (6.0 * scale)
-        weight = np.where(np.abs(residual) < 1.0, (1.0 - residual**2) ** 2, 0.0)
-        coefficients = _solve(basis, values, weight)
-    residual = values - basis @ coefficients
-    agreeing = residual[np.abs(residual) < 6.0 * scale]
-    return coefficients, float(agreeing.std()) if agreeing.size else 0.0
-
-
-def _solve(
-    basis: npt.NDArray[np.float64], values: npt.NDArray[np.float64], weight: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    weighted = basis * weight[:, None]
-    ridge = 1e-6 * max(float(weight.sum()), 1e-6) * np.diag([0.0, 1, 1, 1, 1, 1])  # a picture may be a few pixels wide
-    return np.asarray(np.linalg.lstsq(basis.T @ weighted + ridge, weighted.T @ values, rcond=None)[0])
 
 
 def _polarity(residual: Map, noise: float) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from contract.ink import Map, Page, read_page, strength_of_ink, surface
+from contract.ink import Page, read_page, strength_of_ink
 from contract.manifest import InputSpec, Preprocessing
+from contract.paper import Map
 
 Polarity = Literal["auto", "light", "dark", "none"]
 Fit = Literal["auto", "content", "image"]
@@ -102,7 +103,7 @@ def _crop(grey: Image.Image, page: Page, side: int) -> tuple[Map, Box]:
     crop = np.asarray(grey.crop((left, top, right, bottom)).reduce(step), np.float32)
     height, width = crop.shape
     extent = (left, top, left + width * step, top + height * step)
-    ink = strength_of_ink(crop, surface(page.paper, extent, grey.size, (width, height)), page.polarity)
+    ink = strength_of_ink(crop, page.paper.over(extent, grey.size, (width, height)), page.polarity)
 
     # Ink of the parts that are content, and what lies next to it: nothing else in the box.
     known = np.pad(page.ink > 0, 1)
