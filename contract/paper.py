@@ -1,0 +1,128 @@
+"""The brightness of the paper under uneven light: a smooth surface on which most of the picture lies, its frame above
+all.
+
+Simple surfaces are tried before flexible ones, and a flexible one is taken only if clearly more of the picture lies on
+it: a glyph that fills its picture would bend it.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Map = npt.NDArray[np.float32]
+Vector = npt.NDArray[np.float64]
+
+_SAMPLES = 700  # points of a regular grid that the surface is fitted to: so few that no BLAS starts threads for them
+_FRAME = 0.12  # share of the shorter side: the frame in which paper is expected
+_GAIN = 0.03  # share of the picture that a more flexible surface must win
+_EXPONENTS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2), (4, 0), (2, 2), (0, 4), (3, 0), (2, 1), (1, 2), (0, 3))
+_QUADRATIC, _FLEXIBLE = 6, len(_EXPONENTS)
+
+
+class Paper(NamedTuple):
+    """coefficients: of x^i y^j, exponents as in _EXPONENTS, with x and y in [-1,1] over the page. noise: the standard
+    deviation of what lies on the surface, in grey levels.
+    """
+
+    coefficients: Vector
+    noise: float
+
+    def over(self, box: tuple[float, float, float, float], page: tuple[int, int], size: tuple[int, int]) -> Map:
+        """Brightness [h,w] in 0..255 on a grid of `size` = (w, h) over `box` of a page of `page` = (width, height)."""
+        x, y = (
+            (box[axis] + (np.arange(size[axis]) + 0.5) * ((box[axis + 2] - box[axis]) / size[axis]))
+            * (2.0 / page[axis])
+            - 1.0
+            for axis in (0, 1)
+        )
+        powers_x, powers_y = np.vander(x, 5, increasing=True), np.vander(y, 5, increasing=True)
+        matrix = np.zeros((5, 5))
+        for (i, j), coefficient in zip(_EXPONENTS, self.coefficients, strict=False):
+            matrix[j, i] = coefficient
+        return np.clip(powers_y @ matrix @ powers_x.T, 0.0, 255.0).astype(np.float32)
+
+
+def fit_paper(page: Map) -> Paper:
+    """The paper of a page [h,w] of brightness 0..255."""
+    height, width = page.shape
+    step = max(1, int(np.ceil(np.sqrt(page.size / _SAMPLES))))
+    rows, columns = np.arange(step // 2, height, step), np.arange(step // 2, width, step)
+    values = page[np.ix_(rows, columns)].ravel().astype(np.float64)
+    x = np.tile((columns + 0.5) * (2.0 / width) - 1.0, len(rows))
+    y = np.repeat((rows + 0.5) * (2.0 / height) - 1.0, len(columns))
+    to_edge = np.minimum((1.0 - np.abs(x)) * width, (1.0 - np.abs(y)) * height) / 2.0
+    frame = to_edge <= max(_FRAME * min(height, width), 1.0)
+    grain = 1.05 * float(np.median(np.abs(np.diff(page[::step], axis=1)))) if width > 1 else 0.0
+    fit = _Fit(_terms(x, y), values, frame, max(8.0, 2.5 * grain))
+
+    flat = fit.best(
+        fit.refine(np.array([level]), 1) for level in (_mode(values, fit.tolerance), np.median(values[frame]))
+    )
+    bent = fit.best(fit.refine(guess, _QUADRATIC) for guess in (flat, fit.through_frame(_QUADRATIC)))
+    chosen = flat
+    for flexible in (bent, fit.refine(bent, _FLEXIBLE)):
+        if fit.share(flexible) > fit.share(chosen) + _GAIN:
+            chosen = flexible
+    residual = fit.residual(chosen)
+    on_paper = residual[np.abs(residual) < 3.0 * fit.tolerance]
+    return Paper(chosen, float(on_paper.std()) if on_paper.size else 0.0)
+
+
+class _Fit:
+    """Robust fits of the first few of `terms` [T,n] to `values` [n]; what is nearer than `tolerance` lies on one."""
+
+    def __init__(self, terms: Vector, values: Vector, frame: npt.NDArray[np.bool_], tolerance: float) -> None:
+        self.tolerance = tolerance
+        self._terms = terms
+        self._values = values
+        self._frame = frame
+        self._importance = 0.5 / len(values) + np.where(frame, 0.5 / frame.sum(), 0.0)
+
+    def residual(self, coefficients: Vector) -> Vector:
+        return self._values - coefficients @ self._terms[: len(coefficients)]
+
+    def share(self, coefficients: Vector) -> float:
+        """How much of the picture lies on a surface; the frame makes up half of it."""
+        return float(self._importance @ (np.abs(self.residual(coefficients)) < self.tolerance))
+
+    def best(self, surfaces: Iterable[Vector]) -> Vector:
+        return max(surfaces, key=self.share)
+
+    def refine(self, guess: Vector, size: int) -> Vector:
+        """Tukey's biweight with a shrinking reach from a first guess, on the first `size` terms."""
+        coefficients = np.concatenate([guess, np.zeros(size - len(guess))])
+        for reach in (6.0, 6.0, 4.0, 3.0, 3.0):
+            squares = np.square(self.residual(coefficients) / (reach * self.tolerance))
+            coefficients = _solve(self._terms[:size], self._values, np.square(np.maximum(1.0 - squares, 0.0)))
+        return coefficients
+
+    def through_frame(self, size: int) -> Vector:
+        """Least absolute deviations in the frame by reweighting: a stroke or a dark edge there has little say."""
+        terms, values = self._terms[:size, self._frame], self._values[self._frame]
+        coefficients = np.zeros(size)
+        coefficients[0] = np.median(values)
+        for _ in range(8):
+            coefficients = _solve(terms, values, 1.0 / np.maximum(np.abs(values - coefficients @ terms), 1.0))
+        return coefficients
+
+
+def _terms(x: Vector, y: Vector) -> Vector:
+    """[T,n]: x^i y^j for the exponents of _EXPONENTS."""
+    powers_x, powers_y = ([np.ones_like(v), v, v * v, v * v * v, np.square(v * v)] for v in (x, y))
+    return np.stack([powers_x[i] * powers_y[j] for i, j in _EXPONENTS])
+
+
+def _solve(terms: Vector, values: Vector, weight: Vector) -> Vector:
+    weighted = terms * weight
+    ridge = 1e-6 * max(float(weight.sum()), 1e-6) * np.eye(len(terms))  # a picture may be a few pixels wide
+    ridge[0, 0] *= 1e-3
+    return np.asarray(np.linalg.solve(weighted @ terms.T + ridge, weighted @ values))
+
+
+def _mode(values: Vector, tolerance: float) -> float:
+    """The centre of the window of width 2 * tolerance that holds most values."""
+    ordered = np.sort(values)
+    count = np.searchsorted(ordered, ordered + 2.0 * tolerance, side="right") - np.arange(len(ordered))
+    return float(ordered[int(np.argmax(count))] + tolerance)
