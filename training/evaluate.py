@@ -29,6 +29,7 @@ __all__ = ["EVALUATION_FILE", "Figure", "Options", "Report", "evaluate"]
 
 EVALUATION_FILE = "evaluation-{split}.json"
 PROBE_IMAGES = 10_000
+WIDE = 120  # columns of a terminal from which on the table says how every figure was measured; the JSON always does
 PAGE_IMAGES = {"page": 1000, "photograph": 100}
 
 Split = Literal["train", "validation", "test"]
@@ -265,8 +266,14 @@ def _print(report: Report, console: Console) -> None:
         f"{model['name']}, recipe {model['recipe']}, seed {model['seed']}, {model['parameters']:,} parameters; "
         f"evaluation seed {report.figures[0].seed}"
     )
-    table = Table("figure", "value", "split", "n", "how", title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for column in ("figure", "value", "split", "n"):
+        table.add_column(column, no_wrap=True)
+    wide = console.width >= WIDE
+    if wide:
+        table.add_column("how")
     for figure in report.figures:
         value = f"{figure.value:.4g} {figure.unit}".strip()
-        table.add_row(figure.name, value, figure.split, f"{figure.n:,}", figure.how)
+        cells = [figure.name, value, figure.split, f"{figure.n:,}"]
+        table.add_row(*cells, *([figure.how] if wide else []))
     console.print(table)
