@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training import checkpoint, datasets
 from training.config import Config, Fit, Optimiser
 from training.datasets import Splits
+from training.datasets.images import first_of_each_class
 from training.errors import ConfigError, DataError, DeviceError, RunError, RunFailed
 from training.models.equivae import EquiVAE
 from training.plan import Plan, Stream, derived_seed, generator
@@ -26,6 +27,7 @@ from training.progress import Reporter, describe
 from training.run import SKIPPED_FILE, is_complete, load_run, open_folder, save_model
 
 CHECKPOINT_VERSION = 1
+REFERENCE_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ class Loop:
         self.model.mark_forward_method("loss")
         self.average = make_average(self.module, self.fit.ema)
         self.progress = Progress()
+        # Class means for the validations on the way; the last one takes the whole training set.
+        self.reference = first_of_each_class(splits.train, REFERENCE_IMAGES)
 
     @property
     def kept(self) -> EquiVAE:
@@ -242,7 +246,7 @@ class Loop:
         """Measure on the validation set, remember the best weights; whether patience is at its end comes back."""
         state, fit = self.progress, self.fit
         if reporter:
-            metrics = self.kept.validate(self.splits.train, self.splits.validation)
+            metrics = self.kept.validate(self.reference, self.splits.validation, None)
             reporter.validation(state.step, self.plan.epoch_at(state.step), metrics)
             if fit.select not in metrics:
                 raise ConfigError(f"fit.select: there is no metric {fit.select!r}, but {', '.join(metrics)}")
@@ -311,7 +315,7 @@ class Loop:
                 self.kept.load_state_dict(state.best_state)
                 step = state.best_step
             self.kept.calibrate(self.splits.train, self.splits.validation)
-            metrics = self.kept.validate(self.splits.train, self.splits.validation)
+            metrics = self.kept.validate(self.splits.train, self.splits.validation, None)
             save_model(self.folder, self.config, self.splits, self.kept, metrics, step, state.seconds / 60)
         self.fabric.barrier()
         done = load_run(self.folder)

@@ -142,6 +142,6 @@ class Plan:
                 return base * (schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def _permutation(seed: int, size: int, *counters: int) -> Tensor:
     return torch.randperm(size, generator=generator(seed, Stream.ORDER, size, *counters))

@@ -3,6 +3,8 @@
 import errno
 import importlib.util
 import json
+import time
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +33,7 @@ class Reporter:
 
     def __init__(self, folder: Path, console: Console, total_steps: int, start: int) -> None:
         self._path = folder / METRICS_FILE
+        self._start, self._total_steps, self._began = start, total_steps, time.monotonic()
         self._console = console
         rows = [row for row in read_metrics(folder) if row["step"] <= start]
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -69,9 +72,16 @@ class Reporter:
 
     def validation(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
         self._console.print(
-            f"step {step}  epoch {epoch:.1f}  validation: {describe(metrics)}", highlight=False, soft_wrap=True
+            f"step {step}  epoch {epoch:.1f}  validation: {describe(metrics)}  ({self._left(step)} left)",
+            highlight=False,
+            soft_wrap=True,
         )
         self._write({"step": step, "epoch": round(epoch, 4), "split": "validation", **metrics})
+
+    def _left(self, step: int) -> str:
+        """Time that the remaining steps take at the pace so far, as h:mm:ss."""
+        seconds = (time.monotonic() - self._began) / max(1, step - self._start) * (self._total_steps - step)
+        return str(timedelta(seconds=round(seconds)))
 
     def _write(self, row: dict[str, Any]) -> None:
         try:

@@ -65,7 +65,7 @@ def _run_seed(config: Config, digest: str, runs: Path, test: bool, console: Cons
         splits = run.splits()
         if splits.test is None:
             raise ConfigError(f"seeds: the data set {splits.name} has no test part to measure on")
-        measured = run.model.validate(splits.train, splits.test)
+        measured = run.model.validate(splits.train, splits.test, None)
     return {
         "config": digest,
         "name": config.name,

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from training import datasets
 from training.config import DigitsData, MnistData, SvhnData
 from training.datasets import LabelledImages, mnist, svhn
-from training.datasets.images import stratified_split
+from training.datasets.images import first_of_each_class, stratified_split
 from training.datasets.storage import data_root, download
 from training.errors import DataError
 
@@ -94,9 +94,17 @@ def test_a_split_takes_its_share_of_every_class_by_the_seed() -> None:
     kept, held = stratified_split(labels, 0.2, seed=0, fewest_kept=2)
     assert sorted(torch.cat([kept, held]).tolist()) == list(range(113))
     assert torch.bincount(labels[held]).tolist() == [20, 2, 1]
+    assert not torch.equal(kept, kept.sort().values)  # classes are mixed even where they lie one after the other
     assert torch.equal(held, stratified_split(labels, 0.2, seed=0, fewest_kept=2)[1])
     assert not torch.equal(held, stratified_split(labels, 0.2, seed=1, fewest_kept=2)[1])
     assert torch.bincount(labels[stratified_split(labels, 0.9, seed=0, fewest_kept=2)[0]]).tolist() == [10, 2, 2]
+
+
+def test_a_part_for_class_means_misses_no_class() -> None:
+    labels = torch.tensor([0] * 100 + [1] * 3 + [2] * 50)
+    data = LabelledImages(torch.zeros(153, 1, 2, 2, dtype=torch.uint8), labels, ("a", "b", "c"))
+    assert torch.bincount(first_of_each_class(data, 60).labels).tolist() == [20, 3, 20]
+    assert torch.bincount(first_of_each_class(data, 2).labels).tolist() == [1, 1, 1]
 
 
 # --- digits ---------------------------------------------------------------------------------------------------------

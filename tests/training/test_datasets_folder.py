@@ -126,6 +126,12 @@ def test_a_huge_file_is_refused_before_it_is_read(root: Path, monkeypatch: pytes
     assert any(line.startswith("cat/wide.png: the picture is 64 x 64") for line in splits.skipped)
 
 
+def test_more_than_fits_into_memory_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_dataset, "_memory_bytes", lambda: 2 * 20 * 64 - 1)
+    with pytest.raises(DataError, match="20 files, as images of 8 x 8 x 1 .*more than half"):
+        datasets.load(config(root))
+
+
 def test_a_test_folder_is_kept_apart(tmp_path: Path, root: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()

@@ -176,7 +176,11 @@ def test_batches_that_cannot_be_made_are_refused(
 
 def test_a_run_learns_and_leaves_what_it_promises(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(
-        "fit.steps=300", "fit.validate_epochs=4", "fit.checkpoint_steps=100", "model.distance_weight=10"
+        "fit.steps=300",
+        "fit.validate_epochs=4",
+        "fit.checkpoint_steps=100",
+        "model.distance_weight=10",
+        "fit.optimiser.learning_rate=0.01",
     )
     outcome = train(config, tmp_path / "run", console=Console(quiet=True))
     run = load_run(tmp_path / "run")

@@ -3,7 +3,7 @@
 from typing import assert_never
 
 from training.config import DataConfig, DigitsData, FolderData, MnistData, SvhnData
-from training.datasets import digits, mnist, svhn
+from training.datasets import digits, folder, mnist, svhn
 from training.datasets.images import LabelledImages, Splits
 
 __all__ = ["LabelledImages", "Splits", "load"]
@@ -23,8 +23,6 @@ def load(config: DataConfig) -> Splits:
         case SvhnData():
             splits = svhn.load(config.path)
         case FolderData():
-            from training.datasets import folder  # needs Pillow, which the arrays of the others do not
-
             splits = folder.load(config)
         case _:
             assert_never(config)

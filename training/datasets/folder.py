@@ -7,6 +7,7 @@ Every picture goes through the decoder and the framing that the service uses. Wh
 reason and counted; names that begin with a dot are no part of the data.
 """
 
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -101,21 +102,28 @@ def _files(folder: Path, skipped: list[str], root: Path) -> Iterator[Path]:
 def _read(
     base: Path, names: tuple[str, ...], config: FolderData, limits: PictureLimits, skipped: list[str], root: Path
 ) -> LabelledImages:
-    images: list[Tensor] = []
+    files = [(path, k) for k, name in enumerate(names) for path in _files(base / name, skipped, root)]
+    shape = (len(files), config.channels, config.size, config.size)
+    if math.prod(shape) > _memory_bytes() // 2:
+        size = f"{config.size} x {config.size} x {config.channels}"
+        raise DataError(
+            f"folder: {base} holds {len(files):,} files, as images of {size} {math.prod(shape) / 2**30:,.0f} GiB: "
+            "more than half of this machine's memory; choose a smaller data.size"
+        )
+    images = torch.empty(shape, dtype=torch.uint8)
     labels: list[int] = []
-    for label, name in enumerate(names):
-        if not (base / name).is_dir():
-            continue
-        for path in _files(base / name, skipped, root):
-            image = _picture(path, config, limits)
-            if isinstance(image, str):
-                skipped.append(f"{path.relative_to(root)}: {image}")
-            else:
-                images.append(image)
-                labels.append(label)
-    shape = (0, config.channels, config.size, config.size)
-    stacked = torch.stack(images) if images else torch.empty(shape, dtype=torch.uint8)
-    return LabelledImages(stacked, torch.tensor(labels, dtype=torch.int64), names)
+    for path, label in files:
+        image = _picture(path, config, limits)
+        if isinstance(image, str):
+            skipped.append(f"{path.relative_to(root)}: {image}")
+        else:
+            images[len(labels)] = image
+            labels.append(label)
+    return LabelledImages(images[: len(labels)].clone(), torch.tensor(labels, dtype=torch.int64), names)
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _picture(path: Path, config: FolderData, limits: PictureLimits) -> Tensor | str:

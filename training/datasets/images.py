@@ -106,7 +106,7 @@ class Splits:
 
 
 def stratified_split(labels: Tensor, share: float, seed: int, fewest_kept: int = 1) -> tuple[Tensor, Tensor]:
-    """Divide indices [N] into (kept, held out): `share` of every class, chosen by the seed; both ascending.
+    """Divide indices [N] into (kept, held out): `share` of every class, both shuffled by the seed.
 
     At least one image of a class is held out, but `fewest_kept` stay in any case.
     """
@@ -116,4 +116,11 @@ def stratified_split(labels: Tensor, share: float, seed: int, fewest_kept: int =
         members = torch.nonzero(labels == label).flatten()
         count = max(0, min(len(members) - fewest_kept, max(1, round(share * len(members)))))
         held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
+    order = torch.randperm(len(labels), generator=generator)
+    return order[~held_out[order]], order[held_out[order]]
+
+
+def first_of_each_class(data: LabelledImages, limit: int) -> LabelledImages:
+    """About `limit` images, the first ones of every class in equal numbers and at least one."""
+    count = max(1, limit // data.num_classes)
+    return data.subset(torch.cat([members[:count] for members in data.by_class]).sort().values)
