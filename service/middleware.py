@@ -19,7 +19,7 @@ from service.observability import Metrics, say
 
 CALL = "equipoise.call"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-_LINGER_SECONDS = 2.0
+_LINGER_SECONDS = 1.0
 _LINGER_BYTES = 16 * 1024 * 1024
 UNKNOWN_ENDPOINT = "other"
 

@@ -1,7 +1,6 @@
 """A real server on a real socket, for every test that needs one."""
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import httpx
 import pytest
 import uvicorn
 
+from service.__main__ import listen
 from service.app import create_app
 from service.settings import Settings
 
@@ -19,7 +19,7 @@ from service.settings import Settings
 @contextmanager
 def running_server(settings: Settings, *, ready: bool = True) -> Iterator[str]:
     """The URL of a service with these settings, in a thread of its own; `ready`: wait until it answers."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = listen("127.0.0.1", 0)
     server = uvicorn.Server(
         uvicorn.Config(create_app(settings), lifespan="on", ws="none", log_config=None, access_log=False)
     )

@@ -36,7 +36,7 @@ def url(tiny_store: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=url, trust_env=False, timeout=10) as opened:
         yield opened

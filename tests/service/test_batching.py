@@ -1,0 +1,161 @@
+"""The queue: every caller gets its own rows, whatever else is in the batch."""
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from service.batching import Batcher, CallerGone
+from service.engine import Array, Engine
+
+
+class Doubler:
+    """Stands for an engine of one input [1] and two outputs; fails on a batch with a negative number."""
+
+    def __init__(self, max_batch: int = 8, inline: bool = True, seconds: float = 0.0) -> None:
+        self.max_batch = max_batch
+        self.inline = inline
+        self.seconds = seconds
+        self.batches: list[list[float]] = []
+        self.threads: set[int] = set()
+
+    def run(self, inputs: list[Array]) -> list[Array]:
+        (values,) = inputs
+        self.batches.append(values[:, 0].tolist())
+        self.threads.add(threading.get_ident())
+        time.sleep(self.seconds)
+        if (values < 0).any():
+            raise RuntimeError("negative")
+        return [values * 2, values[:, 0] + 1]
+
+
+class Counts:
+    def __init__(self) -> None:
+        self.images: list[int] = []
+        self.gone = 0
+
+    def batch(self, images: int, seconds: float) -> None:
+        self.images.append(images)
+
+    def dropped(self, images: int) -> None:
+        self.gone += images
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def run(engine: Doubler, executor: ThreadPoolExecutor, scenario: Callable[[Batcher], Any]) -> tuple[Any, Counts]:
+    counts = Counts()
+
+    async def main() -> Any:
+        batcher = Batcher(cast(Engine, engine), executor, counts)
+        try:
+            return await scenario(batcher)
+        finally:
+            await batcher.close()
+
+    return asyncio.run(main()), counts
+
+
+def rows(*values: float) -> list[tuple[Array]]:
+    return [(np.array([value], np.float32),) for value in values]
+
+
+def here() -> bool:
+    return False
+
+
+def test_requests_of_one_turn_are_one_batch(executor: ThreadPoolExecutor) -> None:
+    engine = Doubler(max_batch=8)
+    _, counts = run(engine, executor, lambda batcher: asyncio.gather(*(batcher.run(rows(i), here) for i in range(5))))
+    assert engine.batches == [[0, 1, 2, 3, 4]]
+    assert counts.images == [5]
+
+
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_each_caller_gets_its_own_rows(executor: ThreadPoolExecutor, inline: bool, seed: int) -> None:
+    """Concurrent requests of mixed sizes, some of which fail, in the end all have their own answer or their failure."""
+    chance = random.Random(seed)
+    engine = Doubler(max_batch=8, inline=inline)
+    sizes = [chance.choice([1, 1, 1, 2, 5, 9, 30]) for _ in range(60)]
+    failing = {number for number in range(60) if chance.random() < 0.1}
+
+    async def scenario(batcher: Batcher) -> None:
+        async def request(number: int, size: int) -> None:
+            await asyncio.sleep(chance.random() * 0.02)
+            values = [number * 100.0 + row for row in range(size)]
+            if number in failing:
+                values[-1] = -1.0
+            try:
+                entry = await batcher.run(rows(*values), here)
+            except RuntimeError:
+                return
+            assert number not in failing
+            np.testing.assert_array_equal(entry.outputs[0], [[value * 2] for value in values])
+            np.testing.assert_array_equal(entry.outputs[1], [value + 1 for value in values])
+
+        await asyncio.gather(*(request(*item) for item in enumerate(sizes)))
+        assert batcher.depth == 0
+
+    run(engine, executor, scenario)
+    assert max(len(batch) for batch in engine.batches) <= 8
+    assert (threading.get_ident() in engine.threads) == inline
+
+
+def test_a_failing_run_fails_its_callers_and_serves_the_next(executor: ThreadPoolExecutor) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        with pytest.raises(RuntimeError, match="negative"):
+            await batcher.run(rows(-1), here)
+        entry = await batcher.run(rows(3), here)
+        assert entry.outputs[0].tolist() == [[6]]
+
+    run(Doubler(), executor, scenario)
+
+
+def test_a_large_request_does_not_hold_up_small_ones(executor: ThreadPoolExecutor) -> None:
+    engine = Doubler(max_batch=8)
+    order: list[str] = []
+
+    async def scenario(batcher: Batcher) -> None:
+        async def request(name: str, size: int) -> None:
+            await batcher.run(rows(*range(size)), here)
+            order.append(name)
+
+        await asyncio.gather(request("large", 200), request("small", 1), request("other", 1))
+
+    run(engine, executor, scenario)
+    assert order == ["small", "other", "large"]
+    assert len(engine.batches) == 26  # 202 rows in full batches
+
+
+def test_who_left_while_waiting_is_dropped(executor: ThreadPoolExecutor) -> None:
+    engine = Doubler(max_batch=1, inline=False, seconds=0.05)
+
+    async def scenario(batcher: Batcher) -> None:
+        first = asyncio.create_task(batcher.run(rows(1), here))
+        await asyncio.sleep(0.01)
+        with pytest.raises(CallerGone):
+            await batcher.run(rows(2), lambda: True)
+        await first
+
+    _, counts = run(engine, executor, scenario)
+    assert engine.batches == [[1]]
+    assert counts.gone == 1
+
+
+def test_an_idle_queue_runs_a_single_picture_at_once(executor: ThreadPoolExecutor) -> None:
+    async def scenario(batcher: Batcher) -> list[float]:
+        return [(await batcher.run(rows(1), here)).queue_seconds for _ in range(20)]
+
+    waited, _ = run(Doubler(), executor, scenario)
+    assert sorted(waited)[10] < 0.005

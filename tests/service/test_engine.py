@@ -1,0 +1,146 @@
+"""An engine is refused for anything that does not agree with its manifest or its golden cases."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from service import engine as engine_module
+from service.engine import Engine, EngineError, EngineOptions, Golden, RuntimeUnavailable, check_runtime
+from tests.service import tiny
+
+OPTIONS = EngineOptions(threads=1, max_batch=16, inline_seconds=1.0)
+CASES = tiny.golden()
+GOLDEN = Golden({"image": CASES["embed/in/image"]}, {"embedding": CASES["embed/out/embedding"]})
+
+
+def make(model: onnx.ModelProto, golden: Golden = GOLDEN, options: EngineOptions = OPTIONS, opset: int = 18) -> Engine:
+    return Engine(model.SerializeToString(), tiny.SPECS["embed"], opset, golden, options)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 32])
+def test_runs_any_batch(count: int) -> None:
+    images = tiny.as_input(tiny.images(count))
+    (embedding,) = make(tiny.embed_model()).run([images])
+    np.testing.assert_allclose(embedding, tiny.embed(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_short_run_is_inline_and_a_long_one_is_not() -> None:
+    inline = make(tiny.embed_model())
+    assert (inline.inline, inline.max_batch) == (True, 16)
+    threaded = make(tiny.embed_model(), options=EngineOptions(threads=1, max_batch=16, inline_seconds=0.0))
+    assert (threaded.inline, threaded.max_batch) == (False, 16)
+
+
+def test_the_inline_batch_is_the_largest_bucket_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "_time_run", lambda self, size: size * 1e-3)
+
+    def chosen(limit: float, max_batch: int = 40) -> tuple[int, bool]:
+        made = make(tiny.embed_model(), options=EngineOptions(1, max_batch, limit))
+        return made.max_batch, made.inline
+
+    assert chosen(1.0) == (40, True)
+    assert chosen(0.020) == (16, True)
+    assert chosen(0.005) == (40, False)  # inline batches of 4 would not pay for themselves
+    assert chosen(0.005, max_batch=4) == (4, True)
+
+
+def test_golden_cases_that_are_not_reproduced() -> None:
+    wrong = Golden(GOLDEN.inputs, {"embedding": GOLDEN.outputs["embedding"] + np.float32(0.01)})
+    with pytest.raises(EngineError, match="embedding is off by 0.01"):
+        make(tiny.embed_model(), wrong)
+    unheard = Golden(GOLDEN.inputs, {"embedding": np.full_like(GOLDEN.outputs["embedding"], np.nan)})
+    with pytest.raises(EngineError, match="does not reproduce"):
+        make(tiny.embed_model(), unheard)
+
+
+def test_golden_cases_of_another_shape_or_absent() -> None:
+    with pytest.raises(EngineError, match="shape"):
+        make(tiny.embed_model(), Golden(GOLDEN.inputs, {"embedding": GOLDEN.outputs["embedding"][:, :2]}))
+    with pytest.raises(EngineError, match="lack the tensor 'image'"):
+        make(tiny.embed_model(), Golden({}, {}))
+    with pytest.raises(EngineError, match="do not run"):
+        make(tiny.embed_model(), Golden({"image": np.zeros((1, 3, 8, 8), np.float32)}, GOLDEN.outputs))
+
+
+def test_another_opset_than_the_manifest_says() -> None:
+    with pytest.raises(EngineError, match="opset 17, the manifest says 18"):
+        make(tiny.embed_model(opset=17))
+
+
+def test_external_data(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(tiny.embed_model(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    with pytest.raises(EngineError, match="external data"):
+        Engine(path.read_bytes(), tiny.SPECS["embed"], 18, GOLDEN, OPTIONS)
+
+
+def test_random_nodes() -> None:
+    model = tiny.embed_model()
+    model.graph.node[1].output[0] = "clean"
+    model.graph.node.append(helper.make_node("RandomNormalLike", ["clean"], ["noise"], scale=1e-9))
+    model.graph.node.append(helper.make_node("Add", ["clean", "noise"], ["embedding"]))
+    with pytest.raises(EngineError, match="random numbers: RandomNormalLike"):
+        make(model)
+
+
+@pytest.mark.parametrize("shape", [["N", 1, 8, 9], [1, 1, 8, 8], ["N", 8, 8], ["N", 1, 8, "W"]])
+def test_input_shapes_that_differ_from_the_manifest(shape: list[int | str]) -> None:
+    nodes = [helper.make_node("Shape", ["image"], ["s"]), helper.make_node("Cast", ["s"], ["embedding"], to=1)]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, None)],
+    )
+    with pytest.raises(EngineError, match="input image has shape"):
+        make(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
+
+
+def test_names_and_types_that_differ_from_the_manifest() -> None:
+    renamed = tiny.embed_model()
+    renamed.graph.output[0].name = renamed.graph.node[1].output[0] = "vector"
+    with pytest.raises(EngineError, match=r"outputs are \['vector'\]"):
+        make(renamed)
+    double = tiny.embed_model()
+    double.graph.node[1].output[0] = "single"
+    double.graph.node.append(helper.make_node("Cast", ["single"], ["embedding"], to=TensorProto.DOUBLE))
+    double.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    with pytest.raises(EngineError, match="only float32"):
+        make(double)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x08\x07", bytes(1000)])
+def test_files_that_are_no_model(data: bytes) -> None:
+    with pytest.raises(EngineError, match="ONNX"):
+        Engine(data, tiny.SPECS["embed"], 18, GOLDEN, OPTIONS)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_file_cut_short(share: float) -> None:
+    data = tiny.embed_model().SerializeToString()
+    with pytest.raises(EngineError):
+        Engine(data[: int(len(data) * share)], tiny.SPECS["embed"], 18, GOLDEN, OPTIONS)
+
+
+def versions_installed(monkeypatch: pytest.MonkeyPatch, **installed: str) -> None:
+    def version(name: str) -> str:
+        if name in installed:
+            return installed[name]
+        raise engine_module.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(engine_module.metadata, "version", version)
+
+
+def test_both_runtimes_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}
+    versions_installed(monkeypatch, **both)
+    with pytest.raises(RuntimeUnavailable, match="pip uninstall onnxruntime-gpu"):
+        check_runtime()
+    versions_installed(monkeypatch)
+    with pytest.raises(RuntimeUnavailable, match="extra cpu"):
+        check_runtime()
+    versions_installed(monkeypatch, **{"onnxruntime-gpu": "1.31.1"})
+    assert check_runtime() == "onnxruntime-gpu 1.31.1"
