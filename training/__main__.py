@@ -166,6 +166,10 @@ def evaluate(
             "--held-out", help="Train a model without this class for novelty; may be repeated.", metavar="CLASS"
         ),
     ] = None,
+    held_out_epochs: Annotated[
+        int | None,
+        typer.Option("--held-out-epochs", min=1, help="Epochs of each such training. Default: as the run's own."),
+    ] = None,
     data: Data = None,
 ) -> None:
     """Measure a finished run, print the table and write it as JSON."""
@@ -174,7 +178,8 @@ def evaluate(
         from training.evaluate import evaluate as measure
 
         use_data_folder(data)
-        measure(run, output, Options(split, seed, samples, benchmark_epochs, tuple(held_out or ())))
+        options = Options(split, seed, samples, benchmark_epochs, tuple(held_out or ()), held_out_epochs)
+        measure(run, output, options)
 
 
 @app.command(epilog="Example: `python -m training figures runs/equivae-digits-1`. Needs the extra `figures`.")

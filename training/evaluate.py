@@ -41,7 +41,7 @@ class Options:
 
     seed: of the classifiers trained here, of the draws of v and of the drawn negatives; the run's own is in the report.
     samples: prior samples, and negatives of each kind. benchmark_epochs: 0 leaves the benchmark CNN out.
-    held_out: classes for each of which a model without it is trained.
+    held_out: classes for each of which a model without it is trained, for held_out_epochs or as long as the run itself.
     """
 
     split: Split = "validation"
@@ -49,6 +49,7 @@ class Options:
     samples: int = 1000
     benchmark_epochs: int = 20
     held_out: tuple[str, ...] = ()
+    held_out_epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -208,8 +209,10 @@ class _Evaluation:
             images = read_from_pages(part.images, height, width, self.run_.input, preprocessing, self.options.seed)
             wrong = measures.serve(self.model, images).distances.argmin(1) != part.labels.numpy()
             plain = measures.class_scores(self.model, part)["error"]
+            error = percent(wrong)
+            self.report.details.setdefault("pages", {})[name] = {"error": error, "plain": plain, "n": len(part)}
             how = f"dark ink on a page of {width} x {height}; the same images plain: {plain:.2f} %"
-            self.add(f"error_{name}", percent(wrong), "%", how, n=len(part))
+            self.add(f"error_{name}", error, "%", how, n=len(part))
 
     def benchmark(self) -> None:
         epochs = self.options.benchmark_epochs
@@ -221,9 +224,11 @@ class _Evaluation:
         self.add("error_benchmark_cnn", percent(wrong.numpy()), "%", how)
 
     def held_out(self) -> None:
-        found = {name: held_out_class(self.run_, name, self.options.split) for name in self.options.held_out}
+        epochs = self.options.held_out_epochs
+        length = "as long as this one" if epochs is None else f"for {epochs} epochs"
+        found = {name: held_out_class(self.run_, name, self.options.split, epochs) for name in self.options.held_out}
         for name, result in found.items():
-            how = f"novelty, class {name} against the others, model trained without it"
+            how = f"novelty, class {name} against the others, model trained without it {length}"
             self.add(f"novelty_auroc_without_{name}", result["auroc"], "", how)
         if found:
             mean = sum(result["auroc"] for result in found.values()) / len(found)

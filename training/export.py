@@ -71,7 +71,8 @@ def _training(run: LoadedRun) -> dict[str, Any]:
 def _metrics(run: LoadedRun) -> dict[str, Any]:
     """The loop's own validation, and the figures of every evaluation of these weights."""
     protocol = (
-        f"error (%) by distance to class means of up to 10,000 training images; reconstruction and kl in nats an image with v = mu; "
+        "error (%) by distance to class means of up to 10,000 training images; reconstruction and kl in nats an image, "
+        "v = mu; "
         f"validation split of {run.data['name']}, {run.data['counts']['validation']} images, seed {run.config.fit.seed}"
     )
     metrics: dict[str, Any] = {"validation": {**run.metrics, "protocol": protocol}}

@@ -14,9 +14,13 @@ from training.scores import auroc, percent
 __all__ = ["held_out_class"]
 
 
-def held_out_class(run: LoadedRun, name: str, split: str, console: Console | None = None) -> dict[str, float]:
+def held_out_class(
+    run: LoadedRun, name: str, split: str, epochs: int | None = None, console: Console | None = None
+) -> dict[str, float]:
     """Train without the class (or take the model that an earlier call left in the run's folder) and measure.
 
+    Args:
+        epochs: of that training, with the schedule compressed to them; by default as long as the run's own.
     Returns:
         auroc of the served novelty, the class's images against those of the known classes of the split; caught (%), the
         share of its images that are called novel; error (%) and false_alarms (%) of the model without it; n, the images
@@ -29,8 +33,8 @@ def held_out_class(run: LoadedRun, name: str, split: str, console: Console | Non
     if name not in splits.class_names:
         raise DataError(f"{splits.name}: no class {name!r}; there are {', '.join(splits.class_names)}")
     label = splits.class_names.index(name)
-    config = _without(run.config, name, len(splits.class_names))
-    folder = run.folder / f"without-class-{label}"
+    config = _without(run.config, name, len(splits.class_names), epochs)
+    folder = run.folder / (f"without-class-{label}" + (f"-{epochs}-epochs" if epochs else ""))
     train(config, folder, resume=folder.exists(), console=console)
     model = load_run(folder).model
     whole = splits.parts[split]
@@ -46,10 +50,12 @@ def held_out_class(run: LoadedRun, name: str, split: str, console: Console | Non
     }
 
 
-def _without(config: Config, name: str, classes: int) -> Config:
+def _without(config: Config, name: str, classes: int, epochs: int | None) -> Config:
     """The configuration for the other classes; a balanced batch keeps its images a class."""
     data = config.data.model_copy(update={"exclude": (*config.data.exclude, name)})
     fit = config.fit
     if fit.order == "balanced":
         fit = fit.model_copy(update={"batch": fit.batch // classes * (classes - 1)})
+    if epochs is not None:
+        fit = fit.model_copy(update={"epochs": epochs, "steps": None})
     return config.model_copy(update={"data": data, "fit": fit})

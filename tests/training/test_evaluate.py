@@ -226,14 +226,16 @@ def test_novelty_table_against_scores_by_hand(model: EquiVAE, splits: Splits) ->
 def test_held_out_class_trains_without_it_and_keeps_the_model(run: Path) -> None:
     loaded = load_run(run)
     quiet = Console(file=io.StringIO())
-    result = held_out_class(loaded, "4", "validation", quiet)
+    result = held_out_class(loaded, "4", "validation", console=quiet)
     inner = load_run(run / "without-class-4")
     assert inner.class_names == ("0", "1", "2", "3", "5", "6", "7", "8", "9")
     assert inner.config.fit.batch == 36
     assert result["n"] == int((loaded.splits().validation.labels == 4).sum())
     assert 0 <= result["auroc"] <= 1
     stamp = (run / "without-class-4" / "model.pt").stat().st_mtime_ns
-    assert held_out_class(loaded, "4", "validation", quiet) == result
+    assert held_out_class(loaded, "4", "validation", console=quiet) == result
     assert (run / "without-class-4" / "model.pt").stat().st_mtime_ns == stamp
+    held_out_class(loaded, "4", "validation", epochs=2, console=quiet)
+    assert load_run(run / "without-class-4-2-epochs").step == 2 * (len(inner.splits().train) // 36)
     with pytest.raises(DataError, match="no class 'x'"):
-        held_out_class(loaded, "x", "validation", quiet)
+        held_out_class(loaded, "x", "validation")
