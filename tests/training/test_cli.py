@@ -11,6 +11,7 @@ import typer.main
 from typer.testing import CliRunner, Result
 
 from training.__main__ import app
+from training.models.equivae import EquiVAE
 from training.run import load_run
 
 COMMANDS = ("train", "seeds", "evaluate", "figures", "export")
@@ -124,6 +125,20 @@ def test_wrong_input_is_one_clear_line(
     assert "Traceback" not in result.output and isinstance(result.exception, SystemExit)
     if words.startswith("error: "):
         assert len(result.output.splitlines()) == 1
+
+
+def test_ctrl_c_says_how_to_go_on(
+    write: Callable[[dict[str, Any]], Path], small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path = write(small)
+    with monkeypatch.context() as patch:
+        patch.setattr(EquiVAE, "batch", interrupted)
+        stopped = run("train", path, "--run", tmp_path / "run")
+    assert stopped.exit_code == 130 and "interrupted: go on with --resume" in stopped.output
+    assert run("train", path, "--run", tmp_path / "run", "--resume", "--set", "fit.log_steps=7").exit_code == 0
 
 
 def test_the_data_folder_is_handed_on(

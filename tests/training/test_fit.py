@@ -1,9 +1,11 @@
 """The loop: what step t does, exact resumption after a kill, and clear errors with the last good checkpoint kept."""
 
 import hashlib
+import io
 import math
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -199,6 +201,18 @@ def test_a_run_learns_and_leaves_what_it_promises(make_config: MakeConfig, tmp_p
     assert 100 * float(wrong) == pytest.approx(outcome.metrics["error"])
     assert len(list((tmp_path / "run").glob("checkpoint-*.pt"))) == 2
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_terminal_shows_terms_and_the_time_left(make_config: MakeConfig, tmp_path: Path) -> None:
+    for terminal in (True, False):
+        screen = io.StringIO()
+        console = Console(file=screen, force_terminal=terminal, width=150)
+        train(make_config("fit.steps=10", "fit.validate_epochs=0.1"), tmp_path / str(terminal), console=console)
+        shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+        assert ("━" in shown) == terminal
+        if terminal:
+            assert re.search(r"10/10 loss [\d.]+  reconstruction [\d.]+  kl [\d.]+ +\d:\d\d:\d\d", shown)
+        assert re.search(r"step 6  epoch 0.2  validation: error [\d.]+ .*\(\d:\d\d:\d\d left\)", shown)
 
 
 def test_the_seed_decides_everything(make_config: MakeConfig, tmp_path: Path) -> None:
