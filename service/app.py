@@ -128,6 +128,8 @@ def load_and_log(store: ModelStore, observed: Metrics) -> None:
         raise
     if reason := store.reason_not_ready():
         say(logging.ERROR, "not ready", reason=reason)
+    else:
+        say(logging.INFO, "ready", models=",".join(store.models))
 
 
 def _as_problem(path: str, error: Exception) -> Problem:

@@ -172,7 +172,7 @@ def _read_golden(path: Path) -> dict[str, Array]:
         ManifestError: not such a file.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: np.ascontiguousarray(archive[key], dtype=np.float32) for key in archive.files}
     except Exception as error:  # numpy and zipfile raise a dozen kinds on a damaged archive
         raise ManifestError(f"{path.name} cannot be read: {error}") from error

@@ -14,10 +14,10 @@ class _Schema(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-# A 8x8 grey PNG, so that the examples of the documentation work when pasted.
+# A digit of scikit-learn's as an 8x8 PNG, so that the documentation's examples work when pasted.
 _EXAMPLE_PNG = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAMUlEQVR4nGNggAIbeQYGBgYGJkYGBgYGBhYGBgYGBgYmBgYGBgYGFgYGBgYG"
-    "BgYGBgYGAD4TAXn6M9r0AAAAAElFTkSuQmCC"
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAARklEQVR42gXBYRVAMBgAwHt7/vsiaGCaLIJGIqyCBp4EI4E1III7lLYFaG99i0"
+    "Gelh55T+LqbpI4GUm+WeQP01PqAdZW8QOg+BHx1aT2vAAAAABJRU5ErkJggg=="
 )
 
 

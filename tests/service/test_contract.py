@@ -1,0 +1,125 @@
+"""The OpenAPI document against what is really answered."""
+
+import base64
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import BaseModel
+
+from service import schemas
+from service.errors import Problem, problem_types
+from tests.service import tiny
+
+PICTURE = base64.b64encode(tiny.png()).decode()
+PNG = {"content-type": "image/png"}
+
+
+@pytest.fixture(scope="module")
+def document(client: httpx.Client) -> dict[str, Any]:
+    response = client.get("/openapi.json")
+    assert response.status_code == 200
+    return response.json()  # type: ignore[no-any-return]
+
+
+ANSWERS: list[tuple[str, dict[str, Any], type[BaseModel]]] = [
+    ("/embed", {"content": tiny.png(), "headers": PNG}, schemas.EmbedAnswer),
+    ("/classify", {"content": tiny.png(), "headers": PNG}, schemas.ClassifyAnswer),
+    ("/recombine", {"files": {"content": tiny.png(), "style": tiny.png()}}, schemas.RecombineAnswer),
+    ("/embed", {"json": {"images": [{"data": PICTURE}, {"data": "?"}]}}, schemas.Batch[schemas.EmbedAnswer]),
+    ("/classify", {"json": {"images": [{"data": PICTURE}, {"data": "?"}]}}, schemas.Batch[schemas.ClassifyAnswer]),
+    ("/classify", {"content": b"?", "headers": PNG}, schemas.Problem),
+]
+
+
+@pytest.mark.parametrize(("path", "request_", "schema"), ANSWERS)
+def test_real_answers_are_what_the_schemas_say(
+    client: httpx.Client, path: str, request_: dict[str, Any], schema: type[BaseModel]
+) -> None:
+    body = client.post(path, **request_).content
+    answer = schema.model_validate_json(body)
+    # Every documented field is there: what the model writes back is what was received.
+    assert answer.model_dump(mode="json", exclude_none=True) == httpx.Response(200, content=body).json()
+
+
+@pytest.mark.parametrize(
+    ("path", "schema"), [("/models", schemas.ModelsAnswer), ("/healthz", schemas.Alive), ("/readyz", schemas.Ready)]
+)
+def test_resources_are_what_the_schemas_say(client: httpx.Client, path: str, schema: type[BaseModel]) -> None:
+    schema.model_validate_json(client.get(path).content)
+
+
+def test_every_path_is_described_and_every_reference_resolves(document: dict[str, Any]) -> None:
+    described = {(path, method) for path, methods in document["paths"].items() for method in methods}
+    assert described == {
+        ("/embed", "post"),
+        ("/classify", "post"),
+        ("/recombine", "post"),
+        ("/models", "get"),
+        ("/healthz", "get"),
+        ("/readyz", "get"),
+        ("/metrics", "get"),
+    }
+
+    def references(node: Any) -> set[str]:
+        if isinstance(node, dict):
+            own = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
+            return own.union(*(references(value) for value in node.values()))
+        return set().union(*(references(value) for value in node)) if isinstance(node, list) else set()
+
+    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert references(document) <= known
+
+
+def test_the_described_requests_are_accepted(client: httpx.Client, document: dict[str, Any]) -> None:
+    for path in ("/embed", "/classify", "/recombine"):
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        assert ("image/*" in content) == (path != "/recombine")
+        for name in ("multipart/form-data", "application/json"):
+            assert name in content
+    parameters = {entry["name"]: entry["schema"] for entry in document["paths"]["/classify"]["post"]["parameters"]}
+    for name, schema in parameters.items():
+        for value in schema.get("enum", []):
+            response = client.post(f"/classify?{name}={value}", content=tiny.png(), headers=PNG)
+            assert response.status_code in (200, 422), response.text
+            assert "invalid-parameter" not in response.text
+
+
+def test_the_example_picture_works_when_pasted(client: httpx.Client, document: dict[str, Any]) -> None:
+    (example,) = document["components"]["schemas"]["EncodedImage"]["properties"]["data"]["examples"]
+    answer = client.post("/classify", json={"images": [{"data": example}]}).json()
+    assert "label" in answer["results"][0], answer
+    assert client.post("/recombine", json={"content": {"data": example}, "style": {"data": example}}).status_code == 200
+
+
+def test_every_problem_is_documented_once(document: dict[str, Any]) -> None:
+    slugs = [kind.slug for kind in problem_types()]
+    assert len(set(slugs)) == len(slugs)
+    for kind in problem_types():
+        assert f"| `{kind.slug}` | {kind.status} | {kind.title} |" in document["info"]["description"]
+
+
+def test_a_route_describes_the_status_of_every_problem_it_can_answer(document: dict[str, Any]) -> None:
+    described = set(document["paths"]["/classify"]["post"]["responses"])
+    assert {"200", "400", "404", "408", "413", "415", "422", "429", "500", "503"} <= described
+
+
+def test_the_documentation_page_opens(client: httpx.Client) -> None:
+    response = client.get("/docs")
+    assert response.status_code == 200
+    assert "swagger" in response.text
+
+
+def test_a_problem_keeps_its_standard_members_last_word() -> None:
+    class Example(Problem):
+        slug, title, status = "example", "An example", 418
+
+    document = Example("it happened", extra=[1]).document("id-1")
+    assert document == {
+        "type": "urn:equipoise:problem:example",
+        "title": "An example",
+        "status": 418,
+        "detail": "it happened",
+        "instance": "urn:request:id-1",
+        "extra": [1],
+    }

@@ -1,0 +1,174 @@
+"""What every request passes: ids, timings, failures, overload, clients who leave."""
+
+import concurrent.futures
+import json
+import logging
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from service.engine import Engine
+from tests.service import tiny
+
+PNG = {"content-type": "image/png"}
+Serve = Callable[..., str]
+
+
+def post(url: str, **headers: str) -> httpx.Response:
+    return httpx.post(f"{url}/classify", content=tiny.png(), headers=PNG | headers, trust_env=False, timeout=20)
+
+
+@pytest.mark.parametrize("given", ["abc", "A.b-c_9", "x" * 128])
+def test_a_good_request_id_is_taken_over(client: httpx.Client, given: str) -> None:
+    assert client.get("/healthz", headers={"x-request-id": given}).headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "a\u00e4".encode(), "<script>", "a/b"])
+def test_a_bad_request_id_is_replaced(client: httpx.Client, given: str | bytes) -> None:
+    got = client.get("/healthz", headers={"x-request-id": given}).headers["x-request-id"]
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", got)
+
+
+def test_request_ids_are_unique(client: httpx.Client) -> None:
+    assert len({client.get("/healthz").headers["x-request-id"] for _ in range(50)}) == 50
+
+
+def test_every_answer_carries_its_timings(client: httpx.Client) -> None:
+    timing = client.post("/classify", content=tiny.png(), headers=PNG).headers["server-timing"]
+    names = re.findall(r"(\w+);dur=\d+\.\d{3}", timing)
+    assert names == ["decode", "queue", "infer", "encode", "total"]
+    for path in ("/healthz", "/nothing", "/models", "/metrics"):
+        assert re.fullmatch(r"total;dur=\d+\.\d{3}", client.get(path).headers["server-timing"])
+
+
+def test_a_failing_engine_is_a_500_with_one_log_line_and_the_next_request_is_served(
+    tiny_store: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = serve(tiny_store)
+    caplog.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "run", lambda self, inputs: 1 / 0)
+        response = post(url, **{"x-request-id": "fails"})
+    assert response.status_code == 500
+    assert response.json()["type"] == "urn:equipoise:problem:internal-error"
+    assert "ZeroDivision" not in response.text and "File" not in response.text
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.facts["request_id"] == "fails"  # type: ignore[attr-defined]
+    assert post(url).status_code == 200
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Runs of engines wait until it is set; close to none while models are loaded."""
+    event = threading.Event()
+    run = Engine.run
+
+    def gated(self: Engine, inputs: list) -> list:
+        if threading.current_thread().name.startswith("device"):
+            event.wait(20)
+        return run(self, inputs)
+
+    monkeypatch.setattr(Engine, "run", gated)
+    return event
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_full_queue_is_429_at_once_with_retry_after(tiny_store: Path, serve: Serve, gate: threading.Event) -> None:
+    url = serve(tiny_store, inline_milliseconds=0, queue_images=4, max_images=4)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        held = [pool.submit(post, url) for _ in range(4)]
+        until(lambda: "equipoise_accepted_images 4.0" in httpx.get(f"{url}/metrics", trust_env=False).text)
+        start = time.monotonic()
+        refused = post(url)
+        assert time.monotonic() - start < 2
+        assert refused.status_code == 429
+        assert refused.json()["type"] == "urn:equipoise:problem:queue-full"
+        assert 1 <= int(refused.headers["retry-after"]) == refused.json()["retry_after"]
+        assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+        gate.set()
+        assert [future.result().status_code for future in held] == [200] * 4
+    assert post(url).status_code == 200
+
+
+def test_a_client_who_leaves_while_waiting_is_not_worked_for(
+    tiny_store: Path, serve: Serve, gate: threading.Event
+) -> None:
+    url = serve(tiny_store, inline_milliseconds=0, max_batch=1)
+    metrics = f"{url}/metrics"
+    body = tiny.png()
+    head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, url)
+        until(lambda: "equipoise_accepted_images 1.0" in httpx.get(metrics, trust_env=False).text)
+        with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as connection:
+            connection.sendall(head.encode() + body)
+            until(lambda: "equipoise_accepted_images 2.0" in httpx.get(metrics, trust_env=False).text)
+        time.sleep(0.1)
+        gate.set()
+        assert first.result().status_code == 200
+    dropped = 'equipoise_dropped_images_total{capability="classify",model="tiny",version="1"} 1.0'
+    until(lambda: dropped in httpx.get(metrics, trust_env=False).text)
+    assert "equipoise_accepted_images 0.0" in httpx.get(metrics, trust_env=False).text
+
+
+def test_many_clients_at_once_each_get_their_own_answer(url: str) -> None:
+    pixels = tiny.images(64, 21)
+    expected = tiny.embed(tiny.as_input(pixels))
+
+    def ask(number: int) -> bool:
+        with httpx.Client(base_url=url, trust_env=False) as client:
+            for turn in range(5):
+                index = (number + turn * 13) % 64
+                got = client.post("/embed", content=tiny.encode(pixels[index]), headers=PNG).json()["embedding"]
+                if max(abs(a - b) for a, b in zip(got, expected[index], strict=True)) > 1e-4:
+                    return False
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(32)))
+
+
+def test_metrics_count_what_happened(tiny_store: Path, serve: Serve) -> None:
+    url = serve(tiny_store)
+    for _ in range(3):
+        post(url)
+    httpx.post(f"{url}/classify", content=b"?", headers=PNG, trust_env=False)
+    httpx.get(f"{url}/made-up-path", trust_env=False)
+    text = httpx.get(f"{url}/metrics", trust_env=False).text
+    labels = 'capability="classify",model="tiny",version="1"'
+    for line in (
+        'equipoise_requests_total{endpoint="classify",status="200"} 3.0',
+        'equipoise_requests_total{endpoint="classify",status="400"} 1.0',
+        'equipoise_requests_total{endpoint="other",status="404"} 1.0',
+        'equipoise_problems_total{type="not-an-image"} 1.0',
+        f"equipoise_images_total{{{labels}}} 3.0",
+        f"equipoise_batch_images_count{{{labels}}} 3.0",
+        'equipoise_stage_duration_seconds_count{stage="infer"} 3.0',
+        'equipoise_model_info{kind="equivae",model="tiny",version="1"} 1.0',
+        "equipoise_requests_in_flight 1.0",
+    ):
+        assert line in text, line
+    assert "made-up" not in text
+
+
+def test_unexpected_failures_outside_inference_are_problems_too(
+    tiny_store: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = serve(tiny_store)
+    monkeypatch.setattr("service.routes.models.describe", lambda model: 1 / 0)
+    response = httpx.get(f"{url}/models", trust_env=False)
+    assert response.status_code == 500
+    assert json.loads(response.text)["type"] == "urn:equipoise:problem:internal-error"

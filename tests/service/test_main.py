@@ -1,0 +1,148 @@
+"""The command line: start, check, and a clear message with a non-zero status for everything that is wrong."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service import __main__ as command_line
+from service.engine import RuntimeUnavailable
+from service.settings import ENV_PREFIX, Settings, option_name
+from tests.service import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    return clean | {"PYTHONPATH": str(ROOT)} | extra
+
+
+def run(*arguments: str, **extra: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "service", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**extra), timeout=60)
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-m", "service", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_help_documents_every_option() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    text = re.sub(r"-\s*\n\s+", "-", result.stdout)
+    flat = " ".join(text.split())
+    for name, field in Settings.model_fields.items():
+        assert option_name(name) in flat
+        assert f"[default: {field.default}; environment: {ENV_PREFIX}{name.upper()}]" in flat, name
+
+
+def test_check_loads_and_verifies_every_model(tmp_path: Path) -> None:
+    folder = tiny.write(tmp_path)
+    assert run("check", "--model-store", str(tmp_path)).returncode == 0
+    (folder / "embed.onnx").write_bytes(b"")
+    result = run("check", "--model-store", str(tmp_path), "--log-format", "json")
+    assert result.returncode == 1
+    refused = [json.loads(line) for line in result.stderr.splitlines()][0]
+    assert (refused["level"], refused["message"], refused["model"]) == ("error", "model refused", "tiny")
+    assert "embed.onnx has 0 bytes" in refused["reason"]
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_an_empty_or_missing_store(tmp_path: Path, command: str) -> None:
+    result = run(command, "--model-store", str(tmp_path))
+    assert result.returncode == 1
+    assert f"the model store {tmp_path} has no model" in result.stderr
+    result = run(command, "--model-store", str(tmp_path / "nowhere"))
+    assert result.returncode == 1
+    assert "is not a folder" in result.stderr
+
+
+def test_wrong_settings() -> None:
+    result = run("--port", "abc")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "--port=abc" in result.stderr
+    result = run(EQUIPOISE_PROT="1")
+    assert result.returncode == 2
+    assert "did you mean EQUIPOISE_PORT?" in result.stderr
+    assert run("--no-such-option", "1").returncode == 2
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("--model-store", str(tmp_path), "--port", str(port))
+    assert result.returncode == 1
+    assert result.stderr == f"error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_a_host_that_is_not_ours(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    result = run("--model-store", str(tmp_path), "--host", "203.0.113.1")
+    assert result.returncode == 1
+    assert "cannot listen on 203.0.113.1:8000" in result.stderr
+
+
+def test_both_runtimes_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def both() -> str:
+        raise RuntimeUnavailable("onnxruntime and onnxruntime-gpu are both installed: uninstall one")
+
+    monkeypatch.setattr(command_line, "check_runtime", both)
+    monkeypatch.setattr(command_line, "set_up_logging", lambda form, level: None)
+    assert command_line.main(["--model-store", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "error: onnxruntime and onnxruntime-gpu are both installed: uninstall one\n"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_start_answer_and_stop_with_one_log_line_each(tmp_path: Path, stop: signal.Signals) -> None:
+    tiny.write(tmp_path)
+    with started("--model-store", str(tmp_path), "--port", "0", "--log-format", "json") as process:
+        assert process.stderr is not None
+        start = json.loads(process.stderr.readline())
+        assert start["message"] == "starting"
+        lines = [json.loads(process.stderr.readline()) for _ in range(2)]
+        assert [line["message"] for line in lines] == ["model loaded", "ready"]
+        with httpx.Client(base_url=start["url"], trust_env=False) as client:
+            for _ in range(3):
+                assert client.post("/classify", content=tiny.png()).status_code == 200
+            assert client.post("/classify", content=b"?").status_code == 400
+        process.send_signal(stop)
+        assert process.wait(timeout=20) == 0
+        assert [json.loads(line)["message"] for line in process.stderr] == ["stopped"]
+
+
+def test_plain_logs_are_one_line_each(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    with started("--model-store", str(tmp_path), "--port", "0") as process:
+        assert process.stderr is not None
+        pattern = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO starting url=http://127\.0\.0\.1:\d+ .*\n"
+        assert re.fullmatch(pattern, process.stderr.readline())
+
+
+def test_ready_within_three_seconds() -> None:
+    """With the shipped models; CPU time, since the machine may be busy with other things."""
+    with started("--model-store", str(ROOT / "model_store"), "--port", "0") as process:
+        assert process.stderr is not None
+        while "INFO ready" not in (line := process.stderr.readline()):
+            assert line
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        assert (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") < 3

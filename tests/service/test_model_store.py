@@ -1,0 +1,180 @@
+"""A bad model folder never takes the service down: it is reported with its reason, and the others are served."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+
+from tests.service import tiny
+
+PNG = {"content-type": "image/png"}
+Serve = Callable[..., str]
+
+
+def get(url: str) -> httpx.Response:
+    return httpx.get(url, trust_env=False)
+
+
+def post(url: str) -> httpx.Response:
+    return httpx.post(url, content=tiny.png(), headers=PNG, trust_env=False)
+
+
+def flip_a_byte(folder: Path) -> None:
+    data = bytearray((folder / "embed.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "embed.onnx").write_bytes(data)
+
+
+def change(folder: Path, **fields: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def damage_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
+
+
+def unknown_schema(folder: Path) -> None:
+    change(folder, schema_version=2)
+
+
+def other_name(folder: Path) -> None:
+    change(folder, name="else")
+
+
+def extra_file(folder: Path) -> None:
+    (folder / "notes.txt").write_text("hello")
+
+
+def missing_file(folder: Path) -> None:
+    (folder / "classify.onnx").unlink()
+
+
+def link(folder: Path) -> None:
+    shutil.move(folder / "embed.onnx", folder.parent / "elsewhere.onnx")
+    (folder / "embed.onnx").symlink_to(folder.parent / "elsewhere.onnx")
+
+
+def traversal(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["graphs"]["embed"]["file"] = "../../../etc/passwd"
+    change(folder, **manifest)
+
+
+DAMAGES = {
+    flip_a_byte: "SHA-256",
+    damage_manifest: "not JSON",
+    unknown_schema: "schema_version",
+    other_name: "the manifest is of else/1",
+    extra_file: "not listed in the manifest: notes.txt",
+    missing_file: "classify.onnx is missing",
+    link: "not a plain file",
+    traversal: "graphs.embed.file",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_folder_is_reported_and_the_others_are_served(
+    tmp_path: Path, serve: Serve, damage: Callable[[Path], None]
+) -> None:
+    tiny.write(tmp_path)
+    damage(tiny.write(tmp_path, name="broken"))
+    url = serve(tmp_path)
+    answer = get(f"{url}/models").json()
+    assert [model["name"] for model in answer["models"]] == ["tiny"]
+    (refusal,) = answer["refused"]
+    assert (refusal["model"], refusal["version"]) == ("broken", 1)
+    assert DAMAGES[damage] in refusal["reason"]
+    assert str(tmp_path) not in refusal["reason"]
+    assert post(f"{url}/classify").status_code == 200
+    assert "equipoise_models_refused 1.0" in get(f"{url}/metrics").text
+
+
+def test_a_graph_that_does_not_agree_with_its_golden_cases_is_refused(tmp_path: Path, serve: Serve) -> None:
+    tiny.write(tmp_path)
+    cases = {"embed/out/embedding": np.zeros((4, tiny.DIMENSIONS), np.float32)}
+    tiny.write(tmp_path, name="wrong", cases=cases)
+    (refusal,) = get(f"{serve(tmp_path)}/models").json()["refused"]
+    assert refusal["reason"].startswith("embed: the graph does not reproduce its golden cases")
+
+
+def test_golden_file_that_is_no_archive(tmp_path: Path, serve: Serve) -> None:
+    tiny.write(tmp_path)
+    folder = tiny.write(tmp_path, name="wrong")
+    (folder / "golden.npz").write_bytes(b"PK\x03\x04 not really")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    data = (folder / "golden.npz").read_bytes()
+    manifest["files"]["golden.npz"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    change(folder, **manifest)
+    (refusal,) = get(f"{serve(tmp_path)}/models").json()["refused"]
+    assert "golden.npz cannot be read" in refusal["reason"]
+
+
+def test_the_highest_good_version_serves(tmp_path: Path, serve: Serve) -> None:
+    tiny.write(tmp_path)
+    tiny.write(tmp_path)
+    flip_a_byte(tiny.write(tmp_path))
+    url = serve(tmp_path)
+    assert post(f"{url}/classify").json()["version"] == 2
+    answer = get(f"{url}/models").json()
+    assert [(model["name"], model["version"]) for model in answer["models"]] == [("tiny", 2)]
+    assert [(refusal["model"], refusal["version"]) for refusal in answer["refused"]] == [("tiny", 3)]
+
+
+def test_no_good_model_is_not_ready_with_the_reason(tmp_path: Path, serve: Serve) -> None:
+    flip_a_byte(tiny.write(tmp_path))
+    url = serve(tmp_path, ready=False)
+    while "being loaded" in (answer := get(f"{url}/readyz")).text:
+        pass
+    assert answer.status_code == 503
+    assert answer.json()["type"] == "urn:equipoise:problem:not-ready"
+    assert "tiny/1: embed.onnx does not match its SHA-256" in answer.json()["detail"]
+    assert get(f"{url}/healthz").status_code == 200
+    assert post(f"{url}/classify").json()["type"] == "urn:equipoise:problem:not-ready"
+
+
+def test_what_is_being_written_is_ignored(tmp_path: Path, serve: Serve) -> None:
+    tiny.write(tmp_path)
+    (tmp_path / "tiny" / ".tmp-abc").mkdir()
+    (tmp_path / ".hidden" / "1").mkdir(parents=True)
+    (tmp_path / "tiny" / "latest").mkdir()
+    assert get(f"{serve(tmp_path)}/models").json()["refused"] == []
+
+
+def test_a_capability_of_no_model(tmp_path: Path, serve: Serve) -> None:
+    tiny.write(tmp_path, capabilities=("embed",))
+    tiny.write(tmp_path, name="painter", capabilities=("recombine",))
+    url = serve(tmp_path)
+    problem = post(f"{url}/classify")
+    assert problem.status_code == 404
+    assert problem.json()["type"] == "urn:equipoise:problem:capability-not-found"
+    assert problem.json()["models"] == []
+    problem = post(f"{url}/embed?model=painter")
+    assert (problem.status_code, problem.json()["models"]) == (404, ["tiny"])
+    assert get(f"{url}/models").json()["defaults"] == {"embed": "tiny", "classify": None, "recombine": "painter"}
+
+
+def test_the_default_model_is_a_setting(tmp_path: Path, serve: Serve) -> None:
+    for name in ("one", "two"):
+        tiny.write(tmp_path, name=name)
+    url = serve(tmp_path, default_classify="two")
+    assert post(f"{url}/classify").json()["model"] == "two"
+    assert post(f"{url}/classify?model=one").json()["model"] == "one"
+    # Two models can embed, and the default is neither: the request has to choose.
+    problem = post(f"{url}/embed").json()
+    assert (problem["type"], problem["models"]) == ("urn:equipoise:problem:model-not-found", ["one", "two"])
+
+
+def test_external_data_is_refused_even_when_its_file_is_listed(tmp_path: Path, serve: Serve) -> None:
+    tiny.write(tmp_path)
+    model = tiny.embed_model()
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    tiny.write(tmp_path, name="outside", graphs={"embed": onnx.load(tmp_path / "m.onnx", load_external_data=False)})
+    (refusal,) = get(f"{serve(tmp_path)}/models").json()["refused"]
+    assert "external data" in refusal["reason"]

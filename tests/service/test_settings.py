@@ -1,0 +1,60 @@
+"""Settings: what wins, and what is said of a wrong one."""
+
+import pytest
+
+from service.settings import Settings, SettingsError, load_settings
+
+
+def test_defaults_are_those_of_the_documentation() -> None:
+    settings = load_settings({}, {})
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.max_body_bytes == 64 * 1024 * 1024
+    assert (settings.max_pixels, settings.max_images, settings.min_side) == (50_000_000, 1024, 4)
+    assert settings.default_model("classify") == "equivae-mnist"
+    assert settings.default_model("transform") is None
+
+
+def test_an_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQUIPOISE_PORT", "9000")
+    assert load_settings({}).port == 9000
+    assert load_settings({"port": "9001"}).port == 9001
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("EQUIPOISE_PORT", "abc", "EQUIPOISE_PORT=abc: Input should be a valid integer"),
+        ("EQUIPOISE_PORT", "70000", "EQUIPOISE_PORT=70000: Input should be less than or equal to 65535"),
+        ("EQUIPOISE_PORT", "tcp://10.0.0.1:80", "enableServiceLinks: false"),
+        ("EQUIPOISE_LOG_FORMAT", "xml", "EQUIPOISE_LOG_FORMAT=xml: Input should be 'plain' or 'json'"),
+        ("EQUIPOISE_QUEUE_IMAGES", "10", "queue_images (10) must be at least max_images (1024)"),
+        ("EQUIPOISE_MAX_PIXELS", "1000000000", "must be at least 4 times max_pixels"),
+        ("EQUIPOISE_BODY_TIMEOUT_SECONDS", "0", "greater than 0"),
+        ("EQUIPOISE_PROT", "8000", "EQUIPOISE_PROT is no setting, did you mean EQUIPOISE_PORT?"),
+        ("EQUIPOISE_SERVICE_HOST", "10.0.0.1", "enableServiceLinks: false"),
+    ],
+)
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as error:
+        load_settings({})
+    assert said in str(error.value)
+
+
+def test_a_wrong_option_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"--max-batch=0: Input should be greater than or equal to 1"):
+        load_settings({"max_batch": "0"}, {})
+
+
+def test_several_wrong_settings_are_told_at_once() -> None:
+    with pytest.raises(SettingsError) as error:
+        load_settings({"port": "x", "max_batch": "y"}, {"EQUIPOISE_NOPE": "1"})
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description and field.description.endswith("."), name
+        if name.startswith(("max_", "min_", "queue_")) or name.endswith(("seconds", "milliseconds", "bytes")):
+            units = ("bytes", "pixels", "Pixels", "pictures", "seconds", "milliseconds", "long")
+            assert any(unit in field.description for unit in units), name
