@@ -102,7 +102,6 @@ class Inference:
         entry: Entry = await batcher.run(rows, lambda: has_left(receive))
         self.record(call, "queue", entry.queue_seconds)
         self.record(call, "infer", entry.infer_seconds)
-        self._metrics.images(model.name, model.version, capability, len(rows))
         return dict(zip(batcher.engine.output_names, entry.outputs, strict=True))
 
     def record(self, call: Call, stage: str, seconds: float) -> None:

@@ -9,113 +9,90 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
-from functools import cache
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
 from service.batching import Batcher
 from service.budget import Budget
 from service.errors import problem_types
+from service.histograms import Histogram, Series
 
 STAGES = ("decode", "queue", "infer", "encode")
 # 50 microseconds to 13 seconds, doubling
 _SECONDS = tuple(50e-6 * 2**power for power in range(19))
 _IMAGES = tuple(float(2**power) for power in range(11))
 
+_QUEUE = ("model", "version", "capability")
+
 log = logging.getLogger("equipoise")
 
 
 class Metrics:
-    """One app's metrics in a registry of its own."""
+    """One app's metrics in a registry of its own. Everything but a model's load is counted on the event loop."""
 
     def __init__(self, budget: Budget) -> None:
         self.registry = registry = CollectorRegistry()
+        self.in_flight = 0
         ProcessCollector(registry=registry)
         self._requests = Counter("equipoise_requests", "Answered requests.", ("endpoint", "status"), registry=registry)
         self._seconds = Histogram(
             "equipoise_request_duration_seconds",
             "From the request's head to its answer.",
             ("endpoint",),
-            buckets=_SECONDS,
-            registry=registry,
+            _SECONDS,
+            registry,
         )
-        self._stages = Histogram(
+        stages = Histogram(
             "equipoise_stage_duration_seconds",
             "Parts of a request: decode (body to model input), queue, infer (its batch), encode (answer to bytes).",
             ("stage",),
-            buckets=_SECONDS,
-            registry=registry,
+            _SECONDS,
+            registry,
         )
-        self._problems = Counter(
+        self.stages = {stage: stages.series(stage) for stage in STAGES}
+        problems = Counter(
             "equipoise_problems",
             "Problems by type, those of single pictures in a batch included.",
             ("type",),
             registry=registry,
         )
-        self._images = Counter(
-            "equipoise_images", "Pictures answered.", ("model", "version", "capability"), registry=registry
-        )
+        self._problems = {kind.slug: problems.labels(kind.slug) for kind in problem_types()}
+        self._images = Counter("equipoise_images", "Pictures that a graph has run on.", _QUEUE, registry=registry)
         self._batch_images = Histogram(
-            "equipoise_batch_images",
-            "Pictures in one run of a graph.",
-            ("model", "version", "capability"),
-            buckets=_IMAGES,
-            registry=registry,
+            "equipoise_batch_images", "Pictures in one run of a graph.", _QUEUE, _IMAGES, registry
         )
         self._batch_seconds = Histogram(
-            "equipoise_batch_duration_seconds",
-            "One run of a graph.",
-            ("model", "version", "capability"),
-            buckets=_SECONDS,
-            registry=registry,
+            "equipoise_batch_duration_seconds", "One run of a graph.", _QUEUE, _SECONDS, registry
         )
         self._dropped = Counter(
-            "equipoise_dropped_images",
-            "Pictures whose caller left before their run.",
-            ("model", "version", "capability"),
-            registry=registry,
+            "equipoise_dropped_images", "Pictures whose caller left before their run.", _QUEUE, registry=registry
         )
-        self._depth = Gauge(
-            "equipoise_queue_depth_images",
-            "Pictures that wait for a run.",
-            ("model", "version", "capability"),
-            registry=registry,
-        )
+        self._depth = Gauge("equipoise_queue_depth_images", "Pictures that wait for a run.", _QUEUE, registry=registry)
         self._model_info = Gauge(
-            "equipoise_model_info",
-            "1 for every version that serves.",
-            ("model", "version", "kind"),
-            registry=registry,
+            "equipoise_model_info", "1 for every version that serves.", ("model", "version", "kind"), registry=registry
         )
-        accepted = Gauge("equipoise_accepted_images", "Pictures accepted and not yet answered.", registry=registry)
-        accepted.set_function(lambda: budget.images)
-        held = Gauge("equipoise_accepted_bytes", "Decoded bytes of the accepted pictures.", registry=registry)
-        held.set_function(lambda: budget.bytes)
-        self.in_flight = Gauge("equipoise_requests_in_flight", "Requests not yet answered.", registry=registry)
         self.refused_models = Gauge("equipoise_models_refused", "Model folders that were refused.", registry=registry)
-        self.stages = {stage: self._stages.labels(stage) for stage in STAGES}
-        self._problem_children = {kind.slug: self._problems.labels(kind.slug) for kind in problem_types()}
-        self.request_children = cache(self._request_children)
-        self._image_children: dict[tuple[str, int, str], Counter] = {}
-
-    def _request_children(self, endpoint: str, status: int) -> tuple[Counter, Histogram]:
-        """The two children of an endpoint and a status; both sets are small and fixed."""
-        return self._requests.labels(endpoint, str(status)), self._seconds.labels(endpoint)
+        for name, text, value in (
+            ("accepted_images", "Pictures accepted and not yet answered.", lambda: budget.images),
+            ("accepted_bytes", "Decoded bytes of the accepted pictures.", lambda: budget.bytes),
+            ("requests_in_flight", "Requests not yet answered.", lambda: self.in_flight),
+        ):
+            Gauge(f"equipoise_{name}", text, registry=registry).set_function(value)
+        self._answers: dict[tuple[str, int], tuple[Counter, Series]] = {}
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
-        counter, histogram = self.request_children(endpoint, status)
+        """Count an answer; endpoints and statuses are small and fixed sets."""
+        children = self._answers.get((endpoint, status))
+        if children is None:
+            children = self._requests.labels(endpoint, str(status)), self._seconds.series(endpoint)
+            self._answers[endpoint, status] = children
+        counter, series = children
         counter.inc()
-        histogram.observe(seconds)
-
-    def images(self, model: str, version: int, capability: str, count: int) -> None:
-        key = (model, version, capability)
-        if (child := self._image_children.get(key)) is None:
-            child = self._image_children[key] = self._images.labels(model, str(version), capability)
-        child.inc(count)
+        series.observe(seconds)
 
     def problem(self, slug: str) -> None:
-        self._problem_children[slug].inc()
+        self._problems[slug].inc()
 
     def model_loaded(self, model: str, version: int, kind: str) -> None:
         self._model_info.labels(model, str(version), kind).set(1)
@@ -123,8 +100,9 @@ class Metrics:
     def queue(self, model: str, version: int, capability: str) -> "QueueMetrics":
         names = (model, str(version), capability)
         return QueueMetrics(
-            self._batch_images.labels(*names),
-            self._batch_seconds.labels(*names),
+            self._images.labels(*names),
+            self._batch_images.series(*names),
+            self._batch_seconds.series(*names),
             self._dropped.labels(*names),
             self._depth.labels(*names),
         )
@@ -133,8 +111,9 @@ class Metrics:
 class QueueMetrics:
     """What a queue tells: `batching.BatchObserver`."""
 
-    def __init__(self, images: Histogram, seconds: Histogram, dropped: Counter, depth: Gauge) -> None:
+    def __init__(self, images: Counter, batches: Series, seconds: Series, dropped: Counter, depth: Gauge) -> None:
         self._images = images
+        self._batches = batches
         self._seconds = seconds
         self._dropped = dropped
         self._depth = depth
@@ -143,7 +122,8 @@ class QueueMetrics:
         self._depth.set_function(lambda: batcher.depth)
 
     def batch(self, images: int, seconds: float) -> None:
-        self._images.observe(images)
+        self._images.inc(images)
+        self._batches.observe(images)
         self._seconds.observe(seconds)
 
     def dropped(self, images: int) -> None:
