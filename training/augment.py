@@ -1,4 +1,4 @@
-"""Random changes of a whole batch of images as a few tensor operations; every draw comes from the caller's generator."""
+"""Random changes of a whole batch of images in a few tensor operations; the caller's generator draws."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def _squares(count: int, height: int, width: int, share: float, generator: torch
 def outliers(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images that belong to no class, for outlier exposure (Hendrycks et al. 2019), one a given image.
 
-    Drawn in equal shares: smooth noise of random coarseness (from grain to clouds, random contrast); waves and
-    checks of random period and angle; rings and discs; flat grey; the given images with their quarters shuffled; and
-    pairs of them laid over each other half a frame apart. Nothing but the generator and `images` goes in.
+    Drawn in equal shares: smooth noise of random coarseness and contrast, from grain to clouds; waves and checks of
+    random period and angle; rings, discs and ripples; scattered dots; flat grey; the given images with their quarters
+    shuffled; and pairs of them laid over each other, moved apart by a quarter of the frame each.
 
     Args:
         images: [N,C,H,W] in [0,1]
@@ -103,6 +103,7 @@ def outliers(images: Tensor, generator: torch.Generator) -> Tensor:
             _clouds(images, generator),
             _waves(images, generator),
             _rings(images, generator),
+            _dots(images, generator),
             torch.rand((count, channels, 1, 1), generator=generator).expand_as(images),
             _shuffled(images, generator),
             _overlaid(images, generator),
@@ -137,7 +138,9 @@ def _waves(images: Tensor, generator: torch.Generator) -> Tensor:
     rows, columns = _plane(images)
     size = (count, 1, 1, 1)
     angle = math.pi * torch.rand(size, generator=generator)
-    angle = torch.where(torch.rand(size, generator=generator) < 0.5, torch.round(angle * 2 / math.pi) * math.pi / 2, angle)
+    angle = torch.where(
+        torch.rand(size, generator=generator) < 0.5, torch.round(angle * 2 / math.pi) * math.pi / 2, angle
+    )
     period = 2 / (1 + (images.shape[2] / 2 - 1) * torch.rand(size, generator=generator) ** 2)
     along = torch.cos(angle) * columns + torch.sin(angle) * rows
     across = torch.cos(angle) * rows - torch.sin(angle) * columns
@@ -152,6 +155,7 @@ def _waves(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _rings(images: Tensor, generator: torch.Generator) -> Tensor:
+    """One ring, one disc, or ripples from the centre outwards."""
     count = images.shape[0]
     rows, columns = _plane(images)
     size = (count, 1, 1, 1)
@@ -159,11 +163,18 @@ def _rings(images: Tensor, generator: torch.Generator) -> Tensor:
     radius = 0.15 + 0.8 * torch.rand(size, generator=generator)
     thickness = 0.04 + 0.25 * torch.rand(size, generator=generator)
     distance = torch.sqrt((rows - centre[:, :1]) ** 2 + (columns - centre[:, 1:]) ** 2)
-    filled = torch.rand(size, generator=generator) < 0.3
-    edge = torch.where(filled, radius - distance, thickness - (distance - radius).abs())
+    ring = thickness - (distance - radius).abs()
+    ripples = thickness / 2 * torch.cos(2 * math.pi * (distance - radius) / (2 * thickness + 0.15))
+    kind = torch.rand(size, generator=generator)
+    edge = torch.where(kind < 0.4, ring, torch.where(kind < 0.7, radius - distance, ripples))
     level = 0.3 + 0.7 * torch.rand(size, generator=generator)
-    # an edge one pixel wide, as an antialiased drawing has it
+    # An edge one pixel wide, as an antialiased drawing has it.
     return (level * (0.5 + edge * images.shape[2] / 2).clamp(0, 1)).expand_as(images)
+
+
+def _dots(images: Tensor, generator: torch.Generator) -> Tensor:
+    share = 0.5 * torch.rand((images.shape[0], 1, 1, 1), generator=generator)
+    return (torch.rand(images.shape, generator=generator) < share).float()
 
 
 def _shuffled(images: Tensor, generator: torch.Generator) -> Tensor:

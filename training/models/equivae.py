@@ -30,10 +30,16 @@ images; what q sees and the decoder explains are the images as they are.
 `distance_weight` > 0 adds cross-entropy of the classifier (r_y: means in the batch, x left out): such a model is
 EquiVAE + distance term. Beside it `reject_distance` adds one more class at that constant squared distance, right for
 made-up images that are no class at all (`augment.outliers`), so that nearness means something outside the data too.
+
+Eq. 4 rewards v for saying again what r says wherever the decoder mixes the two badly. Two more terms answer that:
+`class_mean_weight` on the squared length of the class means of mu(v), which a linear probe lives on, and `swap_weight`
+on the cross-entropy of the class that f_inv sees in pictures decoded from r and v of different images. A recipe
+that uses either is named so: EquiVAE + distance, class-mean and swap terms.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -43,15 +49,25 @@ from torch.nn import functional as F
 
 from contract.manifest import InputSpec
 from training.augment import AugmentConfig, augment, outliers
+from training.complements import draw_complements, in_batch_weights
+from training.distances import (
+    batch_means,
+    fit_temperature,
+    leave_one_out_distances,
+    share_below,
+    spaced_quantiles,
+    squared_distances,
+)
 from training.networks import ConvBody, DenseDecoder, Pool, TransposedDecoder, dense, he_initialise
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
 
-__all__ = ["EquiVAE", "EquiVAEConfig"]
+__all__ = ["EquiVAE", "EquiVAEConfig", "kl_per_dimension", "squared_distances"]
 
 CHUNK = 500  # images a forward pass where no gradient is kept
-KNOTS = 65  # quantiles of the validation distances kept for each class
+KNOTS = 101  # quantiles of the validation distances kept for each class: whole per cents, 99 among them
+SWAP_RISE = 0.1  # share of the training over which the swap term's weight rises: f_inv must judge well first
 ACTIVE_NATS = 0.1  # a dimension of v counts as used above this mean KL
 
 
@@ -117,12 +133,18 @@ class EquiVAEConfig(_Config):
     distance_weight: float = Field(0.0, ge=0, description="nats; 0 is the paper's objective")
     reject_distance: float | None = Field(None, gt=0, description="squared distance of the class of outliers")
     outlier_share: float = Field(0.0, ge=0, le=1, description="outliers made a batch, as a share of its images")
+    class_mean_weight: float = Field(0.0, ge=0, description="nats a unit of squared class mean of mu(v)")
+    swap_weight: float = Field(0.0, ge=0, description="nats; needs distance_weight")
+    swap_share: float = Field(0.2, gt=0, le=1, description="pictures made for the swap term, as a share of the batch")
     augment: AugmentConfig | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> EquiVAEConfig:
-        if self.complements == "encoded" and (self.augment or self.distance_weight or self.outlier_share):
-            raise ValueError("augment, distance_weight and outlier_share need complements: in_batch")
+        extras = ("augment", "distance_weight", "outlier_share", "class_mean_weight")
+        if self.complements == "encoded" and any(getattr(self, name) for name in extras):
+            raise ValueError(f"{', '.join(extras)} need complements: in_batch")
+        if self.swap_weight and not self.distance_weight:
+            raise ValueError("swap_weight needs distance_weight: it uses that classifier")
         if bool(self.outlier_share) != (self.reject_distance is not None):
             raise ValueError("outlier_share and reject_distance go together")
         return self
@@ -221,7 +243,7 @@ class EquiVAE(nn.Module):
         images = data.images[indices].float() / 255
         labels = data.labels[indices]
         if self.config.complements == "encoded":
-            chosen = _draw_complements(data.labels, indices, self.config.max_complements, generator)
+            chosen = draw_complements(data.labels, indices, self.config.max_complements, generator)
             return {"images": images, "labels": labels, "complements": data.images[chosen].float() / 255}
         encoded = images if self.config.augment is None else augment(images, self.config.augment, generator)
         if self.config.outlier_share:
@@ -238,22 +260,25 @@ class EquiVAE(nn.Module):
 
         Args:
             generator: of the draw v ~ q(v|r,x), on the batch's device.
-            progress: share of the training done, in [0,1]; no term depends on it yet.
+            progress: share of the training done, in [0,1]; the swap term's weight rises over the first tenth.
         Returns:
-            the scalars loss, reconstruction, kl and, with the distance term, distance and batch_error (%).
+            the scalars loss, reconstruction, kl, and where they are used distance, batch_error (%), class_mean, swap.
         """
-        del progress
         images, labels = batch["images"], batch["labels"]
+        config = self.config
         terms: dict[str, Tensor] = {}
-        if self.config.complements == "encoded":
+        class_means = None
+        if config.complements == "encoded":
             complements = batch["complements"]
             hidden = self.body(complements.flatten(0, 1)).unflatten(0, complements.shape[:2])
             r = self.head(hidden.mean(1))
         else:
             hidden = self.body(batch["encoded"])
             r = self.head(batch["weights"].to(hidden.dtype) @ hidden[: len(labels)])
-            if self.config.distance_weight:
-                terms = self._distance_terms(self.head(hidden).float(), labels)
+            if config.distance_weight:
+                embeddings = self.head(hidden).float()
+                terms |= self._distance_terms(embeddings, labels)
+                class_means = batch_means(embeddings[: len(labels)].detach(), labels, self.num_classes)
         mean, log_variance = self.posterior(r, images)
         mean, log_variance = mean.float(), log_variance.float()
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
@@ -261,20 +286,56 @@ class EquiVAE(nn.Module):
         terms["reconstruction"] = self.reconstruction(images, r, v).mean()
         terms["kl"] = kl_per_dimension(mean, log_variance).sum(1).mean()
         loss = terms["reconstruction"] + terms["kl"]
-        if "distance" in terms:
-            loss = loss + self.config.distance_weight * terms["distance"]
+        if class_means is not None:
+            loss = loss + config.distance_weight * terms["distance"]
+        if config.class_mean_weight:
+            terms["class_mean"] = class_mean_energy(mean, labels, self.num_classes)
+            loss = loss + config.class_mean_weight * terms["class_mean"]
+        if config.swap_weight and class_means is not None:
+            terms["swap"] = self._swap_term(r.detach(), v, labels, class_means, generator)
+            loss = loss + config.swap_weight * min(1.0, progress / SWAP_RISE) * terms["swap"]
         return {"loss": loss, **terms}
 
     def _distance_terms(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of the distances to the batch's class means; rows past the labels are outliers."""
         distances = leave_one_out_distances(embeddings, labels, self.num_classes)
         error = 100 * (distances[: len(labels)].argmin(1) != labels).float().mean()
-        if self.config.reject_distance is not None:
-            reject = torch.full_like(distances[:, :1], self.config.reject_distance)
-            distances = torch.cat([distances, reject], 1)
         targets = torch.full((len(embeddings),), self.num_classes, device=labels.device)
         targets[: len(labels)] = labels
-        return {"distance": F.cross_entropy(-distances, targets), "batch_error": error}
+        return {"distance": F.cross_entropy(self._logits(distances), targets), "batch_error": error}
+
+    def _logits(self, distances: Tensor) -> Tensor:
+        """-distances [N,K], with `reject_distance` as one more class where it is used."""
+        if self.config.reject_distance is not None:
+            distances = torch.cat([distances, torch.full_like(distances[:, :1], self.config.reject_distance)], 1)
+        return -distances
+
+    def _swap_term(
+        self, r: Tensor, v: Tensor, labels: Tensor, class_means: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Cross-entropy of the class that f_inv sees in decode(r, v) with r and v of different images.
+
+        Two thirds of the v are other images', one third the prior's. The gradient reaches the decoder and q; f_inv
+        judges with fixed weights and running statistics.
+        """
+        count = max(2, round(self.config.swap_share * len(r)))
+        contents = torch.randperm(len(r), generator=generator, device=r.device)[:count]
+        styles = torch.randperm(len(r), generator=generator, device=r.device)[: count - count // 3]
+        prior = torch.randn((count // 3, v.shape[1]), generator=generator, device=v.device)
+        images = self.decode(r[contents], torch.cat([v[styles], prior]))
+        embeddings = self._judge(images).float()
+        return F.cross_entropy(self._logits(squared_distances(embeddings, class_means)), labels[contents])
+
+    def _judge(self, images: Tensor) -> Tensor:
+        """f_inv as in evaluation, differentiable in the images alone: [N,C,H,W] -> [N,D]"""
+        network = nn.Sequential(self.body, self.head)
+        fixed = {name: value.detach() for name, value in (*network.named_parameters(), *network.named_buffers())}
+        was_training = self.training
+        network.eval()
+        try:
+            return torch.func.functional_call(network, fixed, (images,))
+        finally:
+            network.train(was_training)
 
     # --- the parts ------------------------------------------------------------------------------------------------
 
@@ -396,105 +457,29 @@ class EquiVAE(nn.Module):
             self.distance_knots[index] = spaced_quantiles(own, KNOTS)
 
 
-# --- the pieces, each testable by itself ---------------------------------------------------------------------------
-
-
-def _chunks(data: LabelledImages, device: torch.device):
-    for start in range(0, len(data.labels), CHUNK):
-        stop = start + CHUNK
-        yield data.images[start:stop].to(device).float() / 255, data.labels[start:stop].to(device)
-
-
-def _draw_complements(labels: Tensor, indices: Tensor, limit: int, generator: torch.Generator) -> Tensor:
-    """For each of `indices` [B], m others of its class without repetition [B,m]; m ~ U{1..limit}, once for all.
-
-    m never exceeds the others that the smallest class has.
-    """
-    order = torch.argsort(labels, stable=True)
-    counts = torch.bincount(labels)
-    starts = torch.cumsum(counts, 0) - counts
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
-    limit = min(limit, int(counts[counts > 0].min()) - 1)
-    m = int(torch.randint(1, limit + 1, (1,), generator=generator))
-    own = labels[indices]
-    size, position = counts[own], rank[indices] - starts[own]
-    # Floyd's sampling: m distinct numbers below n - 1, a repetition replaced by the step's own largest number
-    chosen = torch.full((len(indices), m), -1)
-    for step in range(m):
-        top = size - 1 - m + step
-        drawn = (torch.rand(len(indices), generator=generator, dtype=torch.float64) * (top + 1)).long()
-        repeated = (chosen == drawn[:, None]).any(1)
-        chosen[:, step] = torch.where(repeated, top, drawn)
-    chosen += chosen >= position[:, None]  # step over x itself
-    return order[starts[own][:, None] + chosen]
-
-
-def in_batch_weights(labels: Tensor, limit: int, generator: torch.Generator) -> Tensor:
-    """W [B,B] of R = W H: each row averages m random other members of its class, m ~ U{1..limit} for each row.
-
-    Where the batch has fewer than m others of the class, all of them are taken.
-
-    Raises:
-        ValueError: an image is alone in its class.
-    """
-    count = len(labels)
-    others = (labels[:, None] == labels[None]) & ~torch.eye(count, dtype=torch.bool)
-    available = others.sum(1)
-    if not bool(available.all()):
-        raise ValueError("an image is alone of its class in the batch: complements in the batch need balanced order")
-    m = torch.randint(1, limit + 1, (count,), generator=generator).minimum(available)
-    scores = torch.rand((count, count), generator=generator) + others
-    rank = torch.argsort(torch.argsort(scores, 1, descending=True), 1)
-    return (rank < m[:, None]).float() / m[:, None]
-
-
-def squared_distances(embeddings: Tensor, prototypes: Tensor) -> Tensor:
-    """[N,D], [K,D] -> [N,K]"""
-    return ((embeddings[:, None] - prototypes[None]) ** 2).sum(2)
-
-
-def leave_one_out_distances(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Squared distances [N,K] to the class means of the first B = len(labels) rows, each row left out of its own.
-
-    A class that the batch lacks is infinitely far.
-    """
-    members = F.one_hot(labels, num_classes).to(embeddings.dtype)
-    counts = members.sum(0)
-    own = embeddings[: len(labels)]
-    means = members.T @ own / counts.clamp_min(1)[:, None]
-    distances = squared_distances(embeddings, means).masked_fill(counts == 0, torch.inf)
-    # x - (n mean - x) / (n - 1) = (x - mean) n / (n - 1)
-    factor = (counts / (counts - 1).clamp_min(1)) ** 2
-    inside = torch.where(members.bool(), distances[: len(labels)] * factor, distances[: len(labels)])
-    return torch.cat([inside, distances[len(labels) :]])
-
-
 def kl_per_dimension(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL[N(mean, diag exp(log_variance)) || N(0,I)] by dimension [N,V], in nats."""
     return 0.5 * (mean**2 + torch.exp(log_variance) - 1 - log_variance)
 
 
-def fit_temperature(distances: Tensor, labels: Tensor) -> float:
-    """T of least mean cross-entropy of softmax(-distances / T), found by golden-section search on log T."""
+def class_mean_energy(mean: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Squared length of the class means of mu(v), averaged over the classes; without bias from the batch's size.
 
-    def nats(log_temperature: float) -> float:
-        scaled = -distances.double() / torch.tensor(log_temperature, dtype=torch.float64).exp()
-        return float(F.cross_entropy(scaled, labels))
+    Each class of n members gives the mean of mu_i . mu_j over its n (n - 1) pairs of different members.
 
-    from scipy.optimize import minimize_scalar
-
-    return float(torch.tensor(minimize_scalar(nats, bounds=(-7.0, 7.0), method="bounded").x).exp())
-
-
-def spaced_quantiles(values: Tensor, count: int) -> Tensor:
-    """`count` quantiles of the values at equal steps of probability, pushed apart where they coincide."""
-    knots = torch.quantile(values.double(), torch.linspace(0, 1, count, dtype=torch.float64))
-    apart = 1e-3 * torch.arange(count, dtype=torch.float64)
-    return (torch.cummax(knots - apart, 0).values + apart).float()
+    Args:
+        mean: [B,V]; labels: [B], every class in it with two members at least
+    """
+    members = F.one_hot(labels, num_classes).to(mean.dtype)
+    counts = members.sum(0)
+    sums = members.T @ mean
+    pairs = (sums**2).sum(1) - members.T @ (mean**2).sum(1)
+    present = counts > 1
+    return (pairs[present] / (counts * (counts - 1))[present]).mean()
 
 
-def share_below(values: Tensor, knots: Tensor) -> Tensor:
-    """The distribution function with quantiles `knots` [N,Q] at `values` [N], linear between them; in [0,1]."""
-    low, high = knots[:, :-1], knots[:, 1:]
-    return ((values[:, None] - low) / (high - low)).clamp(0, 1).mean(1)
+def _chunks(data: LabelledImages, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images [N,C,H,W] in [0,1] and labels [N], `CHUNK` at a time."""
+    for start in range(0, len(data.labels), CHUNK):
+        stop = start + CHUNK
+        yield data.images[start:stop].to(device).float() / 255, data.labels[start:stop].to(device)

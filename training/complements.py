@@ -1,0 +1,55 @@
+"""The complements of an image, other images of its class: r_y of EquiVAE is made of them (Feige 2019, Eq. 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["draw_complements", "in_batch_weights"]
+
+
+def draw_complements(labels: Tensor, indices: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """Rows [B,m] of the data: for each of `indices` [B], m others of its class, none of them twice.
+
+    m ~ U{1..limit} is one draw for the whole batch; it never exceeds the others that the smallest class has.
+
+    Args:
+        labels: int64 [N] of the whole data
+    """
+    order = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels)
+    starts = torch.cumsum(counts, 0) - counts
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    limit = min(limit, int(counts[counts > 0].min()) - 1)
+    m = int(torch.randint(1, limit + 1, (1,), generator=generator))
+    own = labels[indices]
+    size, position = counts[own], rank[indices] - starts[own]
+    # Floyd's sampling: m distinct numbers below size - 1, a repetition replaced by the largest that the step may draw.
+    chosen = torch.full((len(indices), m), -1)
+    for step in range(m):
+        top = size - 1 - m + step
+        drawn = (torch.rand(len(indices), generator=generator, dtype=torch.float64) * (top + 1)).long()
+        repeated = (chosen == drawn[:, None]).any(1)
+        chosen[:, step] = torch.where(repeated, top, drawn)
+    chosen += chosen >= position[:, None]  # step over x itself
+    return order[starts[own][:, None] + chosen]
+
+
+def in_batch_weights(labels: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """W [B,B] of R = W H: each row averages m random other members of its class, m ~ U{1..limit} for each row.
+
+    Where the batch has fewer than m others of the class, all of them are taken.
+
+    Raises:
+        ValueError: an image is alone in its class.
+    """
+    count = len(labels)
+    others = (labels[:, None] == labels[None]) & ~torch.eye(count, dtype=torch.bool)
+    available = others.sum(1)
+    if not bool(available.all()):
+        raise ValueError("an image is alone of its class in the batch: complements in the batch need balanced order")
+    m = torch.randint(1, limit + 1, (count,), generator=generator).minimum(available)
+    scores = torch.rand((count, count), generator=generator) + others
+    rank = torch.argsort(torch.argsort(scores, 1, descending=True), 1)
+    return (rank < m[:, None]).float() / m[:, None]

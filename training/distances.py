@@ -1,0 +1,68 @@
+"""Squared distances to class means, and what is served from them: a temperature and the share of nearer images."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = [
+    "batch_means",
+    "fit_temperature",
+    "leave_one_out_distances",
+    "share_below",
+    "spaced_quantiles",
+    "squared_distances",
+]
+
+
+def squared_distances(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """[N,D], [K,D] -> [N,K]"""
+    return ((embeddings[:, None] - prototypes[None]) ** 2).sum(2)
+
+
+def batch_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Class means [K,D] of embeddings [B,D]; 0 for a class that the batch lacks."""
+    members = F.one_hot(labels, num_classes).to(embeddings.dtype)
+    return members.T @ embeddings / members.sum(0).clamp_min(1)[:, None]
+
+
+def leave_one_out_distances(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Squared distances [N,K] to the class means of the first B = len(labels) rows, each row left out of its own.
+
+    A class that the batch lacks is infinitely far.
+    """
+    members = F.one_hot(labels, num_classes).to(embeddings.dtype)
+    counts = members.sum(0)
+    means = batch_means(embeddings[: len(labels)], labels, num_classes)
+    distances = squared_distances(embeddings, means).masked_fill(counts == 0, torch.inf)
+    # Without x the mean is (n mean - x) / (n - 1), and x lies from it n / (n - 1) times as far as from the whole one.
+    factor = (counts / (counts - 1).clamp_min(1)) ** 2
+    known = distances[: len(labels)]
+    return torch.cat([torch.where(members.bool(), known * factor, known), distances[len(labels) :]])
+
+
+def fit_temperature(distances: Tensor, labels: Tensor) -> float:
+    """The T in e^-7..e^7 of least mean cross-entropy of softmax(-distances / T)."""
+    distances = distances.double()
+
+    def nats(log_temperature: float) -> float:
+        return float(F.cross_entropy(-distances / math.exp(log_temperature), labels))
+
+    return math.exp(minimize_scalar(nats, bounds=(-7.0, 7.0), method="bounded").x)
+
+
+def spaced_quantiles(values: Tensor, count: int, gap: float = 1e-3) -> Tensor:
+    """`count` quantiles [Q] of `values` [N] at equal steps of probability, at least `gap` apart."""
+    knots = torch.quantile(values.double(), torch.linspace(0, 1, count, dtype=torch.float64))
+    apart = gap * torch.arange(count, dtype=torch.float64)
+    return (torch.cummax(knots - apart, 0).values + apart).float()
+
+
+def share_below(values: Tensor, knots: Tensor) -> Tensor:
+    """The distribution function with quantiles `knots` [N,Q] at `values` [N], linear between them; in [0,1]."""
+    low, high = knots[:, :-1], knots[:, 1:]
+    return ((values[:, None] - low) / (high - low)).clamp(0, 1).mean(1)
