@@ -15,6 +15,7 @@ Map = npt.NDArray[np.float32]
 Vector = npt.NDArray[np.float64]
 
 _SAMPLES = 700  # points of a regular grid that the surface is fitted to: so few that no BLAS starts threads for them
+_LEAST_SIDE = 24  # pixels: smaller pictures have evenly lit paper
 _FRAME = 0.12  # share of the shorter side: the frame in which paper is expected
 _GAIN = 0.03  # share of the picture that a more flexible surface must win
 _EXPONENTS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2), (4, 0), (2, 2), (0, 4), (3, 0), (2, 1), (1, 2), (0, 3))
@@ -54,17 +55,17 @@ def fit_paper(page: Map) -> Paper:
     y = np.repeat((rows + 0.5) * (2.0 / height) - 1.0, len(columns))
     to_edge = np.minimum((1.0 - np.abs(x)) * width, (1.0 - np.abs(y)) * height) / 2.0
     frame = to_edge <= max(_FRAME * min(height, width), 1.0)
-    grain = 1.05 * float(np.median(np.abs(np.diff(page[::step], axis=1)))) if width > 1 else 0.0
-    fit = _Fit(_terms(x, y), values, frame, max(8.0, 2.5 * grain))
+    even = min(height, width) < _LEAST_SIDE  # so small that strokes would pass for shade and for grain
+    grain = 0.0 if even else 1.05 * float(np.median(np.abs(np.diff(page[::step], axis=1))))
+    fit = _Fit(_terms(x, y), values, frame, min(max(8.0, 2.5 * grain), 48.0))
 
-    flat = fit.best(
-        fit.refine(np.array([level]), 1) for level in (_mode(values, fit.tolerance), np.median(values[frame]))
-    )
-    bent = fit.best(fit.refine(guess, _QUADRATIC) for guess in (flat, fit.through_frame(_QUADRATIC)))
-    chosen = flat
-    for flexible in (bent, fit.refine(bent, _FLEXIBLE)):
-        if fit.share(flexible) > fit.share(chosen) + _GAIN:
-            chosen = flexible
+    levels = (_mode(values, fit.tolerance), float(np.median(values[frame])))
+    chosen = flat = fit.best(fit.refine(np.array([level]), 1) for level in levels)
+    if not even:
+        bent = fit.best(fit.refine(guess, _QUADRATIC) for guess in (flat, fit.through_frame(_QUADRATIC)))
+        for flexible in (bent, fit.refine(bent, _FLEXIBLE)):
+            if fit.share(flexible) > fit.share(chosen) + _GAIN:
+                chosen = flexible
     residual = fit.residual(chosen)
     on_paper = residual[np.abs(residual) < 3.0 * fit.tolerance]
     return Paper(chosen, float(on_paper.std()) if on_paper.size else 0.0)

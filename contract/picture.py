@@ -55,8 +55,6 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "BMP": BmpImageFile,
     "GIF": GifImageFile,
 }
-_BYTES_PER_PIXEL = {"1": 1, "L": 1, "I;16": 2, "I;16B": 2}
-_MOST_BYTES_PER_PIXEL = 4
 _DEFAULT_LIMITS = PictureLimits()
 
 
@@ -79,7 +77,7 @@ class Picture(NamedTuple):
 class EncodedPicture(NamedTuple):
     """A picture whose header is read and accepted, and whose pixels are not decoded yet.
 
-    width, height: as stored, before any EXIF orientation. decoded_bytes: the most memory that `decode` holds at once.
+    width, height: as stored, before any EXIF orientation. decoded_bytes: of the decoded picture as Pillow holds it.
     source: what `decode` reads.
     """
 
@@ -136,8 +134,7 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
         width, height, depth, colour, interlacing = png_header(data)
         limits.check_size(width, height)
         if depth == 8 and not interlacing and (plain := _plain_png(data, colour)):
-            bytes_per_pixel = _BYTES_PER_PIXEL[plain.mode]
-            return EncodedPicture(name, width, height, frames, width * height * bytes_per_pixel, plain)
+            return EncodedPicture(name, width, height, frames, _decoded_bytes(plain.mode, width, height), plain)
         check_png_data(data)
     elif name == "WebP":
         limits.check_size(*webp_size(data))
@@ -157,8 +154,11 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
         frames = getattr(image, "n_frames", 1)
         if frames > limits.frames:
             raise PictureTooLargeError(f"the file says it holds {frames:,} pictures, the limit is {limits.frames:,}")
-    decoded_bytes = width * height * _BYTES_PER_PIXEL.get(image.mode, _MOST_BYTES_PER_PIXEL)
-    return EncodedPicture(name, width, height, frames, decoded_bytes, image)
+    return EncodedPicture(name, width, height, frames, _decoded_bytes(image.mode, width, height), image)
+
+
+def _decoded_bytes(mode: str, width: int, height: int) -> int:
+    return width * height * (1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4)
 
 
 def _plain_png(data: bytes, colour: int) -> PlainPng | None:

@@ -19,7 +19,7 @@ Fit = Literal["auto", "content", "image"]
 Box = tuple[int, int, int, int]
 
 _DETAIL = 8  # pixels of the crop a pixel of the model, before the last resize
-_RESAMPLE = Image.Resampling.BOX
+_RESAMPLE = Image.Resampling.LANCZOS
 
 
 class Prepared(NamedTuple):
@@ -139,7 +139,7 @@ def _place(ink: Map, side: int, preprocessing: Preprocessing) -> Map:
         # MNIST puts the centre of mass on the pixel of index side / 2, half a pixel right of and below the middle.
         x = side / 2 - float(small.sum(axis=0) @ np.arange(size[0])) / total
         y = side / 2 - float(small.sum(axis=1) @ np.arange(size[1])) / total
-    left, top = (min(max(round(at), 0), side - extent) for at, extent in zip((x, y), size, strict=True))
+    left, top = (min(max(int(at + 0.5), 0), side - extent) for at, extent in zip((x, y), size, strict=True))
     framed = np.zeros((side, side), np.float32)
     framed[top : top + size[1], left : left + size[0]] = small
     return framed

@@ -1,0 +1,197 @@
+"""Encoded pictures of every colour mode and format become the pixels that a person sees, or a clear refusal."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from contract.picture import open_picture, read_header
+from contract.picture_header import PictureLimits
+from tests.contract.pictures import encode, glyph, noise
+
+FORMATS = {"PNG": "PNG", "JPEG": "JPEG", "WEBP": "WebP", "TIFF": "TIFF", "BMP": "BMP", "GIF": "GIF"}
+LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_read_and_named(name: str) -> None:
+    picture = open_picture(encode(glyph(), name))
+    assert (picture.format, picture.width, picture.height, picture.frames) == (FORMATS[name], 28, 28, 1)
+    assert not picture.orientation_applied
+    grey = picture.pixels if picture.pixels.ndim == 2 else picture.pixels.mean(axis=2)
+    assert np.abs(grey.astype(float) - glyph()).mean() < 6  # JPEG is not exact
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_colour_is_exact_where_the_format_is(name: str) -> None:
+    pixels = noise(13, 17, 3)
+    np.testing.assert_array_equal(open_picture(encode(pixels, name, **LOSSLESS[name])).pixels, pixels)
+
+
+@pytest.mark.parametrize("options", [{}, {"compress_level": 0}, {"compress_level": 9}, {"optimize": True}])
+@pytest.mark.parametrize("shape", [(28, 28), (5, 300), (300, 7), (28, 28, 3), (90, 110, 3)])
+def test_plain_png_is_what_pillow_makes_of_it(shape: tuple[int, ...], options: dict[str, object]) -> None:
+    """The short way for plain PNG files against Pillow's own reading, for pixels that bring out every filter."""
+    ramp = np.add.outer(np.arange(shape[0]) * 3, np.arange(shape[1]) * 2)
+    smooth = np.broadcast_to(ramp.reshape(*ramp.shape, *([1] * (len(shape) - 2))), shape) % 256
+    for pixels in (noise(*shape), smooth.astype(np.uint8), np.zeros(shape, np.uint8)):
+        data = encode(pixels, **options)
+        assert type(read_header(data).source).__name__ == "PlainPng"
+        np.testing.assert_array_equal(open_picture(data).pixels, pixels)
+
+
+def test_one_bit() -> None:
+    for name in ("PNG", "TIFF", "BMP"):
+        data = encode(Image.fromarray(glyph()).convert("1"), name)
+        np.testing.assert_array_equal(open_picture(data).pixels, glyph())
+
+
+def test_sixteen_bits_keep_their_range() -> None:
+    deep = (np.arange(28 * 28, dtype=np.uint16) * 83).reshape(28, 28)
+    for name in ("PNG", "TIFF"):
+        pixels = open_picture(encode(deep, name)).pixels
+        assert pixels.dtype == np.uint8
+        assert np.abs(pixels - deep / 257.0).max() <= 0.51
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0, 65535.0, 4e9])
+def test_floating_point_tiff_is_taken_at_the_range_it_shows(top: float) -> None:
+    values = (glyph() / 255 * top).astype(np.float32)
+    np.testing.assert_array_equal(open_picture(encode(values, "TIFF")).pixels, glyph())
+
+
+def test_values_that_are_not_finite_become_black() -> None:
+    values = (glyph() / 255).astype(np.float32)
+    values[0, 0], values[0, 1] = np.nan, np.inf
+    np.testing.assert_array_equal(open_picture(encode(values, "TIFF")).pixels, glyph())
+
+
+def test_cmyk() -> None:
+    colours = np.zeros((20, 20, 3), np.uint8)
+    colours[:, 10:] = (255, 0, 0)
+    for name, tolerance in (("JPEG", 6), ("TIFF", 0)):
+        pixels = open_picture(encode(Image.fromarray(colours).convert("CMYK"), name, quality=100)).pixels
+        assert pixels.shape == (20, 20, 3)
+        assert np.abs(pixels[:, :8].astype(int) - colours[:, :8]).max() <= tolerance
+        assert np.abs(pixels[:, 12:].astype(int) - colours[:, 12:]).max() <= tolerance
+
+
+def test_lab() -> None:
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab = ImageCms.profileToProfile(Image.new("RGB", (9, 9), (200, 60, 40)), *profiles, outputMode="LAB")
+    pixels = open_picture(encode(lab, "TIFF")).pixels
+    assert np.abs(pixels.astype(int) - (200, 60, 40)).max() < 12
+
+
+def ink_over_nothing(ink: int) -> Image.Image:
+    """A glyph of brightness `ink`, transparent elsewhere; the hidden colour is the ink's own."""
+    return Image.merge("LA", (Image.new("L", (28, 28), ink), Image.fromarray(glyph())))
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+@pytest.mark.parametrize(("ink", "paper"), [(0, 255), (60, 255), (255, 0), (200, 0)])
+def test_transparent_ink_comes_on_the_paper_that_shows_it(mode: str, ink: int, paper: int) -> None:
+    pixels = open_picture(encode(ink_over_nothing(ink).convert(mode))).pixels
+    assert (pixels[glyph() == 255] == ink).all()
+    assert (pixels[glyph() == 0] == paper).all()
+
+
+@pytest.mark.parametrize(("ink", "paper"), [(0, 255), (255, 0), (30, 225)])
+def test_holes_in_a_page_are_filled_with_its_own_paper(ink: int, paper: int) -> None:
+    page = np.full((40, 40), paper, np.uint8)
+    page[6:34, 6:34][glyph() == 255] = ink
+    alpha = np.full((40, 40), 255, np.uint8)
+    alpha[:3, :3] = alpha[-3:, -3:] = 0
+    picture = Image.merge("LA", (Image.fromarray(page), Image.fromarray(alpha)))
+    np.testing.assert_array_equal(open_picture(encode(picture)).pixels, np.stack([page] * 3, axis=2))
+
+
+def test_wholly_transparent_is_a_blank_page() -> None:
+    assert (open_picture(encode(Image.new("RGBA", (9, 9), (10, 20, 30, 0)))).pixels == 255).all()
+
+
+@pytest.mark.parametrize("name", ["PNG", "GIF"])
+def test_palette_with_a_transparent_colour(name: str) -> None:
+    picture = Image.new("P", (28, 28))
+    picture.putpalette([0, 200, 0, 20, 20, 20])
+    picture.paste(1, mask=Image.fromarray(glyph()))
+    pixels = open_picture(encode(picture, name, transparency=0)).pixels
+    assert (pixels[glyph() == 255] == 20).all()
+    assert (pixels[glyph() == 0] == 255).all()
+
+
+def test_palette_without_transparency_keeps_its_colours() -> None:
+    picture = Image.new("P", (28, 28))
+    picture.putpalette([0, 200, 0, 20, 20, 20])
+    assert (open_picture(encode(picture)).pixels == (0, 200, 0)).all()
+
+
+def test_grey_png_with_a_transparent_shade() -> None:
+    data = encode(Image.fromarray(255 - glyph()), transparency=255)
+    pixels = open_picture(data).pixels
+    assert (pixels[glyph() == 255] == 0).all()
+    assert (pixels[glyph() == 0] == 255).all()
+
+
+TURNS = {  # stored pixels from upright ones, for each EXIF orientation
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.T,
+    6: lambda a: a.T[::-1],
+    7: lambda a: a[::-1, ::-1].T,
+    8: lambda a: a.T[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied_or_left(name: str, orientation: int) -> None:
+    upright = glyph(56)[:42]
+    stored = np.ascontiguousarray(TURNS[orientation](upright))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(stored, name, exif=exif, **{"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}.get(name, {}))
+    for apply_exif, expected in ((True, upright), (False, stored)):
+        picture = open_picture(data, apply_exif=apply_exif)
+        assert (picture.height, picture.width) == expected.shape
+        assert picture.orientation_applied == (apply_exif and orientation != 1)
+        grey = picture.pixels if picture.pixels.ndim == 2 else picture.pixels[..., 0]
+        assert np.abs(grey.astype(int) - expected).mean() < 4
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    "exif", [b"", b"Exif\0\0", b"Exif\0\0garbage" * 9, b"Exif\0\0II*\0\xff\xff\xff\xff", b"\xff" * 99]
+)
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP"])
+def test_damaged_exif_and_colour_profiles_are_no_obstacle(name: str, exif: bytes) -> None:
+    options = {"lossless": True} if name == "WEBP" else {"quality": 100} if name == "JPEG" else {}
+    picture = open_picture(encode(glyph(), name, exif=exif, icc_profile=b"not a profile" * 5, **options))
+    grey = picture.pixels if picture.pixels.ndim == 2 else picture.pixels[..., 0]
+    assert np.abs(grey.astype(int) - glyph()).mean() < 4
+    assert not picture.orientation_applied
+
+
+@pytest.mark.parametrize("name", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_picture_is_taken_and_all_are_counted(name: str) -> None:
+    frames = [Image.fromarray(np.full((20, 24), level, np.uint8)).convert("RGB") for level in (250, 120, 10)]
+    data = encode(frames[0], name, save_all=True, append_images=frames[1:])
+    picture = open_picture(data)
+    assert picture.frames == 3
+    assert np.abs(picture.pixels.astype(int) - 250).max() <= 2
+
+
+def test_a_header_tells_size_and_cost_before_decoding() -> None:
+    shapes: list[tuple[tuple[int, ...], int]] = [((300, 200), 1), ((300, 200, 3), 4), ((300, 200, 4), 4)]
+    for shape, cost in shapes:
+        for name in ("PNG", "TIFF"):
+            header = read_header(encode(noise(*shape), name))
+            assert (header.height, header.width) == shape[:2]
+            assert header.decoded_bytes == cost * 300 * 200
+
+
+def test_no_setting_of_the_process_is_touched() -> None:
+    before = (Image.MAX_IMAGE_PIXELS, Image.preinit is None)
+    open_picture(encode(noise(30, 30, 3), "JPEG"), limits=PictureLimits(pixels=900))
+    assert (Image.MAX_IMAGE_PIXELS, Image.preinit is None) == before
