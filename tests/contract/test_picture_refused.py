@@ -1,0 +1,281 @@
+"""What is refused, why, and at what cost: nothing hostile is decoded, and nothing damaged passes for a picture."""
+
+import struct
+import time
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from contract.picture import open_picture, read_header
+from contract.picture_frames import gif_frames, tiff_frames
+from contract.picture_header import (
+    CorruptPictureError,
+    EmptyPictureError,
+    NotAPictureError,
+    PictureError,
+    PictureLimits,
+    PictureTooLargeError,
+    PictureTooSmallError,
+    TooManyBytesError,
+    UnsupportedPictureError,
+    webp_size,
+)
+from tests.contract.pictures import encode, glyph, noise
+
+FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"]
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, *chunks: bytes) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+def resized(name: str, width: int, height: int) -> bytes:
+    """A small picture whose header claims another size."""
+    data = bytearray(encode(noise(16, 16, 3), name))
+    if name == "PNG":
+        return png(width, height, chunk(b"IDAT", zlib.compress(b"\0" * 17 * 16)))
+    if name == "GIF":
+        data[6:10] = struct.pack("<HH", width, height)
+        position = data.index(b"\x2c\0\0\0\0\x10\0\x10\0")
+        data[position + 5 : position + 9] = struct.pack("<HH", width, height)
+    elif name == "BMP":
+        data[18:26] = struct.pack("<ii", width, height)
+    elif name == "WEBP":
+        data = bytearray(encode(noise(16, 16, 4), name, lossless=True, icc_profile=b"x"))
+        assert data[12:16] == b"VP8X"
+        data[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    elif name == "JPEG":
+        position = data.index(b"\xff\xc0")
+        data[position + 5 : position + 9] = struct.pack(">HH", height, width)
+    elif name == "TIFF":
+        (directory,) = struct.unpack_from("<I", data, 4)
+        for entry in range(struct.unpack_from("<H", data, directory)[0]):
+            at = directory + 2 + 12 * entry
+            tag, kind = struct.unpack_from("<HH", data, at)
+            if tag in (256, 257):
+                struct.pack_into("<HHII", data, at, tag, 4, 1, width if tag == 256 else height)
+    return bytes(data)
+
+
+def test_no_bytes() -> None:
+    with pytest.raises(EmptyPictureError):
+        open_picture(b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0heicmif1", "HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
+        (b"%PDF-1.7\n", "PDF"),
+        (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"\n  <SVG></SVG>", "SVG"),
+        (b"8BPS\0\1", "Photoshop"),
+        (b"\0\0\1\0\1\0", "icon"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"\xff\x0a\xfa\x7f", "JPEG XL"),
+    ],
+)
+def test_another_format_is_named_with_the_way_out(data: bytes, said: str) -> None:
+    with pytest.raises(UnsupportedPictureError, match=rf"{said}.*(send|Compatible)"):
+        open_picture(data)
+
+
+@pytest.mark.parametrize(
+    "data", [b"hello", "für dich".encode(), b"<html>", b"{}", b"GIF", b"\x89PNG", b"BM", b"RIFF____WAVE"]
+)
+def test_text_and_other_bytes_are_no_picture(data: bytes) -> None:
+    with pytest.raises(NotAPictureError, match="send PNG"):
+        open_picture(data)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_bytes_are_no_picture(seed: int) -> None:
+    with pytest.raises(NotAPictureError):
+        open_picture(noise(1000, seed=seed).tobytes())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_text_under_the_signature_of_a_picture(name: str) -> None:
+    with pytest.raises(CorruptPictureError):
+        open_picture(encode(noise(16, 16, 3), name)[:18] + b"this is not a picture at all, whatever it says" * 3)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("grey", [True, False])
+def test_a_file_cut_anywhere_is_refused_or_whole(name: str, grey: bool) -> None:
+    pixels = noise(24, 24) if grey else noise(24, 24, 3)
+    data = encode(pixels, name)
+    whole = open_picture(data).pixels
+    for length in range(1, len(data), max(1, len(data) // 97)):
+        try:
+            picture = open_picture(data[:length])
+        except PictureError as error:
+            assert str(error)
+        else:
+            np.testing.assert_array_equal(picture.pixels, whole)
+    with pytest.raises(CorruptPictureError):
+        open_picture(data[: len(data) // 2])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # what Pillow remarks on and reads all the same
+@pytest.mark.parametrize("name", FORMATS)
+def test_damaged_bytes_end_in_a_picture_or_a_refusal(name: str) -> None:
+    data = encode(noise(24, 24, 3), name)
+    generator = np.random.default_rng(1)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(data)
+        for position in generator.integers(0, len(data), 3):
+            damaged[position] = generator.integers(0, 256)
+        try:
+            open_picture(bytes(damaged), limits=PictureLimits(pixels=100_000))
+        except PictureError as error:
+            assert str(error)
+            refused += 1
+    assert refused > 5
+
+
+def test_a_flipped_bit_in_the_pixels_of_a_png_is_noticed() -> None:
+    """Pillow checks neither the chunk's checksum nor the stream's."""
+    for data in (encode(noise(28, 28)), encode(noise(28, 28), exif=b"Exif\0\0"), encode(noise(300, 300, 3))):
+        start = data.index(b"IDAT") + 4
+        for position in (start + 100, start + 400):
+            damaged = bytearray(data)
+            damaged[position] ^= 1
+            with pytest.raises(CorruptPictureError):
+                open_picture(bytes(damaged))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_bomb_is_refused_by_its_header(name: str) -> None:
+    data = resized(name, 16000, 16000)
+    start = time.monotonic()
+    tracemalloc.start()
+    with pytest.raises(PictureTooLargeError, match=r"16000 x 16000|exceeds limit"):
+        read_header(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(b"VP8 ", {}), (b"VP8L", {"lossless": True}), (b"VP8X", {"icc_profile": b"x"})]
+)
+def test_the_size_of_every_kind_of_webp_is_read_without_its_decoder(kind: bytes, options: dict[str, object]) -> None:
+    data = encode(noise(37, 51, 3), "WEBP", **options)
+    assert data[12:16] == kind
+    assert webp_size(data) == (51, 37)
+
+
+def test_a_bomb_of_text_beside_the_pixels() -> None:
+    bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(b"\0" * 50_000_000, 9))
+    data = png(16, 16, *[bomb] * 20, chunk(b"IDAT", zlib.compress(b"\0" * 17 * 16)))
+    tracemalloc.start()
+    with pytest.raises(CorruptPictureError):
+        open_picture(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+def test_more_pixels_in_the_stream_than_the_header_says_do_no_harm() -> None:
+    data = png(16, 16, chunk(b"IDAT", zlib.compress(b"\0" * 50_000_000, 9)))
+    tracemalloc.start()
+    picture = open_picture(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert picture.pixels.shape == (16, 16)
+    assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_limits_on_the_size(name: str) -> None:
+    limits = PictureLimits(pixels=3000, smallest_side=4, aspect=10)
+    for width, height, error in (
+        (3, 100, PictureTooSmallError),
+        (100, 3, PictureTooSmallError),
+        (1, 1, PictureTooSmallError),
+        (60, 51, PictureTooLargeError),
+        (60, 5, PictureTooSmallError),
+    ):
+        with pytest.raises(error, match=rf"{width} x {height}"):
+            read_header(encode(noise(height, width, 3), name), limits=limits)
+    for width, height in ((60, 50), (50, 5), (4, 4)):
+        assert open_picture(encode(noise(height, width, 3), name), limits=limits).width == width
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 100_000), (100_000, 1)])
+def test_a_line_of_pixels(width: int, height: int) -> None:
+    with pytest.raises(PictureTooSmallError):
+        open_picture(encode(np.zeros((height, width), np.uint8)))
+
+
+def test_limit_on_the_bytes() -> None:
+    data = encode(glyph())
+    open_picture(data, limits=PictureLimits(bytes=len(data)))
+    with pytest.raises(TooManyBytesError):
+        open_picture(data, limits=PictureLimits(bytes=len(data) - 1))
+
+
+def gif(frames: int, blocks: int = 1) -> bytes:
+    frame = b"\x2c\0\0\0\0\x08\0\x08\0\0\x02" + b"\x02\x4c\x01" * blocks + b"\0"
+    return b"GIF89a\x08\0\x08\0\x80\0\0\0\0\0\xff\xff\xff" + frame * frames + b";"
+
+
+def test_animations_of_thousands_of_frames_are_counted_fast() -> None:
+    frames = [Image.new("L", (8, 8), level) for level in range(7)]
+    for data in (encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), gif(7)):
+        assert gif_frames(data, 100) == 7
+    start = time.monotonic()
+    assert gif_frames(gif(10_000), 10_000) == 10_000
+    assert time.monotonic() - start < 1
+    with pytest.raises(PictureTooLargeError):
+        read_header(gif(10_001))
+    with pytest.raises(PictureTooLargeError):  # crumbs of one byte would make counting slow
+        read_header(gif(1, blocks=2_000_000))
+
+
+def tiff(pages: int) -> bytes:
+    data = bytearray(encode(glyph(), "TIFF"))
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, directory)
+    body = bytes(data[directory : directory + 2 + 12 * entries])
+    data[4:8] = struct.pack("<I", len(data))
+    for page in range(pages):
+        data += body + struct.pack("<I", len(data) + len(body) + 4 if page < pages - 1 else 0)
+    return bytes(data)
+
+
+def test_pages_are_counted_fast_and_loops_end() -> None:
+    assert open_picture(tiff(5)).frames == 5
+    start = time.monotonic()
+    assert tiff_frames(tiff(9_000), 10_000) == 9_000
+    assert time.monotonic() - start < 1
+    with pytest.raises(PictureTooLargeError):
+        read_header(tiff(10_001))
+    data = bytearray(tiff(3))
+    data[-4:] = data[4:8]
+    assert tiff_frames(bytes(data), 10_000) == 3
+
+
+def test_a_png_may_not_claim_endless_frames() -> None:
+    data = png(16, 16, chunk(b"acTL", struct.pack(">II", 2**30, 0)), chunk(b"IDAT", zlib.compress(b"\0" * 17 * 16)))
+    with pytest.raises(PictureTooLargeError):
+        read_header(data)
+
+
+def test_ordinary_text_in_a_png_is_no_obstacle() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * 5000, zip=True)
+    np.testing.assert_array_equal(open_picture(encode(glyph(), pnginfo=text)).pixels, glyph())
