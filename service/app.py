@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib import metadata
@@ -41,8 +41,8 @@ from service.settings import Settings
 _NICE = 10  # how far the pool's threads stand back behind the event loop
 
 
-def create_app(settings: Settings) -> ASGIApp:
-    """An app that loads its models when it starts; nothing is shared between two apps."""
+def create_app(settings: Settings, on_loaded: Callable[[], None] = lambda: None) -> ASGIApp:
+    """An app that loads its models when it starts, then calls `on_loaded`; nothing is shared between two apps."""
     budget = Budget(settings.queue_images, settings.queue_bytes)
     observed = Metrics(budget)
     pool = ThreadPoolExecutor(settings.decode_threads, "pictures", initializer=_lower_priority)
@@ -50,10 +50,14 @@ def create_app(settings: Settings) -> ASGIApp:
     store = create_store(settings, observed, device)
     inference = Inference(store, budget, observed, pool, limits_of(settings), settings.max_images)
 
+    def load() -> None:
+        load_and_log(store, observed)
+        on_loaded()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # In a thread, so that probes are answered meanwhile.
-        loading = asyncio.create_task(asyncio.to_thread(load_and_log, store, observed))
+        loading = asyncio.create_task(asyncio.to_thread(load))
         yield
         await asyncio.gather(loading, return_exceptions=True)
         await store.close()

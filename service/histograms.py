@@ -60,7 +60,7 @@ class Histogram(Collector):
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
-        bounds = [floatToGoString(bound) for bound in (*self._bounds, math.inf)]
+        bounds = [floatToGoString(bound) for bound in (*self._bounds, math.inf)]  # type: ignore[no-untyped-call]
         for values, series in list(self._series.items()):  # a model that is being loaded may add one
             series.fold()
             cumulative = np.cumsum(series.counts).tolist()

@@ -18,7 +18,7 @@ from contract.picture import EncodedPicture
 from contract.picture_header import PictureLimits
 from service import images
 from service.batching import Entry, Row
-from service.budget import Budget
+from service.budget import Budget, Permit
 from service.engine import Array
 from service.errors import Problem
 from service.images import ModelInput
@@ -29,8 +29,8 @@ from service.payloads import Encoded, Payload, read_pictures
 from service.queries import Options, read_options
 
 _INLINE_PIXELS = 65_536
-_INLINE_PICTURES = 8
-_INLINE_BODY_BYTES = 256 * 1024
+_INLINE_PICTURES = 4
+INLINE_BODY_BYTES = 256 * 1024
 
 Result = TypeVar("Result")
 Render = Callable[[LoadedModel, Mapping[str, Array], int], dict[str, Any]]
@@ -61,13 +61,16 @@ class Inference:
         call, options, body = await self.begin(request, capability)
         start = time.perf_counter()
         model = self.store.select(capability, options.model, options.version)
-        payload = await self._read(call, body)
-        if payload.single and isinstance(picture := payload.pictures[0], bytes):
-            encoded: list[EncodedPicture | Problem] = [images.accept(picture, self._limits)]
+        content_type = call.headers.get(b"content-type", b"")
+        if len(body) > INLINE_BODY_BYTES:
+            payload = await self.pooled(read_pictures, content_type, body, self._max_images)
+            encoded = await self.pooled(self.accept, payload.pictures)
         else:
-            encoded = await self._maybe_pooled(self._is_large(payload.pictures), self._accept_all, payload.pictures)
-        good = [picture for picture in encoded if not isinstance(picture, Problem)]
-        with self._budget.acquire(len(good), len(body) + sum(picture.decoded_bytes for picture in good)):
+            payload = read_pictures(content_type, body, self._max_images)
+            encoded = self.accept(payload.pictures)
+        if payload.single and isinstance(encoded[0], Problem):
+            raise encoded[0]
+        with self.permit(encoded, body):
             inputs = await self.prepare(encoded, model, options)
             if payload.single and isinstance(inputs[0], Problem):
                 raise inputs[0]
@@ -91,8 +94,9 @@ class Inference:
     ) -> list[ModelInput | Problem]:
         """Decoded and brought to the model's frame, in order; what was or became a problem stays in its place."""
         pixels = sum(picture.width * picture.height for picture in encoded if not isinstance(picture, Problem))
-        large = pixels > _INLINE_PIXELS or len(encoded) > _INLINE_PICTURES
-        return await self._maybe_pooled(large, _prepare_all, encoded, model, options)
+        if pixels > _INLINE_PIXELS or len(encoded) > _INLINE_PICTURES:
+            return await self.pooled(_prepare_all, encoded, model, options)
+        return _prepare_all(encoded, model, options)
 
     async def run(self, request: Request, model: LoadedModel, capability: str, rows: Sequence[Row]) -> dict[str, Array]:
         """Outputs by name for rows of inputs; the request's turn in the queue."""
@@ -108,21 +112,13 @@ class Inference:
         call.stages.append((stage, seconds))
         self._metrics.stages[stage].observe(seconds)
 
-    def accept_pair(self, pictures: Sequence[bytes]) -> list[EncodedPicture]:
-        return [images.accept(picture, self._limits) for picture in pictures]
+    def permit(self, encoded: Sequence[EncodedPicture | Problem], body: bytes) -> Permit:
+        """Room for the good ones of these pictures; QueueFull where there is none."""
+        good = [picture for picture in encoded if not isinstance(picture, Problem)]
+        return self._budget.acquire(len(good), len(body) + sum(picture.decoded_bytes for picture in good))
 
-    def permit(self, encoded: Sequence[EncodedPicture], body: bytes) -> Any:
-        return self._budget.acquire(len(encoded), len(body) + sum(picture.decoded_bytes for picture in encoded))
-
-    async def _read(self, call: Call, body: bytes) -> Payload:
-        content_type = call.headers.get(b"content-type", b"")
-        large = len(body) > _INLINE_BODY_BYTES and not content_type.startswith(b"image/")
-        return await self._maybe_pooled(large, read_pictures, content_type, body, self._max_images)
-
-    def _is_large(self, pictures: Sequence[Encoded]) -> bool:
-        return len(pictures) > _INLINE_PICTURES
-
-    def _accept_all(self, pictures: Sequence[Encoded]) -> list[EncodedPicture | Problem]:
+    def accept(self, pictures: Sequence[Encoded]) -> list[EncodedPicture | Problem]:
+        """Headers checked, in order; a problem stays in its place."""
         accepted: list[EncodedPicture | Problem] = []
         for picture in pictures:
             try:
@@ -131,10 +127,9 @@ class Inference:
                 accepted.append(problem)
         return accepted
 
-    async def _maybe_pooled(self, pooled: bool, work: Callable[..., Result], *arguments: Any) -> Result:
-        if pooled:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
-        return work(*arguments)
+    async def pooled(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Large work: done by the pool, while the event loop goes on."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     def _write(
         self,

@@ -128,7 +128,7 @@ class ModelStore:
 
     def _search(self, capability: str, name: str | None, version: int | None) -> LoadedModel:
         if not self.models:
-            raise NotReady(self.reason_not_ready() or "no model is loaded")
+            self.check_ready()
         able = [model.name for model in self.models.values() if capability in model.batchers]
         default = self.defaults.get(capability, "")
         if name is None:
@@ -149,6 +149,14 @@ class ModelStore:
         if capability not in model.batchers:
             raise CapabilityNotFound(f"the model {name} cannot {capability}", capability=capability, models=able)
         return model
+
+    def check_ready(self) -> None:
+        """
+        Raises:
+            NotReady: no request can be answered, with the reason.
+        """
+        if reason := self.reason_not_ready():
+            raise NotReady(reason, headers={"Retry-After": "1"} if self.loading else None)
 
     def reason_not_ready(self) -> str | None:
         """Why no request can be answered; None where one can."""

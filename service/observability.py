@@ -157,11 +157,11 @@ def _facts(record: logging.LogRecord) -> dict[str, object]:
 
 
 def set_up_logging(form: Literal["plain", "json"], level: str) -> None:
-    """All loggers to standard error, one line a record; uvicorn's own start and stop notices are left out."""
+    """All loggers to standard error, one line a record; of uvicorn's own only its errors, not what clients do wrong."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else _PlainFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 

@@ -18,8 +18,7 @@ def add(router: APIRouter, store: ModelStore) -> None:
 
     async def readyz(request: Request) -> Response:
         request.scope[CALL].endpoint = "readyz"
-        if reason := store.reason_not_ready():
-            raise NotReady(reason, headers={"Retry-After": "1"})
+        store.check_ready()
         serving = [f"{model.name}/{model.version}" for model in store.models.values()]
         return Response(Ready(models=serving).model_dump_json(), media_type="application/json")
 

@@ -2,18 +2,27 @@
 
 import base64
 import time
+from collections.abc import Sequence
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service import errors, images
-from service.inference import Inference, to_json
+from service.inference import INLINE_BODY_BYTES, Inference, to_json
 from service.negotiation import choose
 from service.payloads import read_content_and_style
 from service.routes.direct import DirectRoute, pair_body, problem_responses, query_parameters
 from service.routes.pictures import FRAMING_PROBLEMS
 from service.schemas import RecombineAnswer
+
+
+def good(inputs: Sequence[images.ModelInput | errors.Problem]) -> list[images.ModelInput]:
+    """All of them, or the first problem raised: half an answer is none here."""
+    for item in inputs:
+        if isinstance(item, errors.Problem):
+            raise item
+    return [item for item in inputs if not isinstance(item, errors.Problem)]
 
 
 def add(router: APIRouter, inference: Inference) -> None:
@@ -22,14 +31,14 @@ def add(router: APIRouter, inference: Inference) -> None:
         media_type = choose(call.headers.get(b"accept", b""), ("application/json", *images.PICTURE_TYPES))
         start = time.perf_counter()
         model = inference.store.select("recombine", options.model, options.version)
-        pair = read_content_and_style(call.headers.get(b"content-type", b""), body)
-        encoded = inference.accept_pair(pair)
+        content_type = call.headers.get(b"content-type", b"")
+        if len(body) > INLINE_BODY_BYTES:
+            pair = await inference.pooled(read_content_and_style, content_type, body)
+            encoded = await inference.pooled(inference.accept, pair)
+        else:
+            encoded = inference.accept(read_content_and_style(content_type, body))
         with inference.permit(encoded, body):
-            prepared = await inference.prepare(encoded, model, options)
-            for item in prepared:
-                if isinstance(item, errors.Problem):
-                    raise item
-            content, style = (item for item in prepared if not isinstance(item, errors.Problem))
+            content, style = good(await inference.prepare(encoded, model, options))
             inference.record(call, "decode", time.perf_counter() - start)
             outputs = await inference.run(request, model, "recombine", [(content.image, style.image)])
             start = time.perf_counter()

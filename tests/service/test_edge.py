@@ -1,5 +1,6 @@
 """What every request passes: ids, timings, failures, overload, clients who leave."""
 
+import base64
 import concurrent.futures
 import json
 import logging
@@ -12,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 
 from service.engine import Engine
@@ -172,3 +174,37 @@ def test_unexpected_failures_outside_inference_are_problems_too(
     response = httpx.get(f"{url}/models", trust_env=False)
     assert response.status_code == 500
     assert json.loads(response.text)["type"] == "urn:equipoise:problem:internal-error"
+
+
+def test_a_photograph_is_decoded_beside_small_pictures(tiny_store: Path, serve: Serve) -> None:
+    """12 megapixels take the pool; meanwhile small pictures are answered by the event loop."""
+    url = serve(tiny_store)
+    shade = np.linspace(200, 255, 4000, dtype=np.uint8)
+    photograph = np.repeat(shade[None], 3000, axis=0)
+    photograph[1000:2000, 1500:2200] = 30
+    body = tiny.encode(np.stack([photograph] * 3, axis=2), "JPEG")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, trust_env=False) as client:
+        large = pool.submit(client.post, "/classify", content=body, timeout=60)
+        small = 0
+        while not large.done():
+            assert post(url).status_code == 200
+            small += 1
+    answer = large.result().json()
+    assert (answer["input"]["width"], answer["input"]["height"]) == (4000, 3000)
+    assert answer["input"]["polarity"] == "dark"
+    assert small >= 1
+
+
+def test_a_large_batch_is_answered_in_order(tiny_store: Path, serve: Serve) -> None:
+    url = serve(tiny_store)
+    pixels = tiny.images(1024, 3)
+    images = [{"data": base64.b64encode(tiny.encode(image)).decode()} for image in pixels]
+    images[500] = {"data": "?"}
+    response = httpx.post(f"{url}/embed", json={"images": images}, trust_env=False, timeout=60)
+    results = response.json()["results"]
+    assert "problem" in results[500]
+    rest = [place for place in range(1024) if place != 500]
+    got = np.array([results[place]["embedding"] for place in rest])
+    np.testing.assert_allclose(got, tiny.embed(tiny.as_input(pixels))[rest], rtol=1e-3, atol=1e-4)
+    single = httpx.post(f"{url}/embed", content=tiny.encode(pixels[7]), trust_env=False).json()
+    np.testing.assert_allclose(single["embedding"], results[7]["embedding"], atol=1e-5)
