@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import gc
+import json
 import logging
 import signal
 import socket
@@ -18,6 +19,7 @@ from service.budget import Budget
 from service.engine import RuntimeUnavailable, check_runtime
 from service.model_store import EmptyStore, ModelStore
 from service.observability import Metrics, say, set_up_logging
+from service.schemas import EXAMPLE_PNG
 from service.settings import ENV_PREFIX, Settings, SettingsError, load_settings, option_name
 
 EXIT_OK, EXIT_FAILED, EXIT_WRONG_SETTING = 0, 1, 2
@@ -63,6 +65,9 @@ def _serve(settings: Settings, runtime: str) -> int:
     # uvicorn finishes what it has accepted, then raises the signal that stopped it once more: that is a normal end here
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda number, frame: None)
+    if settings.log_format == "plain":
+        example = json.dumps({"images": [{"data": EXAMPLE_PNG}]})
+        say(logging.INFO, f"try: curl {url}/classify -H 'Content-Type: application/json' -d '{example}'")
     uvicorn.Server(config).run(sockets=[listening])
     say(logging.INFO, "stopped")
     return EXIT_OK

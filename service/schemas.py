@@ -15,7 +15,7 @@ class _Schema(BaseModel):
 
 
 # A digit of scikit-learn's as an 8x8 PNG, so that the documentation's examples work when pasted.
-_EXAMPLE_PNG = (
+EXAMPLE_PNG = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAARklEQVR42gXBYRVAMBgAwHt7/vsiaGCaLIJGIqyCBp4EI4E1III7lLYFaG99i0"
     "Gelh55T+LqbpI4GUm+WeQP01PqAdZW8QOg+BHx1aT2vAAAAABJRU5ErkJggg=="
 )
@@ -23,7 +23,7 @@ _EXAMPLE_PNG = (
 
 class EncodedImage(_Schema):
     data: str = Field(
-        description="The bytes of a PNG, JPEG, WebP, TIFF, BMP or GIF file as base64.", examples=[_EXAMPLE_PNG]
+        description="The bytes of a PNG, JPEG, WebP, TIFF, BMP or GIF file as base64.", examples=[EXAMPLE_PNG]
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -130,12 +131,18 @@ def test_start_answer_and_stop_with_one_log_line_each(tmp_path: Path, stop: sign
         assert [json.loads(line)["message"] for line in process.stderr] == ["stopped"]
 
 
-def test_plain_logs_are_one_line_each(tmp_path: Path) -> None:
+def test_plain_logs_are_one_line_each_and_their_curl_line_works(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     with started("--model-store", str(tmp_path), "--port", "0") as process:
         assert process.stderr is not None
         pattern = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO starting url=http://127\.0\.0\.1:\d+ .*\n"
         assert re.fullmatch(pattern, process.stderr.readline())
+        curl = process.stderr.readline().partition(" try: ")[2]
+        assert "model loaded" in process.stderr.readline()
+        assert "ready" in process.stderr.readline()
+        command = [*shlex.split(curl), "--silent", "--noproxy", "*"]
+        answer = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        assert answer["results"][0]["label"] in tiny.LABELS
 
 
 def test_ready_within_three_seconds() -> None:
