@@ -45,21 +45,24 @@ def read_page(grey: Image.Image, polarity: str | None = None) -> Page:
     height, width = work.shape
     paper = fit_paper(work)
     level = paper.over((0, 0, width, height), (width, height), (width, height))
-    polarity = polarity or _polarity(work - level, paper.noise)
-    ink = strength_of_ink(work, level, polarity)
-    noise = paper.noise / (255 if polarity == "light" else max(float(np.median(level)), 32.0))
-    threshold = max(_LEAST_CONTRAST, _NOISE * noise)
-    strong = ink[ink > threshold]
-    whole = (0, 0, width, height)
+    residual = work - level
+    polarity = polarity or _polarity(residual, paper.noise)
+    grain = _NOISE * paper.noise
+    ink = np.where(
+        residual < -grain if polarity == "dark" else residual > grain, strength_of_ink(work, level, polarity), 0
+    )
+    strong = ink[ink > _LEAST_CONTRAST]
+    blank = Page(polarity, paper, np.zeros_like(ink), reduction, 0.0, 1.0, (0, 0, width, height))
     if strong.size == 0:
-        return Page(polarity, paper, np.zeros_like(ink), reduction, 0.0, threshold, whole)
+        return blank
     strength = float(np.percentile(strong, 95))
-    floor = max(_FAINT * strength, threshold)
-    content, box = _content(ink, floor, max(_STRONG * strength, threshold))
+    floor = max(_FAINT * strength, _LEAST_CONTRAST)
+    content, box = _content(ink, floor, max(_STRONG * strength, _LEAST_CONTRAST))
     if not content.any():
-        return Page(polarity, paper, np.zeros_like(ink), reduction, 0.0, threshold, whole)
+        return blank
     strength = float(np.percentile(ink[content & (ink > 0.5 * strength)], 75))
-    return Page(polarity, paper, np.where(content, ink, np.float32(0)), reduction, strength, floor, box)
+    grain /= 255.0 if polarity == "light" else max(32.0, float(level[content].min()))
+    return Page(polarity, paper, np.where(content, ink, 0), reduction, strength, max(floor, grain), box)
 
 
 def strength_of_ink(grey: Map, paper: Map, polarity: str) -> Map:
