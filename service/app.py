@@ -23,6 +23,7 @@ from service.cpus import usable_cpus
 from service.engine import Engine, EngineOptions
 from service.errors import (
     PROBLEM_MEDIA_TYPE,
+    CapabilityNotFound,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
@@ -65,7 +66,7 @@ def create_app(settings: Settings, on_loaded: Callable[[], None] = lambda: None)
         device.shutdown()
 
     async def refused(request: Request, error: Exception) -> Response:
-        return _problem_response(_as_problem(request.scope["path"], error), request, observed)
+        return _problem_response(_as_problem(request.scope["path"], error, store), request, observed)
 
     async def failed(request: Request, error: Exception) -> Response:
         return _problem_response(unexpected(), request, observed)
@@ -136,10 +137,12 @@ def load_and_log(store: ModelStore, observed: Metrics) -> None:
         say(logging.INFO, "ready", models=",".join(store.models))
 
 
-def _as_problem(path: str, error: Exception) -> Problem:
-    """Starlette's own refusals as problems of the table."""
+def _as_problem(path: str, error: Exception, store: ModelStore) -> Problem:
+    """Starlette's own refusals as problems of the table; of a capability that no model brings, it is said so."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
+        if (capability := path.removeprefix("/")) in CAPABILITIES and not store.able(capability):
+            return CapabilityNotFound(f"no loaded model can {capability}", capability=capability, models=[])
         return NotFound(f"{path[:200]!r} is not known; /docs lists what is")
     if error.status_code == 405:
         allowed = dict(error.headers or {})

@@ -126,10 +126,14 @@ class ModelStore:
                 return model
         return self._search(capability, name, version)
 
+    def able(self, capability: str) -> list[str]:
+        """The names of the loaded models that have a capability."""
+        return [model.name for model in self.models.values() if capability in model.batchers]
+
     def _search(self, capability: str, name: str | None, version: int | None) -> LoadedModel:
         if not self.models:
             self.check_ready()
-        able = [model.name for model in self.models.values() if capability in model.batchers]
+        able = self.able(capability)
         default = self.defaults.get(capability, "")
         if name is None:
             if not able:

@@ -282,7 +282,7 @@ def test_malformed_forms(client: httpx.Client, kind: str, body: bytes) -> None:
 # What is asked for
 
 
-def test_unknown_model_version_and_capability(client: httpx.Client) -> None:
+def test_unknown_model_and_version(client: httpx.Client) -> None:
     assert refused(post(client, tiny.png(), "/classify?model=nope"), 404, "model-not-found")["models"] == ["tiny"]
     assert refused(post(client, tiny.png(), "/classify?version=9"), 404, "version-not-found")["versions"] == [1]
 
@@ -302,6 +302,12 @@ def test_invalid_parameter(client: httpx.Client, query: str) -> None:
 def test_nothing_acceptable(client: httpx.Client) -> None:
     form = {"content": tiny.png(), "style": tiny.png()}
     refused(client.post("/recombine", files=form, headers={"accept": "text/html"}), 406, "not-acceptable")
+
+
+@pytest.mark.parametrize("capability", ["transform", "canonicalize"])
+def test_a_capability_that_no_model_has(client: httpx.Client, capability: str) -> None:
+    problem = refused(post(client, tiny.png(), f"/{capability}"), 404, "capability-not-found")
+    assert (problem["capability"], problem["models"]) == (capability, [])
 
 
 def test_unknown_path_and_method(client: httpx.Client) -> None:
