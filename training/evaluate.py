@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,7 +111,7 @@ class _Evaluation:
     """One evaluation in progress: the model on its device, the split, and the figures so far."""
 
     def __init__(self, run: LoadedRun, splits: Splits, options: Options, console: Console) -> None:
-        self.run_, self.splits, self.options, self.console = run, splits, options, console
+        self.loaded, self.splits, self.options, self.console = run, splits, options, console
         self.data: LabelledImages = splits.parts[options.split]
         self.labels = self.data.labels
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,12 +127,16 @@ class _Evaluation:
             ("novelty", self.novelty),
             ("pages", self.pages),
             ("benchmark CNN", self.benchmark),
-            ("held-out classes", self.held_out),
         ]
         for name, step in steps:
             with self.console.status(name):
                 step()
+        self.held_out()  # the loop has a progress bar of its own
         return self.report
+
+    @cached_property
+    def encoded(self) -> measures.Encoded:
+        return measures.encode(self.model, self.data.images)
 
     def add(self, name: str, value: float, unit: str, how: str, n: int | None = None, split: str | None = None) -> None:
         count, where = n or len(self.data), split or self.options.split
@@ -154,28 +159,27 @@ class _Evaluation:
         active = sum(value > 0.1 for value in kl)
         self.add("active_dimensions", active, f"of {len(kl)}", "dimensions of v with a mean KL above 0.1 nat")
         self.report.details["kl_per_dimension"] = kl
-        self.report.details["curves"] = elbo_curves(self.run_.folder)
+        self.report.details["curves"] = elbo_curves(self.loaded.folder)
         shares = torch.bincount(self.splits.train.labels, minlength=self.model.num_classes) / len(self.splits.train)
         wrong = measures.elbo_predictions(self.model, self.data, shares, seed) != self.labels.numpy()
         self.add("error_elbo", percent(wrong), "%", "argmax over y of the ELBO, one draw of v")
 
     def generation(self) -> None:
         seed = self.options.seed
-        self.judge = probes.independent_cnn(self.run_.folder, self.splits, seed)
-        self.encoded = measures.encode(self.model, self.data.images)
+        judge = probes.independent_cnn(self.loaded.folder, self.splits, seed)
         self.add(
             "judge_error",
-            self.judge.validation_error,
+            judge.validation_error,
             "%",
             "the independent CNN on real images",
             n=len(self.splits.validation),
             split="validation",
         )
         means = self.model.class_means(self.splits.validation)
-        share = measures.intended_prior_samples(self.model, means, self.judge, self.options.samples, seed)
+        share = measures.intended_prior_samples(self.model, means, judge, self.options.samples, seed)
         how = "prior samples of v, r of the validation class mean, that the independent CNN gives the class"
         self.add("intended_prior_samples", share, "%", how, n=self.options.samples, split="validation")
-        share = measures.intended_swaps(self.model, self.encoded, self.labels, self.judge, seed)
+        share = measures.intended_swaps(self.model, self.encoded, self.labels, judge, seed)
         self.add("intended_swaps", share, "%", "swaps that the independent CNN gives the class of the content")
 
     def probes(self) -> None:
@@ -201,12 +205,12 @@ class _Evaluation:
             self.add(f"novel_{kind}", found[kind]["caught"], "%", "drawn, with novelty > 0.99", n=self.options.samples)
 
     def pages(self) -> None:
-        preprocessing = self.run_.preprocessing
-        if preprocessing.polarity != "light" or preprocessing.fit == "image" or self.run_.input.channels != 1:
+        preprocessing = self.loaded.preprocessing
+        if preprocessing.polarity != "light" or preprocessing.fit == "image" or self.loaded.input.channels != 1:
             return  # these are no light strokes on a dark ground that could be drawn as ink
         for name, (height, width) in PAGES.items():
             part = self.data.subset(torch.arange(min(PAGE_IMAGES[name], len(self.data))))
-            images = read_from_pages(part.images, height, width, self.run_.input, preprocessing, self.options.seed)
+            images = read_from_pages(part.images, height, width, self.loaded.input, preprocessing, self.options.seed)
             wrong = measures.serve(self.model, images).distances.argmin(1) != part.labels.numpy()
             plain = measures.class_scores(self.model, part)["error"]
             error = percent(wrong)
@@ -226,7 +230,10 @@ class _Evaluation:
     def held_out(self) -> None:
         epochs = self.options.held_out_epochs
         length = "as long as this one" if epochs is None else f"for {epochs} epochs"
-        found = {name: held_out_class(self.run_, name, self.options.split, epochs) for name in self.options.held_out}
+        found = {
+            name: held_out_class(self.loaded, name, self.options.split, epochs, self.console)
+            for name in self.options.held_out
+        }
         for name, result in found.items():
             how = f"novelty, class {name} against the others, model trained without it {length}"
             self.add(f"novelty_auroc_without_{name}", result["auroc"], "", how)
