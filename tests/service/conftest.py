@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from service.settings import Settings
-from tests.conftest import running_server
+from tests.server import running_server
 from tests.service import tiny
 
 MAX_BODY_BYTES = 300_000
