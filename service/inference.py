@@ -113,9 +113,12 @@ class Inference:
         self._metrics.stages[stage].observe(seconds)
 
     def permit(self, encoded: Sequence[EncodedPicture | Problem], body: bytes) -> Permit:
-        """Room for the good ones of these pictures; QueueFull where there is none."""
-        good = [picture for picture in encoded if not isinstance(picture, Problem)]
-        return self._budget.acquire(len(good), len(body) + sum(picture.decoded_bytes for picture in good))
+        """Room for the good ones of these pictures; QueueFull where there is none.
+
+        A request's pictures are decoded one after the other, so the largest one is what it holds at once.
+        """
+        good = [picture.decoded_bytes for picture in encoded if not isinstance(picture, Problem)]
+        return self._budget.acquire(len(good), len(body) + max(good, default=0))
 
     def accept(self, pictures: Sequence[Encoded]) -> list[EncodedPicture | Problem]:
         """Headers checked, in order; a problem stays in its place."""

@@ -160,9 +160,9 @@ def set_up_logging(form: Literal["plain", "json"], level: str) -> None:
     """All loggers to standard error, one line a record; of uvicorn's own only its errors, not what clients do wrong."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else _PlainFormatter())
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    log.setLevel(level.upper())  # libraries log every picture at their lower levels
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
 def say(level: int, message: str, error: BaseException | None = None, **facts: object) -> None:

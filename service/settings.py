@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "EQUIPOISE_"
 MIB = 1024 * 1024
+_MOST_BYTES_A_PIXEL = 4  # of contract.picture.EncodedPicture.decoded_bytes
 
 
 class SettingsError(Exception):
@@ -53,7 +54,7 @@ class Settings(BaseSettings):
         default=50_000_000,
         ge=64,
         description="Largest picture, pixels (width times height), read from its header before it is decoded. "
-        "Decoding holds about 4 bytes a pixel.",
+        "Decoding holds 1 to 4 bytes a pixel, and working on it some more.",
     )
     min_side: int = Field(default=4, ge=1, description="Smallest side of a picture, pixels.")
     max_images: int = Field(
@@ -69,7 +70,9 @@ class Settings(BaseSettings):
     queue_bytes: int = Field(
         default=512 * MIB,
         ge=MIB,
-        description="Most memory for decoded pictures of accepted requests, bytes; past it 429 with Retry-After.",
+        description="Most memory for the bodies and decoded pictures of accepted requests, bytes; past it 429 with "
+        "Retry-After. At least what the largest picture takes: 4 times max_pixels, and max_body_bytes. Lower all "
+        "three together where memory is short.",
     )
     max_batch: int = Field(
         default=32,
@@ -114,10 +117,11 @@ class Settings(BaseSettings):
                 f"queue_images ({self.queue_images}) must be at least max_images ({self.max_images}), "
                 "or the largest request could never be accepted"
             )
-        if self.queue_bytes < 4 * self.max_pixels:
+        largest = _MOST_BYTES_A_PIXEL * self.max_pixels + self.max_body_bytes
+        if self.queue_bytes < largest:
             raise ValueError(
-                f"queue_bytes ({self.queue_bytes}) must be at least 4 times max_pixels ({self.max_pixels}), "
-                "or the largest picture could never be accepted"
+                f"queue_bytes ({self.queue_bytes}) must be at least {largest} ({_MOST_BYTES_A_PIXEL} times max_pixels, "
+                "and max_body_bytes), or the largest picture could never be accepted"
             )
         return self
 

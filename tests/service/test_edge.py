@@ -16,7 +16,9 @@ import httpx
 import numpy as np
 import pytest
 
+from service.budget import Budget
 from service.engine import Engine
+from service.settings import Settings
 from tests.service import tiny
 
 PNG = {"content-type": "image/png"}
@@ -208,3 +210,24 @@ def test_a_large_batch_is_answered_in_order(tiny_store: Path, serve: Serve) -> N
     np.testing.assert_allclose(got, tiny.embed(tiny.as_input(pixels))[rest], rtol=1e-3, atol=1e-4)
     single = httpx.post(f"{url}/embed", content=tiny.encode(pixels[7]), trust_env=False).json()
     np.testing.assert_allclose(single["embedding"], results[7]["embedding"], atol=1e-5)
+
+
+def test_the_largest_picture_of_any_kind_is_accepted_by_the_default_settings() -> None:
+    """What the limits let in must fit the budget, or it would be refused for ever as if the service were busy."""
+    settings = Settings()
+    most = settings.max_body_bytes + 4 * settings.max_pixels
+    with Budget(settings.queue_images, settings.queue_bytes).acquire(1, most):
+        pass
+    with pytest.raises(ValueError, match="queue_bytes"):
+        Settings(queue_bytes=most - 1)
+
+
+def test_pictures_of_one_request_are_decoded_one_after_the_other(tiny_store: Path, serve: Serve) -> None:
+    """So that it is the largest one, not their sum, that has to fit the budget."""
+    url = serve(tiny_store, max_pixels=250_000, max_body_bytes=1_000_000, queue_bytes=2_000_000)
+    photograph = np.full((500, 500, 3), 240, np.uint8)
+    photograph[100:300, 200:300] = 20
+    form = [("images", tiny.encode(photograph))] * 6
+    response = httpx.post(f"{url}/classify", files=form, trust_env=False, timeout=60)
+    assert response.status_code == 200, response.text
+    assert all("label" in result for result in response.json()["results"])
