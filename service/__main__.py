@@ -1,7 +1,6 @@
 """`python -m service`: start the service. `python -m service check`: load and verify every model, then exit."""
 
 import argparse
-import asyncio
 import gc
 import json
 import logging
@@ -17,7 +16,7 @@ from pydantic.fields import FieldInfo
 from service.app import create_app, create_store, load_and_log
 from service.budget import Budget
 from service.engine import RuntimeUnavailable, check_runtime
-from service.model_store import EmptyStore, ModelStore
+from service.model_store import EmptyStore, find
 from service.observability import Metrics, say, set_up_logging
 from service.schemas import EXAMPLE_PNG
 from service.settings import ENV_PREFIX, Settings, SettingsError, load_settings, option_name
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: Settings, runtime: str) -> int:
-    _store(settings).found()  # an empty store is a wrong start, not a service that waits for its first model
+    find(settings.model_store)  # an empty store is a wrong start, not a service that waits for its first model
     try:
         listening = listen(settings.host, settings.port)
     except OSError as error:
@@ -81,18 +80,12 @@ def _freeze() -> None:
 
 def _check(settings: Settings) -> int:
     """Load every model; 0 if all are good."""
-    store = _store(settings)
-    store.found()
-
-    async def load() -> None:
-        load_and_log(store, Metrics(Budget(1, 1)))
-
-    asyncio.run(load())
+    find(settings.model_store)
+    observed = Metrics(Budget(settings.queue_images, settings.queue_bytes))
+    with ThreadPoolExecutor(1) as device:
+        store = create_store(settings, observed, device)
+        load_and_log(store, observed)
     return EXIT_FAILED if store.refused or not store.models else EXIT_OK
-
-
-def _store(settings: Settings) -> ModelStore:
-    return create_store(settings, Metrics(Budget(1, 1)), ThreadPoolExecutor(1))
 
 
 def listen(host: str, port: int) -> socket.socket:

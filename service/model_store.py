@@ -48,6 +48,21 @@ class LoadedModel:
         return self.manifest.version
 
 
+def find(root: Path) -> dict[str, list[int]]:
+    """Model name -> version numbers on disk, highest first.
+
+    Raises:
+        EmptyStore: no folder, or no <model>/<version> in it.
+    """
+    if not root.is_dir():
+        raise EmptyStore(f"the model store {root} is not a folder")
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    found = {name: numbers for name in names if (numbers := versions(root / name)[::-1])}
+    if not found:
+        raise EmptyStore(f"the model store {root} has no model: a model is <store>/<model>/<version>/")
+    return found
+
+
 @dataclass
 class ModelStore:
     """Loaded models by name. `load` may run in another thread: it changes `models` by one assignment at its end.
@@ -64,27 +79,12 @@ class ModelStore:
     loading: bool = True
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def found(self) -> dict[str, list[int]]:
-        """Model name -> version numbers on disk, highest first.
-
-        Raises:
-            EmptyStore: no folder, or no <model>/<version> in it.
-        """
-        if not self.root.is_dir():
-            raise EmptyStore(f"the model store {self.root} is not a folder")
-        names = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        found = {name: versions(self.root / name)[::-1] for name in names}
-        found = {name: numbers for name, numbers in found.items() if numbers}
-        if not found:
-            raise EmptyStore(f"the model store {self.root} has no model: a model is <store>/<model>/<version>/")
-        return found
-
     def load(self, loaded: Callable[[LoadedModel], None], refused: Callable[[Refusal], None]) -> None:
         """Load the highest good version of every model; tell of each as it is done."""
         with self._lock:
             models: dict[str, LoadedModel] = {}
             refusals: list[Refusal] = []
-            for name, numbers in self.found().items():
+            for name, numbers in find(self.root).items():
                 for number in numbers:
                     try:
                         models[name] = self._load_version(name, number)
