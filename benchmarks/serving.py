@@ -198,7 +198,7 @@ def main() -> int:
                         sample = measure(port, process, clients, arguments.seconds, wrk_core, picture_file)
                         samples.setdefault((server.name, clients), []).append(sample)
     report(samples, [server.name for server in contenders])
-    return 1 if any(run.not_2xx for runs in samples.values() for run in runs) else 0
+    return 1 if any(run.not_2xx for clients in CLIENTS for run in samples[contenders[0].name, clients]) else 0
 
 
 if __name__ == "__main__":
