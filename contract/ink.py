@@ -15,6 +15,8 @@ _LEAST_CONTRAST = 0.06  # of the full range: fainter marks are shade, not ink
 _NOISE = 5.0  # standard deviations of the paper
 _FAINT = 0.15  # of the ink's strength: where a stroke's soft edge ends
 _STRONG = 0.4  # of the ink's strength: every part of the content has such a pixel
+_LEAST_SHARE = 0.1  # of the mass of all marks: what the ink makes up at least, if the rest is shade
+_MOST_FRINGE = 2.0  # times the area of its solid part: the most that soft edges add to the content
 _SPECK = 0.03  # of the mass of the heaviest part: lighter parts are dirt
 _NEAR = 0.5  # of the diagonal of the content so far: farther parts are something else
 
@@ -55,14 +57,35 @@ def read_page(grey: Image.Image, polarity: str | None = None) -> Page:
     blank = Page(polarity, paper, np.zeros_like(ink), reduction, 0.0, 1.0, (0, 0, width, height))
     if strong.size == 0:
         return blank
-    strength = float(np.percentile(strong, 95))
-    floor = max(_FAINT * strength, _LEAST_CONTRAST)
-    content, box = _content(ink, floor, max(_STRONG * strength, _LEAST_CONTRAST))
+    strength = _strength(strong)
+    floor, solid = max(_FAINT * strength, _LEAST_CONTRAST), max(_STRONG * strength, _LEAST_CONTRAST)
+    content, box = _content(ink, floor, solid)
+    core, core_box = _content(ink, solid, solid)
+    if _area(box) > _MOST_FRINGE * _area(core_box):  # not a soft edge but a shadow that touches the content
+        content, box, floor = core, core_box, solid
     if not content.any():
         return blank
-    strength = float(np.percentile(ink[content & (ink > 0.5 * strength)], 75))
+    strength = float(np.percentile(ink[content & (ink >= solid)], 70))
     grain /= 255.0 if polarity == "light" else max(32.0, float(level[content].min()))
     return Page(polarity, paper, np.where(content, ink, 0), reduction, strength, max(floor, grain), box)
+
+
+def _area(box: tuple[int, int, int, int]) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _strength(marks: Map) -> float:
+    """The strength of ink among marks [n], some of which may be shade: the median of the stronger class (Otsu 1979)."""
+    ordered = np.sort(marks).astype(np.float64)
+    below = np.cumsum(ordered)
+    count = np.arange(1, len(ordered) + 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = below / count, (below[-1] - below) / (count[-1] - count)
+        between = count * (count[-1] - count) * np.square(means[1] - means[0])
+    between[-1] = 0.0
+    between[below > (1.0 - _LEAST_SHARE) * below[-1]] = -1.0  # a few dark specks are not the ink
+    cut = int(np.argmax(between)) + 1
+    return float(np.median(ordered[cut:])) if cut < len(ordered) else float(ordered[-1])
 
 
 def strength_of_ink(grey: Map, paper: Map, polarity: str) -> Map:

@@ -24,7 +24,7 @@ _QUADRATIC, _FLEXIBLE = 6, len(_EXPONENTS)
 
 class Paper(NamedTuple):
     """coefficients: of x^i y^j, exponents as in _EXPONENTS, with x and y in [-1,1] over the page. noise: the standard
-    deviation of what lies on the surface, in grey levels.
+    deviation of the paper about its surface, in grey levels.
     """
 
     coefficients: Vector
@@ -66,9 +66,9 @@ def fit_paper(page: Map) -> Paper:
         for flexible in (bent, fit.refine(bent, _FLEXIBLE)):
             if fit.share(flexible) > fit.share(chosen) + _GAIN:
                 chosen = flexible
-    residual = fit.residual(chosen)
-    on_paper = residual[np.abs(residual) < 3.0 * fit.tolerance]
-    return Paper(chosen, float(on_paper.std()) if on_paper.size else 0.0)
+    distance = np.abs(fit.residual(chosen))
+    on_paper = distance[distance < fit.tolerance]
+    return Paper(chosen, 1.4826 * float(np.median(on_paper)) if on_paper.size else 0.0)
 
 
 class _Fit:
@@ -85,8 +85,9 @@ class _Fit:
         return self._values - coefficients @ self._terms[: len(coefficients)]
 
     def share(self, coefficients: Vector) -> float:
-        """How much of the picture lies on a surface; the frame makes up half of it."""
-        return float(self._importance @ (np.abs(self.residual(coefficients)) < self.tolerance))
+        """How much of the picture lies on or near a surface, over three tolerances; the frame makes up half of it."""
+        distance = np.abs(self.residual(coefficients)) / self.tolerance
+        return sum(float(self._importance @ (distance < reach)) for reach in (1.0, 2.0, 4.0)) / 3.0
 
     def best(self, surfaces: Iterable[Vector]) -> Vector:
         return max(surfaces, key=self.share)
