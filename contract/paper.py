@@ -38,11 +38,15 @@ class Paper(NamedTuple):
             - 1.0
             for axis in (0, 1)
         )
-        powers_x, powers_y = np.vander(x, 5, increasing=True), np.vander(y, 5, increasing=True)
-        matrix = np.zeros((5, 5))
+        powers = np.stack([np.ones_like(x), x, x**2, x**3, x**4])
+        rows = np.zeros((5, size[0]))  # for every power of y, a polynomial in x
         for (i, j), coefficient in zip(_EXPONENTS, self.coefficients, strict=False):
-            matrix[j, i] = coefficient
-        return np.clip(powers_y @ matrix @ powers_x.T, 0.0, 255.0).astype(np.float32)
+            rows[j] += coefficient * powers[i]
+        level = np.zeros((size[1], size[0]), np.float32)  # Horner's scheme, without BLAS and its threads
+        for row in rows[::-1].astype(np.float32):
+            level *= y.astype(np.float32)[:, None]
+            level += row
+        return np.clip(level, 0.0, 255.0, out=level)
 
 
 def fit_paper(page: Map) -> Paper:
