@@ -11,12 +11,15 @@ from torch.nn import functional as F
 
 __all__ = [
     "batch_means",
+    "class_quantiles",
     "fit_temperature",
     "leave_one_out_distances",
     "share_below",
     "spaced_quantiles",
     "squared_distances",
 ]
+
+ENOUGH = 200  # values from which a class's own 99th percentile is taken
 
 
 def squared_distances(embeddings: Tensor, prototypes: Tensor) -> Tensor:
@@ -53,6 +56,23 @@ def fit_temperature(distances: Tensor, labels: Tensor) -> float:
         return float(F.cross_entropy(-distances / math.exp(log_temperature), labels))
 
     return math.exp(minimize_scalar(nats, bounds=(-7.0, 7.0), method="bounded").x)
+
+
+def class_quantiles(values: Tensor, labels: Tensor, num_classes: int, count: int) -> Tensor:
+    """Quantiles [K,Q] of each class's `values` [N].
+
+    A class of fewer than `ENOUGH` has no 99th percentile of its own: it takes the spread about the median that all
+    classes have together, moved to its median (to everybody's, where it has no value at all).
+    """
+    medians = torch.stack(
+        [values[labels == k].median() if bool((labels == k).any()) else values.median() for k in range(num_classes)]
+    )
+    pooled = spaced_quantiles(values - medians[labels], count)
+    rows = []
+    for k in range(num_classes):
+        own = values[labels == k]
+        rows.append(spaced_quantiles(own, count) if len(own) >= ENOUGH else pooled + medians[k])
+    return torch.stack(rows)
 
 
 def spaced_quantiles(values: Tensor, count: int, gap: float = 1e-3) -> Tensor:

@@ -12,7 +12,8 @@ What the paper leaves open, and what is done here:
    Training follows App. B. With one image the two agree, so f_inv(x) is the same net with m = 1; the class's r_y for
    the classifier is the mean of f_inv(x) over the training class.
 2. The variance of the Gaussian likelihood is not stated: one learned log sigma for all pixels, clamped to [-4, 2].
-   The "per-pixel standardised" images take the training set's mean and deviation at every pixel and channel.
+   It starts at -1: from 0 the KL outweighs the reconstruction at first, and v collapses on small images. The
+   "per-pixel standardised" images take the training set's mean and deviation at every pixel and channel.
 3. The widths after the concatenations, the decoder's first map and the padding are not stated: r has a dense layer
    of 64 units in q as in the decoder, mu and log variance one hidden layer of 64 each; 128 units as printed make a
    map of 32 x 2 x 2; "same" padding (28 -> 28, 14, 7, 4, 2), mirrored by the decoder through output padding.
@@ -40,25 +41,26 @@ that uses either is named so: EquiVAE + distance, class-mean and swap terms.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contract.manifest import InputSpec
-from training.augment import AugmentConfig, augment, outliers
+from training.augment import augment, outliers
 from training.complements import draw_complements, in_batch_weights
 from training.distances import (
     batch_means,
+    class_quantiles,
     fit_temperature,
     leave_one_out_distances,
     share_below,
-    spaced_quantiles,
     squared_distances,
 )
-from training.networks import ConvBody, DenseDecoder, Pool, TransposedDecoder, dense, he_initialise
+from training.latent import class_mean_energy, kl_per_dimension
+from training.models.equivae_config import ConvBodyConfig, DenseBodyConfig, DenseDecoderConfig, EquiVAEConfig
+from training.networks import ConvBody, DenseDecoder, TransposedDecoder, dense, he_initialise
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
@@ -69,85 +71,6 @@ CHUNK = 500  # images a forward pass where no gradient is kept
 KNOTS = 101  # quantiles of the validation distances kept for each class: whole per cents, 99 among them
 SWAP_RISE = 0.1  # share of the training over which the swap term's weight rises: f_inv must judge well first
 ACTIVE_NATS = 0.1  # a dimension of v counts as used above this mean KL
-
-
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ConvBodyConfig(_Config):
-    """Convolutions, then one dense layer of `hidden` units; the defaults are App. B's."""
-
-    kind: Literal["convolution"] = "convolution"
-    filters: tuple[int, ...] = (8, 16, 32, 64, 64)
-    strides: tuple[int, ...] = (1, 2, 2, 2, 2)
-    kernel: int = 5
-    norm: bool = False
-    pool: Pool = "flatten"
-    hidden: int = 128
-
-    @model_validator(mode="after")
-    def _one_stride_a_filter(self) -> ConvBodyConfig:
-        if len(self.filters) != len(self.strides):
-            raise ValueError(f"{len(self.filters)} filters but {len(self.strides)} strides")
-        return self
-
-
-class DenseBodyConfig(_Config):
-    """Dense layers on the pixels."""
-
-    kind: Literal["dense"]
-    widths: tuple[int, ...]
-
-
-class TransposedDecoderConfig(_Config):
-    """App. B's decoder; the last filter count is the image's channels and is not listed."""
-
-    kind: Literal["transposed"] = "transposed"
-    filters: tuple[int, ...] = (64, 32, 16, 8)
-    hidden: int = 64
-    units: int = 128
-
-
-class DenseDecoderConfig(_Config):
-    kind: Literal["dense"]
-    widths: tuple[int, ...]
-
-
-class EquiVAEConfig(_Config):
-    """The model and its objective; the defaults are the paper's for MNIST."""
-
-    kind: Literal["equivae"]
-    r_dim: int = Field(16, ge=1)
-    v_dim: int = Field(16, ge=1)
-    complements: Literal["encoded", "in_batch"] = "encoded"
-    max_complements: int = Field(7, ge=1, description="m is drawn from 1 to this")
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
-    encoder: ConvBodyConfig = ConvBodyConfig()
-    encoder_head: int = Field(64, ge=1, description="units of f_inv's layer after the mean")
-    posterior: Annotated[ConvBodyConfig | DenseBodyConfig, Field(discriminator="kind")] = ConvBodyConfig()
-    posterior_hidden: int = Field(64, ge=1)
-    decoder: Annotated[TransposedDecoderConfig | DenseDecoderConfig, Field(discriminator="kind")] = (
-        TransposedDecoderConfig()
-    )
-    distance_weight: float = Field(0.0, ge=0, description="nats; 0 is the paper's objective")
-    reject_distance: float | None = Field(None, gt=0, description="squared distance of the class of outliers")
-    outlier_share: float = Field(0.0, ge=0, le=1, description="outliers made a batch, as a share of its images")
-    class_mean_weight: float = Field(0.0, ge=0, description="nats a unit of squared class mean of mu(v)")
-    swap_weight: float = Field(0.0, ge=0, description="nats; needs distance_weight")
-    swap_share: float = Field(0.2, gt=0, le=1, description="pictures made for the swap term, as a share of the batch")
-    augment: AugmentConfig | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> EquiVAEConfig:
-        extras = ("augment", "distance_weight", "outlier_share", "class_mean_weight")
-        if self.complements == "encoded" and any(getattr(self, name) for name in extras):
-            raise ValueError(f"{', '.join(extras)} need complements: in_batch")
-        if self.swap_weight and not self.distance_weight:
-            raise ValueError("swap_weight needs distance_weight: it uses that classifier")
-        if bool(self.outlier_share) != (self.reject_distance is not None):
-            raise ValueError("outlier_share and reject_distance go together")
-        return self
 
 
 class Posterior(nn.Module):
@@ -208,7 +131,7 @@ class EquiVAE(nn.Module):
         self.decoder = _decoder(config, input)
         he_initialise(self)
         if config.likelihood == "gaussian":
-            self.log_sigma = nn.Parameter(torch.zeros(()))
+            self.log_sigma = nn.Parameter(torch.full((), -1.0))
         shape = (input.channels, input.height, input.width)
         self.register_buffer("pixel_mean", torch.zeros(shape))
         self.register_buffer("pixel_deviation", torch.ones(shape))
@@ -432,7 +355,7 @@ class EquiVAE(nn.Module):
             ValueError: a class has no image among them.
         """
         if limit is not None:
-            data = type(data)(data.images[:limit], data.labels[:limit], data.class_names)
+            data = data.subset(torch.arange(min(limit, len(data))))
         embeddings = self.embed(data)
         members = F.one_hot(data.labels, self.num_classes).float().to(embeddings.device)
         counts = members.sum(0)
@@ -452,30 +375,7 @@ class EquiVAE(nn.Module):
         labels = validation.labels
         self.temperature.fill_(fit_temperature(distances, labels))
         nearest, predicted = distances.min(1)
-        for index in range(self.num_classes):
-            own = torch.log(nearest[predicted == index])
-            self.distance_knots[index] = spaced_quantiles(own, KNOTS)
-
-
-def kl_per_dimension(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL[N(mean, diag exp(log_variance)) || N(0,I)] by dimension [N,V], in nats."""
-    return 0.5 * (mean**2 + torch.exp(log_variance) - 1 - log_variance)
-
-
-def class_mean_energy(mean: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Squared length of the class means of mu(v), averaged over the classes; without bias from the batch's size.
-
-    Each class of n members gives the mean of mu_i . mu_j over its n (n - 1) pairs of different members.
-
-    Args:
-        mean: [B,V]; labels: [B], every class in it with two members at least
-    """
-    members = F.one_hot(labels, num_classes).to(mean.dtype)
-    counts = members.sum(0)
-    sums = members.T @ mean
-    pairs = (sums**2).sum(1) - members.T @ (mean**2).sum(1)
-    present = counts > 1
-    return (pairs[present] / (counts * (counts - 1))[present]).mean()
+        self.distance_knots.copy_(class_quantiles(torch.log(nearest), predicted, self.num_classes, KNOTS))
 
 
 def _chunks(data: LabelledImages, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

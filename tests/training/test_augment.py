@@ -1,0 +1,116 @@
+"""Augmentation and made-up outliers: ranges, determinism, and each change by its known effect."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from training.augment import AugmentConfig, augment, outliers
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def blobs(count: int = 6, side: int = 28) -> Tensor:
+    """Soft off-centre spots [N,1,S,S]."""
+    axis = torch.linspace(-1, 1, side)
+    spot = torch.exp(-((axis[:, None] - 0.2) ** 2 + (axis[None] + 0.3) ** 2) / 0.05)
+    return spot.expand(count, 1, side, side).clone()
+
+
+EVERYTHING = AugmentConfig(
+    rotation_degrees=15, shear_degrees=10, scale=0.1, shift=0.1, elastic=1, contrast=0.3, erase=0.5
+)
+
+
+def test_nothing_asked_for_changes_nothing() -> None:
+    images = torch.rand((4, 3, 8, 8), generator=seeded())
+    torch.testing.assert_close(augment(images, AugmentConfig(), seeded()), images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 28, 28), (3, 3, 32, 32), (4, 1, 8, 8)])
+def test_stays_in_range_and_follows_the_generator(shape: tuple[int, ...]) -> None:
+    images = torch.rand(shape, generator=seeded())
+    first, second, other = (augment(images, EVERYTHING, seeded(seed)) for seed in (1, 1, 2))
+    assert first.shape == images.shape
+    assert 0 <= float(first.min()) and float(first.max()) <= 1
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def centroid(images: Tensor) -> Tensor:
+    """[N,2] x, y in pixels from the centre."""
+    side = images.shape[-1]
+    axis = torch.arange(side) - (side - 1) / 2
+    mass = images[:, 0]
+    total = mass.sum((1, 2))
+    return torch.stack([(mass.sum(1) * axis).sum(1) / total, (mass.sum(2) * axis).sum(1) / total], 1)
+
+
+def test_every_image_has_its_own_draw() -> None:
+    changed = augment(blobs(), EVERYTHING, seeded())
+    assert len({tuple(image.flatten().tolist()) for image in changed}) == 6
+
+
+def test_rotation_keeps_the_distance_from_the_centre_and_reaches_its_limit() -> None:
+    before = centroid(blobs())[0]
+    turned = centroid(augment(blobs(200), AugmentConfig(rotation_degrees=30), seeded()))
+    torch.testing.assert_close(turned.norm(dim=1), before.norm().expand(200), atol=0.1, rtol=0)
+    angles = torch.rad2deg(torch.atan2(turned[:, 1], turned[:, 0]) - torch.atan2(before[1], before[0]))
+    assert 27 < float(angles.max()) < 31
+    assert -31 < float(angles.min()) < -27
+
+
+def test_shift_is_a_share_of_the_side() -> None:
+    moved = centroid(augment(blobs(200), AugmentConfig(shift=0.1), seeded())) - centroid(blobs())[0]
+    assert 2.6 < float(moved.abs().max()) < 2.85
+
+
+def test_scale_changes_the_size() -> None:
+    area = augment(blobs(200), AugmentConfig(scale=0.2), seeded()).sum((1, 2, 3)) / blobs(1).sum()
+    assert 1.25 < float(area.max()) < 1.5
+    assert 0.6 < float(area.min()) < 0.8
+
+
+def test_contrast_leaves_black_and_white() -> None:
+    images = torch.tensor([0.0, 0.5, 1.0]).expand(50, 1, 3, 3).contiguous()
+    changed = augment(images, AugmentConfig(contrast=0.5), seeded())
+    torch.testing.assert_close(changed[..., 0], torch.zeros(50, 1, 3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(changed[..., 2], torch.ones(50, 1, 3), atol=1e-3, rtol=0)
+    grey = changed[..., 1]
+    assert 0.3 < float(grey.min()) < 0.35  # 0.5 ** exp(0.5) = 0.319
+    assert 0.63 < float(grey.max()) < 0.66  # 0.5 ** exp(-0.5) = 0.657
+
+
+def test_erase_blanks_squares_of_the_asked_share() -> None:
+    changed = augment(torch.ones(400, 1, 28, 28), AugmentConfig(erase=0.5), seeded())
+    blanked = (changed == 0).sum((1, 2, 3))
+    assert 0.4 < float((blanked > 0).float().mean()) < 0.6
+    assert int(blanked.max()) <= 81
+
+
+def test_ranges_are_checked() -> None:
+    with pytest.raises(ValidationError):
+        AugmentConfig(scale=1.5)
+    with pytest.raises(ValidationError, match="turn"):
+        AugmentConfig.model_validate({"turn": 1})
+
+
+@pytest.mark.parametrize("shape", [(64, 1, 28, 28), (64, 3, 32, 32), (64, 1, 8, 8), (1, 1, 9, 9)])
+def test_outliers_are_pictures_and_follow_the_generator(shape: tuple[int, ...]) -> None:
+    images = torch.rand(shape, generator=seeded())
+    made = outliers(images, seeded(3))
+    assert made.shape == images.shape
+    assert made.dtype == torch.float32
+    assert bool(torch.isfinite(made).all())
+    assert 0 <= float(made.min()) and float(made.max()) <= 1
+    assert torch.equal(made, outliers(images, seeded(3)))
+
+
+def test_outliers_are_of_several_kinds() -> None:
+    made = outliers(blobs(300), seeded())
+    deviation = made.flatten(1).std(1)
+    assert 0.05 < float((deviation < 1e-6).float().mean()) < 0.25  # flat ones
+    assert float((deviation > 0.3).float().mean()) > 0.1
+    assert not bool((made == blobs(300)).flatten(1).all(1).any())

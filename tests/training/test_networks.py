@@ -1,0 +1,99 @@
+"""Shapes of the blocks at every image side that the data sets have, and what initialisation and skips do."""
+
+import pytest
+import torch
+from torch import nn
+
+from training.networks import (
+    ConvBody,
+    DenseDecoder,
+    ResidualConv,
+    TransposedDecoder,
+    dense,
+    he_initialise,
+    strided_sides,
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(("side", "expected"), [(28, [28, 28, 14, 7, 4, 2]), (32, [32, 32, 16, 8, 4, 2])])
+def test_strided_sides_are_those_of_the_convolutions(side: int, expected: list[int]) -> None:
+    strides = (1, 2, 2, 2, 2)
+    assert strided_sides(side, strides) == expected
+    x = torch.zeros(1, 1, side, side)
+    for stride, length in zip(strides, expected[1:], strict=True):
+        x = nn.Conv2d(1, 1, 5, stride, padding=2)(x)
+        assert x.shape[-1] == length
+
+
+@pytest.mark.parametrize("side", [8, 9, 28, 32])
+@pytest.mark.parametrize("pool", ["flatten", "depthwise"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_body_gives_out_features(side: int, pool: str, norm: bool) -> None:
+    body = ConvBody(3, side, (4, 8, 8), (1, 2, 2), 3, norm=norm, pool=pool)  # type: ignore[arg-type]
+    assert body(torch.rand(2, 3, side, side)).shape == (2, body.out_features)
+
+
+def test_depthwise_pool_tells_places_apart() -> None:
+    body = ConvBody(1, 8, (4,), (1,), 3, pool="depthwise").eval()
+    left, right = torch.zeros(2, 1, 1, 8, 8)
+    left[..., 4, 1] = right[..., 4, 6] = 1
+    assert not torch.allclose(body(left), body(right), atol=1e-3)
+
+
+def test_residual_adds_its_input_where_the_shape_is_kept() -> None:
+    same, wider = ResidualConv(4, 4, 3, 1).eval(), ResidualConv(4, 8, 3, 1).eval()
+    for block in (same, wider):
+        nn.init.zeros_(block.convolution.weight)
+    x = torch.rand(1, 4, 5, 5)
+    torch.testing.assert_close(same(x), x)
+    assert not wider(x).any()
+
+
+@pytest.mark.parametrize("side", [28, 32])
+def test_transposed_decoder_mirrors_the_encoder(side: int) -> None:
+    decoder = TransposedDecoder(16, 10, 3, side, (64, 32, 16, 8), hidden=64, units=128)
+    assert decoder.start == 2
+    assert decoder(torch.rand(2, 16), torch.rand(2, 10)).shape == (2, 3, side, side)
+
+
+def test_transposed_decoder_refuses_units_that_do_not_fill_its_map() -> None:
+    with pytest.raises(ValueError, match="130 units do not fill a map of 2 x 2"):
+        TransposedDecoder(4, 4, 1, 28, (8, 8, 8, 8), hidden=8, units=130)
+
+
+def test_dense_decoder_depends_on_both_codes() -> None:
+    decoder = DenseDecoder(4, 6, 1, 8, (32,))
+    r, v = torch.rand(2, 4), torch.rand(2, 6)
+    image = decoder(r, v)
+    assert image.shape == (2, 1, 8, 8)
+    assert not torch.allclose(decoder(r + 1, v), image)
+    assert not torch.allclose(decoder(r, v + 1), image)
+
+
+def test_dense_ends_with_or_without_relu() -> None:
+    assert isinstance(dense(3, 4, 5)[-1], nn.ReLU)
+    assert isinstance(dense(3, 4, 5, final_relu=False)[-1], nn.Linear)
+
+
+def test_he_keeps_the_scale_of_activations_through_depth() -> None:
+    layers = [nn.Conv2d(1 if i == 0 else 32, 32, 5, padding=2) for i in range(6)]
+    network = nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU())))
+    x = torch.randn(4, 1, 24, 24)
+    with torch.no_grad():
+        narrow = float(network(x).pow(2).mean())
+        he_initialise(network)
+        kept = float(network(x).pow(2).mean())
+    assert narrow < 0.01
+    assert 0.1 < kept < 10
+    assert all(not layer.bias.any() for layer in layers if layer.bias is not None)
+
+
+def test_he_counts_the_taps_of_a_strided_transposed_convolution() -> None:
+    layer = nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1)
+    he_initialise(layer)
+    assert float(layer.weight.detach().std()) == pytest.approx((2 / (64 * 4)) ** 0.5, rel=0.05)

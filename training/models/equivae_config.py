@@ -1,0 +1,91 @@
+"""What a configuration file says of an EquiVAE under `model:`; training/models/equivae.py says what it means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from training.augment import AugmentConfig
+from training.networks import Pool
+
+__all__ = ["ConvBodyConfig", "DenseBodyConfig", "DenseDecoderConfig", "EquiVAEConfig", "TransposedDecoderConfig"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ConvBodyConfig(_Config):
+    """Convolutions, then one dense layer of `hidden` units; the defaults are App. B's."""
+
+    kind: Literal["convolution"] = "convolution"
+    filters: tuple[int, ...] = (8, 16, 32, 64, 64)
+    strides: tuple[int, ...] = (1, 2, 2, 2, 2)
+    kernel: int = 5
+    norm: bool = False
+    pool: Pool = "flatten"
+    hidden: int = 128
+
+    @model_validator(mode="after")
+    def _one_stride_a_filter(self) -> ConvBodyConfig:
+        if len(self.filters) != len(self.strides):
+            raise ValueError(f"{len(self.filters)} filters but {len(self.strides)} strides")
+        return self
+
+
+class DenseBodyConfig(_Config):
+    """Dense layers on the pixels."""
+
+    kind: Literal["dense"]
+    widths: tuple[int, ...]
+
+
+class TransposedDecoderConfig(_Config):
+    """App. B's decoder; the last filter count is the image's channels and is not listed."""
+
+    kind: Literal["transposed"] = "transposed"
+    filters: tuple[int, ...] = (64, 32, 16, 8)
+    hidden: int = 64
+    units: int = 128
+
+
+class DenseDecoderConfig(_Config):
+    kind: Literal["dense"]
+    widths: tuple[int, ...]
+
+
+class EquiVAEConfig(_Config):
+    """The model and its objective; the defaults are the paper's for MNIST."""
+
+    kind: Literal["equivae"]
+    r_dim: int = Field(16, ge=1)
+    v_dim: int = Field(16, ge=1)
+    complements: Literal["encoded", "in_batch"] = "encoded"
+    max_complements: int = Field(7, ge=1, description="m is drawn from 1 to this")
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    encoder: ConvBodyConfig = ConvBodyConfig()
+    encoder_head: int = Field(64, ge=1, description="units of f_inv's layer after the mean")
+    posterior: Annotated[ConvBodyConfig | DenseBodyConfig, Field(discriminator="kind")] = ConvBodyConfig()
+    posterior_hidden: int = Field(64, ge=1)
+    decoder: Annotated[TransposedDecoderConfig | DenseDecoderConfig, Field(discriminator="kind")] = (
+        TransposedDecoderConfig()
+    )
+    distance_weight: float = Field(0.0, ge=0, description="nats; 0 is the paper's objective")
+    reject_distance: float | None = Field(None, gt=0, description="squared distance of the class of outliers")
+    outlier_share: float = Field(0.0, ge=0, le=1, description="outliers made a batch, as a share of its images")
+    class_mean_weight: float = Field(0.0, ge=0, description="nats a unit of squared class mean of mu(v)")
+    swap_weight: float = Field(0.0, ge=0, description="nats; needs distance_weight")
+    swap_share: float = Field(0.2, gt=0, le=1, description="pictures made for the swap term, as a share of the batch")
+    augment: AugmentConfig | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EquiVAEConfig:
+        extras = ("augment", "distance_weight", "outlier_share", "class_mean_weight")
+        if self.complements == "encoded" and any(getattr(self, name) for name in extras):
+            raise ValueError(f"{', '.join(extras)} need complements: in_batch")
+        if self.swap_weight and not self.distance_weight:
+            raise ValueError("swap_weight needs distance_weight: it uses that classifier")
+        if bool(self.outlier_share) != (self.reject_distance is not None):
+            raise ValueError("outlier_share and reject_distance go together")
+        return self
