@@ -212,6 +212,7 @@ def test_leave_one_out_distances_are_those_of_means_without_x() -> None:
             assert float(distances[row, k]) == pytest.approx(expected, rel=1e-4)
 
 
+@torch.no_grad()
 def test_every_term_of_ours_is_in_the_loss(data: LabelledImages) -> None:
     model = make(OURS)
     batch = model.batch(data, torch.arange(30), seeded())
@@ -236,6 +237,7 @@ def test_swap_term_teaches_the_decoder_and_q_but_not_the_judge(data: LabelledIma
     assert all(module.training for module in model.modules())
 
 
+@torch.no_grad()
 def test_bfloat16_agrees_with_float32(data: LabelledImages) -> None:
     model = make(OURS)
     batch = model.batch(data, torch.arange(30), seeded())
