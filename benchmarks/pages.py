@@ -1,0 +1,169 @@
+"""How well digits survive on a page: validation digits drawn as photographs, scans and boards, read back, classified.
+
+    python benchmarks/pages.py model_store/equivae-mnist/1
+
+Every kind of page differs from one digit to the next (size, place, light, grain) by the digit's index alone. The error
+stands beside that of the same digits as the data set has them.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from PIL import Image
+
+from contract.manifest import read_manifest
+from contract.picture import open_picture
+from contract.preprocess import prepare
+from training.config import DigitsData, MnistData
+from training.datasets import LabelledImages, load
+
+Digit = npt.NDArray[np.uint8]
+Plane = npt.NDArray[np.float32]
+Generator = np.random.Generator
+
+DATA = {"digits": DigitsData(source="digits"), "mnist": MnistData(source="mnist")}
+
+
+def ink(digit: Digit, generator: Generator, height: int, width: int, low: float, high: float) -> Plane:
+    """[height,width] in 0..1: the digit's frame takes `low` to `high` of the shorter side, anywhere on the page."""
+    side = int(generator.integers(round(low * min(height, width)), round(high * min(height, width)) + 1))
+    left, top = int(generator.integers(0, width - side + 1)), int(generator.integers(0, height - side + 1))
+    page = np.zeros((height, width), np.float32)
+    enlarged = Image.fromarray(np.pad(digit, 1)).resize((side, side), Image.Resampling.BICUBIC)
+    page[top : top + side, left : left + side] = np.asarray(enlarged, np.float32) / 255
+    return page
+
+
+def light(generator: Generator, height: int, width: int) -> Plane:
+    """[height,width] up to 1: a slope of 30 % in some direction and a vignette of 20 %."""
+    x, y = np.linspace(-1, 1, width, dtype=np.float32)[None, :], np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    angle = generator.uniform(0, 2 * np.pi)
+    level = 1 + 0.3 * (np.cos(angle) * x + np.sin(angle) * y) - 0.2 * (x**2 + y**2)
+    return np.asarray(level / level.max(), np.float32)
+
+
+def grain(generator: Generator, height: int, width: int, deviation: float) -> Plane:
+    return generator.standard_normal((height, width), dtype=np.float32) * np.float32(deviation)
+
+
+def jpeg(page: Plane, quality: int) -> bytes:
+    file = BytesIO()
+    Image.fromarray(np.clip(page, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def png(page: Plane) -> bytes:
+    file = BytesIO()
+    Image.fromarray(np.clip(page, 0, 255).astype(np.uint8)).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def clean_page(digit: Digit, generator: Generator) -> bytes:
+    return png(245 - 220 * ink(digit, generator, 300, 300, 0.35, 0.75))
+
+
+def photograph(digit: Digit, generator: Generator, height: int = 3000, width: int = 4000) -> bytes:
+    page = (225 - 185 * ink(digit, generator, height, width, 0.2, 0.7)) * light(generator, height, width)
+    return jpeg(page + grain(generator, height, width, 6), 80)
+
+
+def small_photograph(digit: Digit, generator: Generator) -> bytes:
+    return photograph(digit, generator, 600, 800)
+
+
+def grainy_photograph(digit: Digit, generator: Generator) -> bytes:
+    page = (225 - 185 * ink(digit, generator, 600, 800, 0.25, 0.8)) * light(generator, 600, 800)
+    return jpeg(page + grain(generator, 600, 800, 20), 60)
+
+
+def faint_pencil(digit: Digit, generator: Generator) -> bytes:
+    page = (225 - 60 * ink(digit, generator, 600, 800, 0.25, 0.8)) * light(generator, 600, 800)
+    return jpeg(page + grain(generator, 600, 800, 4), 80)
+
+
+def shadow_across(digit: Digit, generator: Generator) -> bytes:
+    angle, offset = generator.uniform(0, 2 * np.pi), generator.uniform(-150, 150)
+    y, x = np.mgrid[:600, :800]
+    distance = (x - 400) * np.cos(angle) + (y - 300) * np.sin(angle) - offset
+    page = (235 - 185 * ink(digit, generator, 600, 800, 0.33, 0.75)) * (1 - 0.4 / (1 + np.exp(-distance / 25)))
+    return jpeg(page + grain(generator, 600, 800, 4), 80)
+
+
+def chalk_board(digit: Digit, generator: Generator) -> bytes:
+    page = (40 + 170 * ink(digit, generator, 600, 800, 0.25, 0.8)) * light(generator, 600, 800)
+    return jpeg(page + grain(generator, 600, 800, 6), 80)
+
+
+def scan_with_dark_edge_and_specks(digit: Digit, generator: Generator) -> bytes:
+    page = 245 - 200 * ink(digit, generator, 600, 450, 0.4, 0.9)
+    page[: int(generator.integers(2, 12))] = 20
+    page[:, -int(generator.integers(2, 12)) :] = 20
+    for x, y, side in zip(*(generator.integers(0, top, 12) for top in (440, 590, 6)), strict=True):
+        page[y : y + side, x : x + side] = 30
+    return png(page)
+
+
+def cut_to_the_ink(digit: Digit, generator: Generator) -> bytes:
+    page = np.asarray(Image.fromarray(np.pad(digit, 1)).resize((300, 300), Image.Resampling.BICUBIC), np.float32)
+    rows, columns = np.flatnonzero(page.max(axis=1) > 76), np.flatnonzero(page.max(axis=0) > 76)
+    return png(250 - page[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] * (240 / 255))
+
+
+KINDS: dict[str, tuple[Callable[[Digit, Generator], bytes], float]] = {  # with the share of the digits that is drawn
+    "clean page, 300 x 300": (clean_page, 1.0),
+    "photograph, 4000 x 3000": (photograph, 0.1),
+    "photograph, 800 x 600": (small_photograph, 0.4),
+    "grainy photograph": (grainy_photograph, 0.4),
+    "faint pencil": (faint_pencil, 0.4),
+    "shadow across": (shadow_across, 0.4),
+    "chalk board": (chalk_board, 0.4),
+    "scan, dark edge, specks": (scan_with_dark_edge_and_specks, 0.4),
+    "cut to the ink": (cut_to_the_ink, 0.4),
+}
+
+
+def measure(folder: Path, digits: LabelledImages, count: int) -> None:
+    """Print a line for every kind of page: errors in percent, plain and from the page, and the time to read one."""
+    manifest = read_manifest(folder)
+    session = onnxruntime.InferenceSession(folder / manifest.graphs["classify"].file)
+
+    def wrong(images: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        (probabilities,) = session.run(["probabilities"], {"image": images})
+        return np.asarray(probabilities.argmax(axis=1) != labels[: len(images)])
+
+    pictures, labels = digits.images.numpy(), digits.labels.numpy()
+    plain = wrong((pictures[:count] / 255).astype(np.float32))
+    print(f"{'':26}{'n':>6}{'plain %':>10}{'page %':>10}{'more':>8}{'ms':>8}")
+    for name, (draw, share) in KINDS.items():
+        number = max(1, round(share * len(plain)))
+        images, seconds = [], 0.0
+        for index in range(number):
+            data = draw(pictures[index, 0], np.random.default_rng(index))
+            start = time.perf_counter()
+            images.append(prepare(open_picture(data).pixels, manifest.input, manifest.preprocessing).image)
+            seconds += time.perf_counter() - start
+        errors = 100 * wrong(np.stack(images)).mean(), 100 * plain[:number].mean()
+        print(
+            f"{name:26}{number:6}{errors[1]:10.2f}{errors[0]:10.2f}{errors[0] - errors[1]:+8.2f}"
+            f"{1000 * seconds / number:8.1f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="a version folder of a model trained on the digits or mnist data")
+    parser.add_argument("--count", type=int, default=5000, help="validation digits, of which slow kinds take a share")
+    options = parser.parse_args()
+    name = str(read_manifest(options.model).data["name"])
+    measure(options.model, load(DATA[name]).validation, options.count)
+
+
+if __name__ == "__main__":
+    main()
