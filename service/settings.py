@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "EQUIPOISE_"
+TRAINING_PREFIX = "EQUIPOISE_TRAINING_"  # the training package's own variables: not ours to judge
 MIB = 1024 * 1024
 _MOST_BYTES_A_PIXEL = 4  # of contract.picture.EncodedPicture.decoded_bytes
 
@@ -154,7 +155,9 @@ def load_settings(options: Mapping[str, object], environment: Mapping[str, str] 
 
 
 def _is_unknown(variable: str) -> bool:
-    return variable.upper().startswith(ENV_PREFIX) and variable[len(ENV_PREFIX) :].lower() not in Settings.model_fields
+    name = variable.upper()
+    ours = name.startswith(ENV_PREFIX) and not name.startswith(TRAINING_PREFIX)
+    return ours and name.removeprefix(ENV_PREFIX).lower() not in Settings.model_fields
 
 
 def _unknown_variable(variable: str) -> str:

@@ -29,13 +29,13 @@ ConfigPath = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run.", metavar="RUN")]
 Runs = Annotated[
-    Path, typer.Option("--runs", envvar="EQUIPOISE_RUNS", help="Folder in which run folders are made.", metavar="DIR")
+    Path, typer.Option("--runs", envvar="EQUIPOISE_TRAINING_RUNS", help="Folder in which run folders are made.", metavar="DIR")
 ]
 Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        envvar="EQUIPOISE_DATA",
+        envvar="EQUIPOISE_TRAINING_DATA",
         help="Folder in which data sets are looked for and downloaded to. Default: equipoise in the user's cache.",
         metavar="DIR",
     ),
@@ -64,7 +64,7 @@ def explained() -> Iterator[None]:
 def use_data_folder(folder: Path | None) -> None:
     """Data sets and the processes of several devices read the environment."""
     if folder is not None:
-        os.environ["EQUIPOISE_DATA"] = str(folder)
+        os.environ["EQUIPOISE_TRAINING_DATA"] = str(folder)
 
 
 @app.command(epilog="Example: `python -m training train training/configs/equivae-digits.yaml --set fit.epochs=20`")
@@ -78,7 +78,7 @@ def train(
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", envvar="EQUIPOISE_SEED", min=0, help="Seed of the run. Default: fit.seed of the configuration."
+            "--seed", envvar="EQUIPOISE_TRAINING_SEED", min=0, help="Seed of the run. Default: fit.seed of the configuration."
         ),
     ] = None,
     resume: Annotated[

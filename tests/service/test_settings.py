@@ -41,6 +41,10 @@ def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, variable: st
     assert said in str(error.value)
 
 
+def test_the_training_packages_variables_are_none_of_the_services() -> None:
+    assert load_settings({}, {"EQUIPOISE_TRAINING_DATA": "/data"}).port == 8000
+
+
 def test_a_wrong_option_is_named() -> None:
     with pytest.raises(SettingsError, match=r"--max-batch=0: Input should be greater than or equal to 1"):
         load_settings({"max_batch": "0"}, {})

@@ -16,13 +16,13 @@ from training.run import load_run
 
 COMMANDS = ("train", "seeds", "evaluate", "figures", "export")
 # What may also stand in the environment, and has to say so in its help.
-ENVIRONMENT = {"runs": "EQUIPOISE_RUNS", "data": "EQUIPOISE_DATA", "store": "EQUIPOISE_MODEL_STORE"}
+ENVIRONMENT = {"runs": "EQUIPOISE_TRAINING_RUNS", "data": "EQUIPOISE_TRAINING_DATA", "store": "EQUIPOISE_MODEL_STORE"}
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also undoes what --data leaves in the environment for the processes of a run."""
-    for name in (*ENVIRONMENT.values(), "EQUIPOISE_SEED"):
+    for name in (*ENVIRONMENT.values(), "EQUIPOISE_TRAINING_SEED"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 

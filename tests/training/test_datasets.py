@@ -25,7 +25,7 @@ from training.errors import DataError
 
 @pytest.fixture(autouse=True)
 def no_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("EQUIPOISE_DATA", raising=False)
+    monkeypatch.delenv("EQUIPOISE_TRAINING_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -182,7 +182,7 @@ def test_mnist_reads_the_same_from_idx_and_npz(
     named = datasets.load(MnistData(source="mnist", path=tmp_path / "idx" / "mnist"))
     assert named.digest == datasets.load(MnistData(source="mnist", path=tmp_path / "mnist.npz")).digest
     for root in (tmp_path / "idx", tmp_path / "idx" / "mnist", tmp_path, tmp_path / "mnist.npz"):
-        monkeypatch.setenv("EQUIPOISE_DATA", str(root))
+        monkeypatch.setenv("EQUIPOISE_TRAINING_DATA", str(root))
         assert datasets.load(MnistData(source="mnist")).digest == named.digest
 
 
@@ -202,7 +202,7 @@ def test_mnist_is_downloaded_once_and_checked(
 
 def test_offline_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mnist, "MIRRORS", ("http://127.0.0.1:9/",))
-    with pytest.raises(DataError, match=r"127.0.0.1:9.*refused.*EQUIPOISE_DATA.*digits"):
+    with pytest.raises(DataError, match=r"127.0.0.1:9.*refused.*EQUIPOISE_TRAINING_DATA.*digits"):
         datasets.load(MnistData(source="mnist"))
 
 
@@ -283,7 +283,7 @@ def test_svhn_reads_the_published_files(svhn_folder: Path, monkeypatch: pytest.M
     generator = np.random.default_rng(0)
     first = generator.integers(0, 256, (32, 32, 3, svhn.VALIDATION + 30), np.uint8)[:, :, :, 0]
     assert np.array_equal(splits.train.images[0].numpy(), first.transpose(2, 0, 1))
-    monkeypatch.setenv("EQUIPOISE_DATA", str(svhn_folder))
+    monkeypatch.setenv("EQUIPOISE_TRAINING_DATA", str(svhn_folder))
     assert datasets.load(SvhnData(source="svhn")).digest == splits.digest
 
 
@@ -309,7 +309,7 @@ def test_broken_or_absent_svhn_files_are_named(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "test_32x32.mat").touch()
     with pytest.raises(DataError, match=r"train_32x32.mat cannot be read"):
         datasets.load(SvhnData(source="svhn", path=tmp_path))
-    with pytest.raises(DataError, match=r"has no train_32x32.mat.*EQUIPOISE_DATA"):
+    with pytest.raises(DataError, match=r"has no train_32x32.mat.*EQUIPOISE_TRAINING_DATA"):
         datasets.load(SvhnData(source="svhn", path=tmp_path / "none"))
     monkeypatch.setattr(svhn, "MIRRORS", ("http://127.0.0.1:9/",))
     with pytest.raises(DataError, match="could not be downloaded"):

@@ -10,12 +10,12 @@ from urllib.request import Request, urlopen
 
 from training.errors import DataError
 
-ENVIRONMENT = "EQUIPOISE_DATA"
+ENVIRONMENT = "EQUIPOISE_TRAINING_DATA"
 TIMEOUT_S = 30.0
 
 
 def data_root() -> Path:
-    """The folder of data sets: `EQUIPOISE_DATA`, else the user's cache folder."""
+    """The folder of data sets: `EQUIPOISE_TRAINING_DATA`, else the user's cache folder."""
     if chosen := os.environ.get(ENVIRONMENT):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "equipoise"
