@@ -19,6 +19,8 @@ Fit = Literal["auto", "content", "image"]
 Box = tuple[int, int, int, int]
 
 _DETAIL = 8  # pixels of the crop a pixel of the model, before the last resize
+_THUMBNAIL = 64  # pixels of the longer side at which colours are compared
+_ISOLUMINANT = 3.0  # times the contrast of the luma that a channel must have to be taken instead
 _RESAMPLE = Image.Resampling.LANCZOS
 
 
@@ -76,7 +78,7 @@ def _content(
 ) -> Prepared:
     height, width = pixels.shape[:2]
     picture = Image.fromarray(pixels)
-    grey = picture.convert("L") if pixels.ndim == 3 else picture
+    grey = _to_grey(picture)
     stated = preprocessing.polarity if polarity == "none" else polarity
     page = read_page(grey, None if stated in ("auto", "none") else stated)
     if page.strength == 0:
@@ -90,6 +92,20 @@ def _content(
     if preprocessing.polarity == "dark":
         framed = np.float32(1) - framed
     return Prepared(np.repeat(framed[None], spec.channels, axis=0), page.polarity, box)
+
+
+def _to_grey(picture: Image.Image) -> Image.Image:
+    """Mode L: the luma, or the channel that tells the colours apart where their luma is much the same."""
+    if picture.mode == "L":
+        return picture
+    small = picture.reduce(max(1, max(picture.size) // _THUMBNAIL))
+    colours = np.asarray(small, np.float32).reshape(-1, 3)
+    contrast = np.abs(colours - np.median(colours, axis=0)).max(axis=0)
+    luma = np.asarray(small.convert("L"), np.float32)
+    best = int(np.argmax(contrast))
+    if contrast[best] > _ISOLUMINANT * max(float(np.abs(luma - np.median(luma)).max()), 1.0):
+        return picture.getchannel(best)
+    return picture.convert("L")
 
 
 def _crop(grey: Image.Image, page: Page, side: int) -> tuple[Map, Box]:
@@ -154,7 +170,7 @@ def _whole(
     image = _frame(picture, box, spec, 0.0)
     if preprocessing.polarity == "none" or polarity == "none":
         return Prepared(image, "none", box)
-    found = polarity if polarity != "auto" else read_page(picture.convert("L")).polarity
+    found = polarity if polarity != "auto" else read_page(_to_grey(picture)).polarity
     return Prepared(image if found == preprocessing.polarity else np.float32(1) - image, found, box)
 
 

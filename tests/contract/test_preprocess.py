@@ -199,6 +199,16 @@ def test_a_large_photograph_in_colour() -> None:
     assert_shows_the_glyph(prepared.image)
 
 
+@pytest.mark.parametrize(
+    ("pen", "paper"), [((255, 0, 0), (0, 130, 0)), ((0, 0, 255), (29, 29, 29)), ((200, 30, 30), (230, 225, 220))]
+)
+def test_colours_of_any_luma_are_told_apart(pen: tuple[int, int, int], paper: tuple[int, int, int]) -> None:
+    ink = page(255, 0)[..., None] / 255
+    prepared = prepare(pixels(np.array(paper) + (np.array(pen) - np.array(paper)) * ink), SPEC, MASS)
+    assert prepared.box == pytest.approx(box_of(140, 90, 60), abs=2)
+    assert_shows_the_glyph(prepared.image)
+
+
 def test_specks_are_not_content() -> None:
     picture = page(height=600, width=450, side=250, at=(100, 200))
     generator = np.random.default_rng(3)
