@@ -58,7 +58,7 @@ def fit_paper(page: Map) -> Paper:
     x = np.tile((columns + 0.5) * (2.0 / width) - 1.0, len(rows))
     y = np.repeat((rows + 0.5) * (2.0 / height) - 1.0, len(columns))
     to_edge = np.minimum((1.0 - np.abs(x)) * width, (1.0 - np.abs(y)) * height) / 2.0
-    frame = to_edge <= max(_FRAME * min(height, width), 1.0)
+    frame = to_edge <= max(_FRAME * min(height, width), float(to_edge.min()))
     even = min(height, width) < _LEAST_SIDE  # so small that strokes would pass for shade and for grain
     grain = 0.0 if even else 1.05 * float(np.median(np.abs(np.diff(page[::step], axis=1))))
     fit = _Fit(_terms(x, y), values, frame, min(max(8.0, 2.5 * grain), 48.0))

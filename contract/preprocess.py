@@ -115,7 +115,7 @@ def _crop(grey: Image.Image, page: Page, side: int) -> tuple[Map, Box]:
     unit = page.reduction
     left, top = max(0, (page.box[0] - 1) * unit), max(0, (page.box[1] - 1) * unit)
     right, bottom = min(grey.width, (page.box[2] + 1) * unit), min(grey.height, (page.box[3] + 1) * unit)
-    step = max(1, max(right - left, bottom - top) // (side * _DETAIL))
+    step = min(unit, max(1, max(right - left, bottom - top) // (side * _DETAIL)))
     crop = np.asarray(grey.crop((left, top, right, bottom)).reduce(step), np.float32)
     height, width = crop.shape
     extent = (left, top, left + width * step, top + height * step)
@@ -129,7 +129,7 @@ def _crop(grey: Image.Image, page: Page, side: int) -> tuple[Map, Box]:
     columns = np.minimum((left + (np.arange(width) + 0.5) * step) / unit, page.ink.shape[1] - 1).astype(np.intp) + 1
     ink = np.where(known[np.ix_(rows, columns)], ink, np.float32(0))
 
-    solid = ink > page.floor
+    solid = ink >= min(page.floor, float(ink.max()))
     occupied_rows, occupied_columns = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
     first_row, last_row = int(occupied_rows[0]), int(occupied_rows[-1]) + 1
     first_column, last_column = int(occupied_columns[0]), int(occupied_columns[-1]) + 1
@@ -151,7 +151,7 @@ def _place(ink: Map, side: int, preprocessing: Preprocessing) -> Map:
     small = np.clip(np.asarray(Image.fromarray(ink).resize(size, _RESAMPLE)), 0, 1)
     x, y = (side - size[0]) / 2, (side - size[1]) / 2
     if preprocessing.fit == "mass":
-        total = float(small.sum())
+        total = max(float(small.sum()), 1e-6)
         # MNIST puts the centre of mass on the pixel of index side / 2, half a pixel right of and below the middle.
         x = side / 2 - float(small.sum(axis=0) @ np.arange(size[0])) / total
         y = side / 2 - float(small.sum(axis=1) @ np.arange(size[1])) / total

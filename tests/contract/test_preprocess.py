@@ -276,19 +276,49 @@ def test_grain_and_shade_alone_are_blank() -> None:
     assert not prepare(pixels(empty), SPEC, MASS).has_content
 
 
-@pytest.mark.parametrize("preprocessing", [MASS, BOX, WHOLE])
-@pytest.mark.parametrize("shape", [(4, 4), (5, 9), (4, 400), (400, 4), (28, 27), (29, 28), (200, 333), (333, 200, 3)])
-def test_no_picture_breaks_it(shape: tuple[int, ...], preprocessing: Preprocessing) -> None:
-    for seed in range(4):
-        picture = noise(*shape, seed=seed)
-        if seed % 2:
-            picture = np.where(picture > 250, picture, 0).astype(np.uint8)
-        for fit in ("auto", "content", "image"):
-            prepared = prepare(picture, SPEC, preprocessing, fit=fit)  # type: ignore[arg-type]
-            left, top, right, bottom = prepared.box
-            assert 0 <= left < right <= shape[1] and 0 <= top < bottom <= shape[0]
-            assert prepared.image.shape == (1, 28, 28) and prepared.image.dtype == np.float32
-            assert prepared.image.min() >= 0 and prepared.image.max() <= 1
+def anything(generator: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """A picture of any shape from 4 to 600 pixels a side: noise, dots, a slope, checks, or a rectangle."""
+    height, width = (int(side) for side in np.exp(generator.uniform(np.log(4), np.log(600), 2)))
+    colours = generator.integers(0, 256, 2)
+    kind = generator.integers(0, 5)
+    plane = np.full((height, width), colours[0])
+    if kind == 0:
+        plane = generator.integers(0, 256, (height, width))
+    elif kind == 1:
+        plane[generator.random((height, width)) < generator.random() ** 4] = colours[1]
+    elif kind == 2:
+        plane = np.linspace(colours[0], colours[1], height * width).reshape(height, width).astype(int)
+    elif kind == 3:
+        plane = colours[np.indices((height, width)).sum(axis=0) // generator.integers(1, 30) % 2]
+    else:
+        top, left = generator.integers(0, height), generator.integers(0, width)
+        plane[top : generator.integers(top, height) + 1, left : generator.integers(left, width) + 1] = colours[1]
+    if generator.random() < 0.3:
+        plane = np.stack([plane, plane, np.roll(plane, 3)], axis=2)
+    return plane.astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_picture_breaks_it(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    for _ in range(30):
+        picture = anything(generator)
+        side, channels = int(generator.choice([8, 28, 64])), int(generator.choice([1, 3]))
+        spec = InputSpec.model_validate({"channels": channels, "height": side, "width": side})
+        preprocessing = Preprocessing.model_validate({
+            "polarity": generator.choice(["light", "dark", "none"]),
+            "fit": generator.choice(["mass", "box", "image"]),
+            "margin": generator.choice([0.0, 0.1, 0.4]),
+        })  # fmt: skip
+        polarity, fit = (
+            generator.choice(["auto", "light", "dark", "none"]),
+            generator.choice(["auto", "content", "image"]),
+        )
+        prepared = prepare(picture, spec, preprocessing, polarity=polarity, fit=fit)
+        assert prepared.image.shape == (channels, side, side) and prepared.image.dtype == np.float32
+        assert prepared.image.min() >= 0 and prepared.image.max() <= 1
+        left, top, right, bottom = prepared.box
+        assert 0 <= left < right <= picture.shape[1] and 0 <= top < bottom <= picture.shape[0]
 
 
 # The whole picture
