@@ -217,10 +217,10 @@ def test_every_term_of_ours_is_in_the_loss(data: LabelledImages) -> None:
     model = make(OURS)
     batch = model.batch(data, torch.arange(30), seeded())
     terms = {name: float(value) for name, value in model.loss(batch, seeded(), 1.0).items()}
-    expected = terms["reconstruction"] + terms["kl"] + 5 * terms["distance"] + 2 * terms["class_mean"]
+    expected = terms["reconstruction"] + terms["kl"] + 5 * terms["distance"] + 2 * max(0, terms["class_mean"])
     assert terms["loss"] == pytest.approx(expected + 3 * terms["swap"], rel=1e-5)
     early = {name: float(value) for name, value in model.loss(batch, seeded(), 0.0).items()}
-    without_swap = early["reconstruction"] + early["kl"] + 5 * early["distance"] + 2 * early["class_mean"]
+    without_swap = early["reconstruction"] + early["kl"] + 5 * early["distance"] + 2 * max(0, early["class_mean"])
     assert early["loss"] == pytest.approx(without_swap, rel=1e-5)
 
 
@@ -235,6 +235,17 @@ def test_swap_term_teaches_the_decoder_and_q_but_not_the_judge(data: LabelledIma
     assert all(parameter.grad is not None for parameter in model.posterior.mean.parameters())
     assert torch.equal(before, model.body[0].layers[0].norm.running_mean)  # type: ignore[union-attr, arg-type]
     assert all(module.training for module in model.modules())
+
+
+def test_class_mean_term_leaves_f_alone(data: LabelledImages) -> None:
+    """The style of the complements must not be worth carrying in r: f_inv's gradient is the same without the term."""
+    gradients = []
+    for weight in (0, 50):
+        torch.manual_seed(0)
+        model = make(OURS | {"class_mean_weight": weight})
+        model.loss(model.batch(data, torch.arange(30), seeded()), seeded(), 1.0)["loss"].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in (*model.body.parameters(), *model.head.parameters())]))
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 @torch.no_grad()

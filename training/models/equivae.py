@@ -212,8 +212,11 @@ class EquiVAE(nn.Module):
         if class_means is not None:
             loss = loss + config.distance_weight * terms["distance"]
         if config.class_mean_weight:
-            terms["class_mean"] = class_mean_energy(mean, labels, self.num_classes)
-            loss = loss + config.class_mean_weight * terms["class_mean"]
+            # r_y holds the other images of the batch: with its gradient, or rewarded below 0, the term is best served
+            # by an r that carries their styles, so that mu turns away from them.
+            fixed, _ = self.posterior(r.detach(), images)
+            terms["class_mean"] = class_mean_energy(fixed.float(), labels, self.num_classes)
+            loss = loss + config.class_mean_weight * terms["class_mean"].clamp_min(0)
         if config.swap_weight and class_means is not None:
             terms["swap"] = self._swap_term(r.detach(), v, labels, class_means, generator)
             loss = loss + config.swap_weight * min(1.0, progress / SWAP_RISE) * terms["swap"]
