@@ -29,7 +29,10 @@ ConfigPath = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run.", metavar="RUN")]
 Runs = Annotated[
-    Path, typer.Option("--runs", envvar="EQUIPOISE_TRAINING_RUNS", help="Folder in which run folders are made.", metavar="DIR")
+    Path,
+    typer.Option(
+        "--runs", envvar="EQUIPOISE_TRAINING_RUNS", help="Folder in which run folders are made.", metavar="DIR"
+    ),
 ]
 Data = Annotated[
     Path | None,
@@ -78,7 +81,10 @@ def train(
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", envvar="EQUIPOISE_TRAINING_SEED", min=0, help="Seed of the run. Default: fit.seed of the configuration."
+            "--seed",
+            envvar="EQUIPOISE_TRAINING_SEED",
+            min=0,
+            help="Seed of the run. Default: fit.seed of the configuration.",
         ),
     ] = None,
     resume: Annotated[

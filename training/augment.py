@@ -25,6 +25,7 @@ class AugmentConfig(BaseModel):
     elastic_cells: int = Field(4, ge=2, description="knots of the displacement field a side")
     contrast: float = Field(0.0, ge=0, lt=1, description="grey values to the power of exp(+-contrast)")
     erase: float = Field(0.0, ge=0, le=1, description="share of the images that lose a random square")
+    unchanged: float = Field(0.0, ge=0, lt=1, description="share of the images that are left as they are")
 
 
 def _uniform(shape: tuple[int, ...], limit: float, generator: torch.Generator) -> Tensor:
@@ -71,7 +72,12 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
         changed = changed.clamp_min(1e-6) ** power
     if config.erase:
         changed = changed * _squares(count, height, width, config.erase, generator)
-    return changed.clamp(0, 1)
+    changed = changed.clamp(0, 1)
+    if config.unchanged:
+        # Resampling softens every picture: a net that has seen no crisp one takes crispness itself for a sign.
+        kept = torch.rand((count, 1, 1, 1), generator=generator) < config.unchanged
+        changed = torch.where(kept, images, changed)
+    return changed
 
 
 def _squares(count: int, height: int, width: int, share: float, generator: torch.Generator) -> Tensor:

@@ -95,7 +95,7 @@ class Fit(Section):
     seed: Seed = Field(default=1, description="weights, order, augmentation and noise all follow from it")
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1, description="optimiser steps, instead of epochs")
-    batch: int = Field(default=32, ge=2, description="images a step, over all devices")
+    batch: int = Field(default=32, ge=2, description="images a step, over all devices; balanced order may take fewer")
     order: Literal["shuffled", "balanced"] = Field(default="shuffled", description="balanced: each class equally often")
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Constant(kind="constant")

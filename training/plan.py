@@ -57,15 +57,14 @@ class Plan:
         self.fit = fit
         self.train = train
         doublings = fit.schedule.after_epochs if isinstance(fit.schedule, BatchDoubling) else ()
-        largest = fit.batch * 2 ** len(doublings)
+        batch = self._whole_batch()
+        largest = batch * 2 ** len(doublings)
         if largest > len(train):
             raise ConfigError(f"fit: a batch of {largest} images, but the training set has {len(train)}")
-        if fit.batch % fit.devices:
-            raise ConfigError(f"fit: batch {fit.batch} does not divide among {fit.devices} devices")
         if fit.order == "balanced":
-            self._check_balanced(largest)
+            self._check_classes(largest)
         # One entry for each stretch of equal batches: its first epoch, its first step, its batch.
-        self.first_epochs, self.first_steps, self.batches = [0], [0], [fit.batch]
+        self.first_epochs, self.first_steps, self.batches = [0], [0], [batch]
         for epoch in sorted(doublings):
             steps = (epoch - self.first_epochs[-1]) * (len(train) // self.batches[-1])
             self.first_epochs.append(epoch)
@@ -73,13 +72,23 @@ class Plan:
             self.batches.append(2 * self.batches[-1])
         self.total_steps = fit.steps or self._first_step_of(fit.epochs or 1)
 
-    def _check_balanced(self, largest: int) -> None:
-        classes = self.train.num_classes
-        if self.fit.batch % (classes * self.fit.devices):
+    def _whole_batch(self) -> int:
+        """Images a step: as asked or, in balanced order, the most below it that divide among classes and devices."""
+        fit, devices = self.fit, self.fit.devices
+        if fit.order == "shuffled":
+            if fit.batch % devices:
+                raise ConfigError(f"fit: batch {fit.batch} does not divide among {devices} devices")
+            return fit.batch
+        unit = self.train.num_classes * devices
+        if fit.batch < 2 * unit:
             raise ConfigError(
-                f"fit: balanced order needs a batch that divides by {classes} classes x {self.fit.devices} device(s), "
-                f"not {self.fit.batch}"
+                f"fit: balanced order needs a batch of at least {2 * unit}, two images of each of "
+                f"{self.train.num_classes} classes on {devices} device(s), not {fit.batch}"
             )
+        return fit.batch // unit * unit
+
+    def _check_classes(self, largest: int) -> None:
+        classes = self.train.num_classes
         for name, members in zip(self.train.class_names, self.train.by_class, strict=True):
             if len(members) < largest // classes:
                 raise ConfigError(

@@ -29,6 +29,13 @@ def test_nothing_asked_for_changes_nothing() -> None:
     torch.testing.assert_close(augment(images, AugmentConfig(), seeded()), images, atol=1e-5, rtol=0)
 
 
+def test_the_asked_share_of_images_is_left_as_it_is() -> None:
+    images = torch.rand((400, 1, 8, 8), generator=seeded())
+    changed = augment(images, AugmentConfig(rotation_degrees=20, unchanged=0.3), seeded())
+    same = (changed == images).flatten(1).all(1)
+    assert 0.2 < float(same.float().mean()) < 0.4
+
+
 @pytest.mark.parametrize("shape", [(5, 1, 28, 28), (3, 3, 32, 32), (4, 1, 8, 8)])
 def test_stays_in_range_and_follows_the_generator(shape: tuple[int, ...]) -> None:
     images = torch.rand(shape, generator=seeded())

@@ -154,23 +154,26 @@ def test_the_rate_warms_up_and_falls_as_a_cosine(make_config: MakeConfig) -> Non
     ("overrides", "words"),
     [
         (["fit.batch=61", "fit.order=shuffled"], "batch of 61 images, but the training set has 60"),
-        (["fit.batch=31"], "divides by 3 classes"),
+        (["fit.batch=5"], "at least 6, two images of each of 3 classes on 1 device"),
         (["fit.batch=33"], "class 'b' has 10"),
         (["fit.batch=33", "fit.order=shuffled", "fit.devices=2"], "does not divide among 2"),
-        (["fit.batch=9", "fit.devices=3", "fit.order=balanced"], None),
-        (["fit.batch=12", "fit.devices=3", "fit.order=balanced"], "3 classes x 3 device"),
+        (["fit.batch=12", "fit.devices=3", "fit.order=balanced"], "at least 18, .* on 3 device"),
     ],
 )
-def test_batches_that_cannot_be_made_are_refused(
-    make_config: MakeConfig, overrides: list[str], words: str | None
+def test_batches_that_cannot_be_made_are_refused(make_config: MakeConfig, overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Plan(make_config(*overrides).fit, toy_data([25, 10, 25]))
+
+
+@pytest.mark.parametrize(("batch", "devices", "taken"), [(30, 1, 30), (31, 1, 30), (29, 1, 27), (20, 3, 18)])
+def test_a_balanced_batch_is_the_largest_that_divides(
+    make_config: MakeConfig, batch: int, devices: int, taken: int
 ) -> None:
-    data = toy_data([25, 10, 25])
-    fit = make_config(*overrides).fit
-    if words is None:
-        assert len(Plan(fit, data).indices(0)) == fit.batch
-    else:
-        with pytest.raises(ConfigError, match=words):
-            Plan(fit, data)
+    plan = Plan(make_config(f"fit.batch={batch}", f"fit.devices={devices}").fit, toy_data([25, 10, 25]))
+    indices = plan.indices(0)
+    assert len(indices) == plan.step(0).batch == taken
+    for share in indices.split(taken // devices):
+        assert torch.bincount(toy_data([25, 10, 25]).labels[share]).tolist() == [taken // devices // 3] * 3
 
 
 # --- training -------------------------------------------------------------------------------------------------------
