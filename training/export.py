@@ -27,7 +27,7 @@ def export_run(run: Path, store: Path, licence: str | None = None, console: Cons
 
     Raises:
         training.graphs.ExportError: a graph is not fit to be served.
-        RunError: the run is not finished, or the store cannot be written.
+        RunError: the run is not finished, an evaluation in it is damaged, or the store cannot be written.
     """
     loaded = load_run(run)
     exported = export_graphs(loaded.model, loaded.input)
@@ -69,19 +69,36 @@ def _training(run: LoadedRun) -> dict[str, Any]:
 
 
 def _metrics(run: LoadedRun) -> dict[str, Any]:
-    """The loop's own validation, and the figures of every evaluation of these weights."""
-    protocol = (
-        "error (%) by distance to class means of up to 10,000 training images; reconstruction and kl in nats an image, "
-        "v = mu; "
-        f"validation split of {run.data['name']}, {run.data['counts']['validation']} images, seed {run.config.fit.seed}"
-    )
-    metrics: dict[str, Any] = {"validation": {**run.metrics, "protocol": protocol}}
+    """The loop's own validation, and the figures of every evaluation of these weights.
+
+    Raises:
+        RunError: an evaluation's file is damaged.
+    """
+    metrics: dict[str, Any] = {"validation": {**run.metrics, "protocol": _protocol(run)}}
     digest = hashlib.sha256((run.folder / MODEL_FILE).read_bytes()).hexdigest()
     for path in sorted(run.folder.glob("evaluation-*.json")):
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
-        if evaluation["model"]["sha256"] == digest:
-            metrics[path.stem] = {figure.pop("name"): figure for figure in evaluation["figures"]}
+        try:
+            evaluation = json.loads(path.read_text(encoding="utf-8"))
+            if evaluation["model"]["sha256"] == digest:
+                metrics[path.stem] = {figure.pop("name"): figure for figure in evaluation["figures"]}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise RunError(f"{path} is damaged: evaluate again, or delete it") from error
     return metrics
+
+
+def _protocol(run: LoadedRun) -> str:
+    """How the loop's last validation was measured, and what its figures owe to the choice of the weights."""
+    data, fit = run.config.data, run.config.fit
+    split_seed = getattr(data, "split_seed", None)
+    split = "the last of the training file" if split_seed is None else f"split seed {split_seed}"
+    parts = [
+        "error (%) by distance to the class means of all training images",
+        "reconstruction and kl in nats an image, v = mu",
+        f"validation split of {run.data['name']}, {run.data['counts']['validation']:,} images, {split}",
+    ]
+    if fit.keep == "best":
+        parts.append(f"the weights were selected by {fit.select} on this split, so these figures are optimistic")
+    return "; ".join(parts)
 
 
 def _say(manifest: Manifest, folder: Path, store: Path, console: Console) -> None:

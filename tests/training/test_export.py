@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from rich.console import Console
 
 from contract.manifest import InputSpec, read_manifest, verify
 from training import graphs
+from training.config import MnistData
 from training.errors import RunError
-from training.export import export_run
+from training.export import _metrics, _protocol, export_run
 from training.graphs import ATOL, RTOL, ExportError, digit_pictures, export_graphs
 from training.models.equivae import EquiVAE, EquiVAEConfig
 from training.run import load_run
@@ -79,7 +81,10 @@ def test_manifest_says_where_the_model_comes_from(folder: Path, finished_run: Pa
     assert manifest.training["seed"] == run.config.fit.seed
     assert manifest.training["config"]["model"]["r_dim"] == 4
     assert manifest.metrics["validation"]["error"] == run.metrics["error"]
-    assert "split" in manifest.metrics["validation"]["protocol"]
+    assert manifest.metrics["validation"]["protocol"] == (
+        "error (%) by distance to the class means of all training images; reconstruction and kl in nats an image, "
+        "v = mu; validation split of digits, 216 images, split seed 0"
+    )
     assert manifest.licence == "Apache-2.0"
     assert all(0 <= error <= ATOL for error in manifest.parity.values())
 
@@ -102,6 +107,24 @@ def test_next_version_takes_the_figures_of_its_own_weights_only(
     assert metrics["evaluation-test"]["ece"] == {key: value for key, value in figure.items() if key != "name"}
     assert "evaluation-validation" not in metrics
     assert f"python -m service --model-store {store}" in said.getvalue()
+
+
+def test_the_protocol_says_which_split_and_whether_it_chose_the_weights(finished_run: Path) -> None:
+    run = load_run(finished_run)
+    fit = run.config.fit.model_copy(update={"keep": "best", "select": "elbo", "seed": 7})
+    data = MnistData(source="mnist")
+    protocol = _protocol(replace(run, config=run.config.model_copy(update={"fit": fit, "data": data})))
+    assert "the last of the training file" in protocol and "seed" not in protocol
+    assert protocol.endswith("the weights were selected by elbo on this split, so these figures are optimistic")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": {}}', "\xff"])
+def test_a_damaged_evaluation_is_named(finished_run: Path, tmp_path: Path, content: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "evaluation-test.json").write_text(content, encoding="latin-1")
+    with pytest.raises(RunError, match="evaluation-test.json is damaged"):
+        _metrics(load_run(run))
 
 
 def graphs_digest(path: Path) -> str:
