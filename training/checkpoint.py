@@ -31,6 +31,18 @@ class Found:
     damaged: tuple[str, ...]
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of what is to be written, before any work is done for it.
+
+    Raises:
+        RunError: it is a file, lies in one, or may not be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be used as a folder: {error.strerror}") from error
+
+
 def write_atomically(target: Path, content: bytes) -> None:
     """Replace `target` by the whole content or leave it as it was.
 

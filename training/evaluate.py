@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from training import measures, probes
-from training.checkpoint import write_atomically
+from training.checkpoint import make_folder, write_atomically
 from training.datasets import LabelledImages, Splits
-from training.errors import DataError
+from training.errors import DataError, RunError
 from training.held_out import held_out_class
 from training.pages import PAGES, read_from_pages
 from training.run import MODEL_FILE, LoadedRun, load_run, read_metrics
@@ -90,7 +90,8 @@ def evaluate(
         output: the JSON file; by default evaluation-SPLIT.json in the run's folder.
 
     Raises:
-        TrainingError: the run is not finished, its data is not there or has changed, or there is no such split.
+        TrainingError: the run is not finished, its data is not there or has changed, there is no such split, or
+            `output` cannot be written; all but a full disk is said before anything is measured.
     """
     options = options or Options()
     console = console or Console()
@@ -98,11 +99,13 @@ def evaluate(
     splits = loaded.splits()
     if options.split not in splits.parts:
         raise DataError(f"{splits.name} has no {options.split} split")
-    report = _Evaluation(loaded, splits, options, console).run()
     target = output or run / EVALUATION_FILE.format(split=options.split)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, (json.dumps(report.as_dict(), indent=2) + "\n").encode())
+    make_folder(target.parent)
+    if target.is_dir():
+        raise RunError(f"{target} is a folder: expected the name of a JSON file")
+    report = _Evaluation(loaded, splits, options, console).run()
     _print(report, console)
+    write_atomically(target, (json.dumps(report.as_dict(), indent=2) + "\n").encode())
     console.print(f"written to {target}", highlight=False, soft_wrap=True)
     return report
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.checkpoint import make_folder
 from training.datasets import LabelledImages
 from training.errors import TrainingError
 from training.evaluate import elbo_curves
@@ -45,12 +46,12 @@ def draw_figures(run: Path, output: Path, seed: int = 0, console: Console | None
     """Draw every figure into the folder `output`; the paths written.
 
     Raises:
-        TrainingError: the run is not finished, or its data is not there.
+        TrainingError: the run is not finished, its data is not there, or `output` is no folder.
     """
     console = console or Console()
     loaded = load_run(run)
     splits = loaded.splits()
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     data = splits.validation
     encoded = encode(loaded.model, data.images)
     means = loaded.model.class_means(data)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from training.checkpoint import write_atomically
+from training.checkpoint import make_folder, write_atomically
 from training.config import Config
 from training.errors import ConfigError, RunError
 from training.fit import train
@@ -41,6 +41,7 @@ def run_seeds(
     if config.fit.devices > 1:
         raise ConfigError("seeds: one device a run (fit.devices: 1); start the command once a device instead")
     earlier = read_rows(output)
+    make_folder(output.parent)
     digest = config.digest()
     rows = []
     for seed in dict.fromkeys(seeds):
@@ -116,8 +117,4 @@ def read_rows(output: Path) -> list[dict[str, Any]]:
 
 
 def _write(output: Path, rows: list[dict[str, Any]]) -> None:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{output} cannot be written: {error.strerror}") from error
     write_atomically(output, "".join(json.dumps(row) + "\n" for row in rows).encode())

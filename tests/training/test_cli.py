@@ -101,6 +101,7 @@ def test_seeds_from_the_command_line(
         (["train"], 2, "Missing argument 'CONFIG'"),
         (["seeds", "{config}", "--seeds", "1"], 2, "Missing option '--output'"),
         (["seeds", "{config}", "--seeds", "1", "b", "--output", "x"], 2, "Invalid value for 'SEED'"),
+        (["seeds", "{config}", "--seeds", "1", "--output", "{config}/x"], 2, "c.yaml cannot be used as a folder"),
         (["evaluate", "none"], 2, "error: none does not exist"),
         (["figures", "none"], 2, "error: none does not exist"),
         (["export", "none", "--to", "store"], 2, "error: none does not exist"),
@@ -116,7 +117,7 @@ def test_wrong_input_is_one_clear_line(
     code: int,
     words: str,
 ) -> None:
-    path = write(small)
+    path = write(small, "c.yaml")
     monkeypatch.chdir(tmp_path)
     result = run(*(argument.replace("{config}", str(path)) for argument in arguments))
     plain = re.sub(r"\s+", " ", re.sub(r"[│╭╮╰╯─]", " ", result.output))
@@ -125,6 +126,24 @@ def test_wrong_input_is_one_clear_line(
     assert "Traceback" not in result.output and isinstance(result.exception, SystemExit)
     if words.startswith("error: "):
         assert len(result.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "words"),
+    [
+        ("figures", "taken", "taken cannot be used as a folder: File exists"),
+        ("evaluate", "taken/x.json", "taken cannot be used as a folder: File exists"),
+        ("evaluate", ".", "is a folder: expected the name of a JSON file"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_said_before_the_work(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, output: str, words: str
+) -> None:
+    monkeypatch.setattr(EquiVAE, "embed", lambda *_: pytest.fail("measured"))
+    (tmp_path / "taken").touch()
+    result = run(command, finished_run, "--output", tmp_path / output)
+    assert result.exit_code == 2 and result.output.startswith("error: ")
+    assert words in result.output and len(result.output.splitlines()) == 1
 
 
 def test_ctrl_c_says_how_to_go_on(
