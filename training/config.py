@@ -91,6 +91,10 @@ class BatchDoubling(Section):
 Schedule = Annotated[Constant | Cosine | BatchDoubling, Field(discriminator="kind")]
 
 
+# What a model's `validate` returns.
+Metric = Literal["error", "reconstruction", "kl", "elbo", "active_dims"]
+
+
 class Fit(Section):
     seed: Seed = Field(default=1, description="weights, order, augmentation and noise all follow from it")
     epochs: int | None = Field(default=None, ge=1)
@@ -104,7 +108,7 @@ class Fit(Section):
     validate_epochs: float = Field(default=1.0, gt=0, description="epochs between two validations")
     patience: int | None = Field(default=None, ge=1, description="validations without a better one before stopping")
     keep: Literal["best", "last"] = Field(default="last", description="which weights become the model")
-    select: str = Field(default="error", description="validation metric that best and patience go by")
+    select: Metric = Field(default="error", description="validation metric that best and patience go by")
     select_mode: Literal["min", "max"] = "min"
     checkpoint_steps: int = Field(default=500, ge=1, description="steps between two checkpoints")
     log_steps: int = Field(default=50, ge=1, description="steps over which the logged terms are averaged")

@@ -20,7 +20,7 @@ from training import checkpoint, datasets
 from training.config import Config, Fit, Optimiser
 from training.datasets import Splits
 from training.datasets.images import first_of_each_class
-from training.errors import ConfigError, DataError, DeviceError, RunError, RunFailed
+from training.errors import DataError, DeviceError, RunError, RunFailed
 from training.models.equivae import EquiVAE
 from training.plan import Plan, Stream, derived_seed, generator
 from training.progress import Reporter, describe
@@ -248,8 +248,6 @@ class Loop:
         if reporter:
             metrics = self.kept.validate(self.reference, self.splits.validation, None)
             reporter.validation(state.step, self.plan.epoch_at(state.step), metrics)
-            if fit.select not in metrics:
-                raise ConfigError(f"fit.select: there is no metric {fit.select!r}, but {', '.join(metrics)}")
             value = metrics[fit.select] if fit.select_mode == "min" else -metrics[fit.select]
             if value < state.best_value:
                 state.best_value, state.best_step, state.since_best = value, state.step, 0

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ import yaml
 from rich.console import Console
 
 from training import checkpoint, datasets
-from training.config import Config, load_config
+from training.config import Config, Metric, load_config
 from training.datasets import LabelledImages
 from training.errors import ConfigError, DeviceError, RunError
 from training.fit import make_average, make_fabric, train
@@ -268,9 +268,8 @@ def test_the_last_weights_are_kept_unless_the_best_are_asked_for(
     assert train(make_config("fit.steps=9", "fit.validate_epochs=0.1"), tmp_path / "run").step == 9
 
 
-def test_a_metric_that_does_not_exist_is_named(make_config: MakeConfig, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no metric 'accuracy', but error"):
-        train(make_config("fit.steps=2", "fit.select=accuracy"), tmp_path / "run")
+def test_a_run_can_be_selected_by_every_metric_of_validate(finished_run: Path) -> None:
+    assert set(get_args(Metric)) == load_run(finished_run).metrics.keys()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(make_config: MakeConfig, tmp_path: Path) -> None:
