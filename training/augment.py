@@ -74,7 +74,8 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
         changed = changed * _squares(count, height, width, config.erase, generator)
     changed = changed.clamp(0, 1)
     if config.unchanged:
-        # Resampling softens every picture: a net that has seen no crisp one takes crispness itself for a sign.
+        # Resampling softens every picture. Batch statistics and outlier rejection learnt on such pictures alone do not
+        # fit crisp ones: a share of clean validation digits was rejected.
         kept = torch.rand((count, 1, 1, 1), generator=generator) < config.unchanged
         changed = torch.where(kept, images, changed)
     return changed

@@ -212,8 +212,8 @@ class EquiVAE(nn.Module):
         if class_means is not None:
             loss = loss + config.distance_weight * terms["distance"]
         if config.class_mean_weight:
-            # r_y holds the other images of the batch: with its gradient, or rewarded below 0, the term is best served
-            # by an r that carries their styles, so that mu turns away from them.
+            # As an estimate of a squared length the term can fall below zero, and in training it did; with its
+            # gradient in r the KL grew. So r is fixed here, and there is no reward below zero.
             fixed, _ = self.posterior(r.detach(), images)
             terms["class_mean"] = class_mean_energy(fixed.float(), labels, self.num_classes)
             loss = loss + config.class_mean_weight * terms["class_mean"].clamp_min(0)
