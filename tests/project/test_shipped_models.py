@@ -1,0 +1,121 @@
+"""The models in git, as they are served: small enough, honest about themselves, right over HTTP."""
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from contract.manifest import Manifest, verify
+from tests.training.conftest import MNIST
+from training import datasets
+from training.config import DigitsData, MnistData
+from training.pages import draw_page
+
+STORE = Path(__file__).parents[2] / "model_store"
+FOLDERS = sorted(folder for model in STORE.iterdir() for folder in model.iterdir())
+MOST_BYTES = 8 * 1024 * 1024
+BATCH = 250
+# Largest share of wrong answers that is accepted of each shipped model on the test digits it is asked about here.
+PLAIN_DIGITS, PLAIN_LIMIT = 3000, 0.007
+PAGE_DIGITS, PAGE_LIMIT, PAGE_SIDE = 1000, 0.012, 300
+SMALL_DIGITS_LIMIT = 0.02
+
+
+@pytest.fixture(params=FOLDERS, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
+def manifest(request: pytest.FixtureRequest) -> Manifest:
+    return verify(request.param)
+
+
+def test_a_shipped_model_is_whole_and_small(manifest: Manifest) -> None:
+    assert sum(file.size for file in manifest.files.values()) < MOST_BYTES
+    assert {"embed", "classify", "recombine"} <= set(manifest.graphs)
+    assert max(manifest.parity.values()) < 1e-4
+    assert manifest.training["parameters"] < 1_000_000
+    assert manifest.data["digest"] and manifest.metrics and manifest.licence
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    from service.settings import Settings
+    from tests.server import running_server
+
+    with running_server(Settings(model_store=STORE)) as url, httpx.Client(base_url=url, timeout=60) as opened:
+        yield opened
+
+
+def png(pixels: NDArray[np.uint8]) -> str:
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def classify(
+    client: httpx.Client, model: str, pictures: Iterable[NDArray[np.uint8]], name: Callable[[dict], str]
+) -> list[str]:
+    """The answers' field for each picture, asked for in JSON batches."""
+    encoded = [{"data": png(picture)} for picture in pictures]
+    found = []
+    for start in range(0, len(encoded), BATCH):
+        body = json.dumps({"images": encoded[start : start + BATCH]})
+        headers = {"content-type": "application/json"}
+        response = client.post("/classify", params={"model": model}, content=body, headers=headers)
+        assert response.status_code == 200, response.text
+        found += [name(result) for result in response.json()["results"]]
+    return found
+
+
+def wrong_share(client: httpx.Client, model: str, pictures: Iterable[NDArray[np.uint8]], labels: list[str]) -> float:
+    found = classify(client, model, pictures, lambda result: result["label"])
+    return float(np.mean([one != other for one, other in zip(found, labels, strict=True)]))
+
+
+def test_held_out_small_digits_over_http(client: httpx.Client) -> None:
+    held_out = datasets.load(DigitsData(source="digits")).test
+    assert held_out is not None
+    labels = [held_out.class_names[label] for label in held_out.labels.tolist()]
+    pictures = list(held_out.images[:, 0].numpy())
+    assert wrong_share(client, "equivae-digits", pictures, labels) <= SMALL_DIGITS_LIMIT
+
+
+@pytest.fixture(scope="module")
+def mnist_test() -> tuple[NDArray[np.uint8], list[str]]:
+    if not MNIST.is_file():
+        pytest.skip(f"needs MNIST as {MNIST}")
+    test = datasets.load(MnistData(source="mnist", path=MNIST)).test
+    assert test is not None
+    return test.images[:, 0].numpy(), [test.class_names[label] for label in test.labels.tolist()]
+
+
+def test_held_out_mnist_digits_over_http(client: httpx.Client, mnist_test: tuple[NDArray[np.uint8], list[str]]) -> None:
+    images, labels = mnist_test
+    share = wrong_share(client, "equivae-mnist", list(images[:PLAIN_DIGITS]), labels[:PLAIN_DIGITS])
+    assert share <= PLAIN_LIMIT
+
+
+def test_held_out_mnist_digits_as_dark_ink_on_a_page_over_http(
+    client: httpx.Client, mnist_test: tuple[NDArray[np.uint8], list[str]]
+) -> None:
+    images, labels = mnist_test
+    rng = np.random.default_rng(0)
+    pages = [draw_page(image, PAGE_SIDE, PAGE_SIDE, rng) for image in images[:PAGE_DIGITS]]
+    assert wrong_share(client, "equivae-mnist", pages, labels[:PAGE_DIGITS]) <= PAGE_LIMIT
+
+
+def test_a_blank_a_ring_and_a_checkerboard_are_novel(client: httpx.Client) -> None:
+    rows, columns = np.indices((28, 28))
+    radius = np.hypot(rows - 13.5, columns - 13.5)
+    pictures = {
+        "blank": np.zeros((28, 28), np.uint8),
+        "white": np.full((28, 28), 255, np.uint8),
+        "ring": np.where(abs(radius - 12) < 1.2, 255, 0).astype(np.uint8),
+        "checkerboard": (((rows // 2 + columns // 2) % 2) * 255).astype(np.uint8),
+    }
+    novel = classify(client, "equivae-mnist", pictures.values(), lambda result: str(result["novelty"]["is_novel"]))
+    assert dict(zip(pictures, novel, strict=True)) == dict.fromkeys(pictures, "True")
