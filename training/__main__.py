@@ -18,6 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    # An option without an envvar of its own is named after its command: EQUIPOISE_TRAINING_EVALUATE_SAMPLES.
+    context_settings={"auto_envvar_prefix": "EQUIPOISE_TRAINING"},
     help="Train, measure and export models. A run is a folder; a model folder is what the service loads.",
     epilog="From nothing to a served model: `python -m training train training/configs/equivae-digits.yaml`, "
     "`python -m training export runs/equivae-digits-1 --to model_store`, "
@@ -45,7 +47,13 @@ Data = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override one value of the configuration; may be repeated.", metavar="KEY=VALUE"),
+    typer.Option(
+        "--set",
+        envvar="EQUIPOISE_TRAINING_SET",
+        help="Override one value of the configuration; may be repeated (in the environment: set apart by spaces).",
+        show_default="none",
+        metavar="KEY=VALUE",
+    ),
 ]
 DEFAULT_RUNS = Path("runs")
 
@@ -88,10 +96,10 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run; bit-exact on the CPU.")
+        bool, typer.Option("--resume", help="Go on with an interrupted run; bit-exact on the CPU.", show_default="off")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Delete what the run folder holds and begin again.")
+        bool, typer.Option("--restart", help="Delete what the run folder holds and begin again.", show_default="off")
     ] = False,
     data: Data = None,
     set_: Overrides = None,
@@ -119,14 +127,24 @@ def train(
 )
 def seeds(
     config: ConfigPath,
-    first: Annotated[int, typer.Option("--seeds", min=0, help="Seeds, one run each, in this order.", metavar="N...")],
+    first: Annotated[
+        int,
+        typer.Option(
+            "--seeds",
+            envvar="EQUIPOISE_TRAINING_SEEDS",
+            min=0,
+            help="Seeds, one run each, in this order (in the environment: one).",
+            metavar="N...",
+        ),
+    ],
     output: Annotated[
         Path, typer.Option("--output", help="Results, one JSON line a finished seed; appended to.", metavar="FILE")
     ],
     others: Annotated[list[int] | None, typer.Argument(min=0, hidden=True, metavar="SEED")] = None,
     runs: Runs = DEFAULT_RUNS,
     test: Annotated[
-        bool, typer.Option("--test", help="Measure on the test set too. Only when every choice is made.")
+        bool,
+        typer.Option("--test", help="Measure on the test set too. Only when every choice is made.", show_default="off"),
     ] = False,
     data: Data = None,
     set_: Overrides = None,
@@ -169,7 +187,11 @@ def evaluate(
     held_out: Annotated[
         list[str] | None,
         typer.Option(
-            "--held-out", help="Train a model without this class for novelty; may be repeated.", metavar="CLASS"
+            "--held-out",
+            help="Train a model without this class for novelty; may be repeated (in the environment: set apart by "
+            "spaces).",
+            show_default="none",
+            metavar="CLASS",
         ),
     ] = None,
     held_out_epochs: Annotated[
