@@ -211,14 +211,14 @@ class _Evaluation:
         preprocessing = self.loaded.preprocessing
         if preprocessing.polarity != "light" or preprocessing.fit == "image" or self.loaded.input.channels != 1:
             return  # these are no light strokes on a dark ground that could be drawn as ink
-        for name, (height, width) in PAGES.items():
+        for name, kind in PAGES.items():
             part = self.data.subset(torch.arange(min(PAGE_IMAGES[name], len(self.data))))
-            images = read_from_pages(part.images, height, width, self.loaded.input, preprocessing, self.options.seed)
+            images = read_from_pages(part.images, kind, self.loaded.input, preprocessing, self.options.seed)
             wrong = measures.serve(self.model, images).distances.argmin(1) != part.labels.numpy()
             plain = measures.class_scores(self.model, part)["error"]
             error = percent(wrong)
             self.report.details.setdefault("pages", {})[name] = {"error": error, "plain": plain, "n": len(part)}
-            how = f"dark ink on a page of {width} x {height}; the same images plain: {plain:.2f} %"
+            how = f"{kind.how}, {kind.width} x {kind.height}; the same images plain: {plain:.2f} %"
             self.add(f"error_{name}", error, "%", how, n=len(part))
 
     def benchmark(self) -> None:

@@ -1,6 +1,10 @@
-"""Digits as people send them: dark ink somewhere on a light page, many times the model's size."""
+"""Digits as people send them: dark ink somewhere on a light page, drawn clean or as a camera sees it."""
 
 from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,11 +14,12 @@ from torch import Tensor
 from contract.manifest import InputSpec, Preprocessing
 from contract.preprocess import prepare
 
-__all__ = ["PAGES", "draw_page", "read_from_pages"]
+__all__ = ["PAGES", "Page", "draw_page", "draw_photograph", "read_from_pages"]
 
-# Name of the page -> height and width in pixels.
-PAGES = {"page": (300, 300), "photograph": (3000, 4000)}
 PAPER_LEVEL = 240
+DARKEST = (0.6, 0.9)  # light in the darkest corner of a photograph, as a share of the lightest's
+NOISE = 4.0  # standard deviation in grey levels
+JPEG_QUALITY = 85
 
 
 def draw_page(picture: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
@@ -34,10 +39,38 @@ def draw_page(picture: np.ndarray, height: int, width: int, rng: np.random.Gener
     return page
 
 
-def read_from_pages(
-    images: Tensor, height: int, width: int, spec: InputSpec, preprocessing: Preprocessing, seed: int
-) -> Tensor:
+def draw_photograph(picture: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Such a page, uint8 [height,width], in light that falls off in one direction, with noise and JPEG's artefacts."""
+    page = draw_page(picture, height, width, rng)
+    across, down = rng.uniform(-1, 1, 2)
+    reach = abs(across) + abs(down)
+    shade = (across / reach * np.linspace(-1, 1, width) + down / reach * np.linspace(-1, 1, height)[:, None] + 1) / 2
+    light = 1 - shade.astype(np.float32) * (1 - rng.uniform(*DARKEST))
+    seen = page * light + NOISE * rng.standard_normal(page.shape, np.float32)
+    file = io.BytesIO()
+    Image.fromarray(seen.round().clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=JPEG_QUALITY)
+    return np.asarray(Image.open(file))
+
+
+class Page(NamedTuple):
+    """One kind of page; sizes in pixels."""
+
+    height: int
+    width: int
+    draw: Callable[[np.ndarray, int, int, np.random.Generator], np.ndarray]
+    how: str
+
+
+PAGES = {
+    "page": Page(300, 300, draw_page, "dark ink on a clean page"),
+    "photograph": Page(
+        3000, 4000, draw_photograph, "dark ink on a page in uneven light, with noise and JPEG's artefacts"
+    ),
+}
+
+
+def read_from_pages(images: Tensor, kind: Page, spec: InputSpec, preprocessing: Preprocessing, seed: int) -> Tensor:
     """Draw every image [N,1,H,W] uint8 on a page and bring it back to the model's size [N,C,H,W] in [0,1]."""
     rng = np.random.default_rng(seed)
-    pages = (draw_page(image[0].numpy(), height, width, rng) for image in images)
+    pages = (kind.draw(image[0].numpy(), kind.height, kind.width, rng) for image in images)
     return torch.from_numpy(np.stack([prepare(page, spec, preprocessing).image for page in pages]))

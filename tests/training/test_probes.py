@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from contract.manifest import InputSpec
-from training import negatives, probes
+from training import negatives, pages, probes
 from training.datasets import LabelledImages, Splits, digits
 from training.models.equivae import EquiVAE, EquiVAEConfig
-from training.pages import draw_page, read_from_pages
+from training.pages import DARKEST, PAGES, draw_page, draw_photograph, read_from_pages
 from training.scores import auroc, expected_calibration_error
 
 
@@ -130,9 +130,24 @@ def test_pages_carry_dark_ink_within_margins() -> None:
         assert 60 <= np.ptp(rows) + 1 <= 150
 
 
-def test_digits_come_back_from_their_pages(splits: Splits) -> None:
+def test_photographs_have_uneven_light_noise_jpeg_and_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    blank = np.zeros((8, 8), np.uint8)
+    photograph = draw_photograph(blank, 300, 400, np.random.default_rng(0))
+    assert photograph.shape == (300, 400) and photograph.dtype == np.uint8
+    corners = [photograph[y : y + 40, x : x + 40].mean() for y in (0, 260) for x in (0, 360)]
+    assert 235 < max(corners) <= 241 and 240 * DARKEST[0] < min(corners) < 240 * 0.95
+    assert 2 < photograph[:16, :16].std() < 6
+    assert np.array_equal(photograph, draw_photograph(blank, 300, 400, np.random.default_rng(0)))
+    assert not np.array_equal(photograph, draw_photograph(blank, 300, 400, np.random.default_rng(1)))
+    monkeypatch.setattr(pages, "JPEG_QUALITY", 20)
+    assert not np.array_equal(photograph, draw_photograph(blank, 300, 400, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_digits_come_back_from_their_pages(name: str, splits: Splits) -> None:
     part: LabelledImages = splits.validation.subset(torch.arange(20))
-    read = read_from_pages(part.images, 300, 300, splits.input, splits.preprocessing, seed=0)
+    kind = PAGES[name]._replace(height=300, width=300)
+    read = read_from_pages(part.images, kind, splits.input, splits.preprocessing, seed=0)
     original = part.images.float() / 255
     assert read.shape == original.shape
     # Far nearer to their own digit than the digits are to each other.
