@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -29,6 +29,29 @@ Capability = Literal["embed", "classify", "transform", "canonicalize", "recombin
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")]
 Label = Annotated[str, Field(min_length=1, max_length=200)]
+
+Axes = tuple[str | int, ...]
+_PICTURE: Axes = ("N", "C", "H", "W")
+_POSE: dict[str, Axes] = {
+    "coefficients": ("N", "G"),
+    "coefficients_std": ("N", "G"),
+    "matrix": ("N", 2, 3),
+    "modes": ("N", "M", 2, 3),
+    "weights": ("N", "M"),
+}
+# What the graph of a capability takes and gives. A letter is one size throughout a model: C, H and W of its input, K of
+# its labels, D, G, M and S its own affair.
+INTERFACES: Final[dict[Capability, tuple[dict[str, Axes], dict[str, Axes]]]] = {
+    "embed": ({"image": _PICTURE}, {"embedding": ("N", "D")}),
+    "classify": (
+        {"image": _PICTURE},
+        {"embedding": ("N", "D"), "distances": ("N", "K"), "probabilities": ("N", "K"), "novelty": ("N",)},
+    ),
+    "transform": ({"image": _PICTURE}, _POSE),
+    "canonicalize": ({"image": _PICTURE}, {**_POSE, "canonical": _PICTURE, "rectified": _PICTURE}),
+    "recombine": ({"content": _PICTURE, "style": _PICTURE}, {"image": _PICTURE}),
+    "augment": ({"image": _PICTURE, "noise": ("N", "S", "G")}, {"matrices": ("N", "S", 2, 3)}),
+}
 
 
 class ManifestError(Exception):
@@ -118,7 +141,34 @@ class ModelCard(_Record):
             raise ValueError("labels repeat")
         if "classify" in self.graphs and len(self.labels) < 2:
             raise ValueError("a model that classifies needs at least two labels")
+        picture = self.input
+        sizes: dict[str, int | str] = {
+            "N": "N",
+            "C": picture.channels,
+            "H": picture.height,
+            "W": picture.width,
+            "K": len(self.labels),
+        }
+        for capability, graph in self.graphs.items():
+            inputs, outputs = INTERFACES[capability]
+            _match(f"{capability}: inputs", graph.inputs, inputs, sizes)
+            _match(f"{capability}: outputs", graph.outputs, outputs, sizes)
         return self
+
+
+def _match(what: str, tensors: Sequence[TensorSpec], wanted: Mapping[str, Axes], sizes: dict[str, int | str]) -> None:
+    """Hold tensors to names and axes; a letter without a size in `sizes` gets the one that it is first met with."""
+    names = [tensor.name for tensor in tensors]
+    if names != list(wanted):
+        raise ValueError(f"{what} are {names}, not {list(wanted)}")
+    for tensor, axes in zip(tensors, wanted.values(), strict=True):
+        fits = len(tensor.shape) == len(axes) and all(
+            size == (axis if isinstance(axis, int) else sizes.setdefault(axis, size))
+            for size, axis in zip(tensor.shape, axes, strict=True)
+        )
+        if not fits:
+            known = [sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in axes]
+            raise ValueError(f"{what}: {tensor.name} has shape {list(tensor.shape)}, not {known}")
 
 
 class Manifest(ModelCard):

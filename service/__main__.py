@@ -1,4 +1,4 @@
-"""`python -m service`: start the service. `python -m service check`: load and verify every model, then exit."""
+"""`python -m service`: start the service. `python -m service check`: load and verify every version, then exit."""
 
 import argparse
 import gc
@@ -79,17 +79,17 @@ def _freeze() -> None:
 
 
 def _check(settings: Settings) -> int:
-    """Load every model; 0 if all are good."""
+    """Load every version of every model; 0 if all are good."""
     find(settings.model_store)
     observed = Metrics(Budget(settings.queue_images, settings.queue_bytes))
     with ThreadPoolExecutor(1) as device:
         store = create_store(settings, observed, device)
-        load_and_log(store, observed)
+        load_and_log(store, observed, every_version=True)
     return EXIT_FAILED if store.refused or not store.models else EXIT_OK
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a port in use is known before a model is loaded."""
+    """A listening socket, so that a port in use is known before a model is loaded."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -99,6 +99,7 @@ def listen(host: str, port: int) -> socket.socket:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it: no 40 ms for a body
         listening.bind(address)
+        listening.listen()  # who connects before the app is made waits for it instead of being refused
         listening.set_inheritable(True)
     except OSError:
         listening.close()
@@ -123,7 +124,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         choices=["serve", "check"],
         default="serve",
-        help="serve (the default), or check: load and verify every model, then exit with 0 if all are good, else 1",
+        help="serve (the default), or check: load and verify every version of every model, then exit with 0 if all are "
+        "good, else 1",
     )
     for name, field in Settings.model_fields.items():
         parser.add_argument(option_name(name), dest=name, metavar="VALUE", help=_help(name, field))

@@ -110,8 +110,8 @@ def create_store(settings: Settings, observed: Metrics, device: ThreadPoolExecut
     )
 
 
-def load_and_log(store: ModelStore, observed: Metrics) -> None:
-    """Load every model; one log line each."""
+def load_and_log(store: ModelStore, observed: Metrics, *, every_version: bool = False) -> None:
+    """Load every model, or every version of every model; one log line each."""
 
     def loaded(model: LoadedModel) -> None:
         observed.model_loaded(model.name, model.version, model.manifest.kind)
@@ -126,7 +126,7 @@ def load_and_log(store: ModelStore, observed: Metrics) -> None:
         say(logging.ERROR, "model refused", model=refusal.model, version=refusal.version, reason=refusal.reason)
 
     try:
-        store.load(loaded, refused)
+        store.load(loaded, refused, every_version=every_version)
     except Exception as error:
         store.loading = False
         say(logging.ERROR, "models could not be loaded", error)

@@ -115,6 +115,9 @@ class Engine:
             expected = [golden.outputs[name] for name in self.output_names]
         except KeyError as error:
             raise EngineError(f"golden cases lack the tensor {error}") from error
+        for name, array in zip([*self._input_names, *self.output_names], [*inputs, *expected], strict=True):
+            if not array.size:
+                raise EngineError(f"golden {name} has no rows: it proves nothing")
         try:
             outputs = self.run(inputs)
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
@@ -139,12 +142,18 @@ class Engine:
 
     def _time_run(self, size: int) -> float:
         inputs = [np.zeros((size, *_inner_shape(tensor)), dtype=np.float32) for tensor in self.spec.inputs]
-        self.run(inputs)
         taken = []
-        for _ in range(_TIMED_RUNS):
-            start = time.perf_counter()
-            self.run(inputs)
-            taken.append(time.perf_counter() - start)
+        try:
+            outputs = self.run(inputs)
+            for _ in range(_TIMED_RUNS):
+                start = time.perf_counter()
+                self.run(inputs)
+                taken.append(time.perf_counter() - start)
+        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+            raise EngineError(f"a batch of {size} does not run: {_first_line(error)}") from error
+        for tensor, output in zip(self.spec.outputs, outputs, strict=True):
+            if output.shape != (size, *_inner_shape(tensor)):
+                raise EngineError(f"of a batch of {size}, {tensor.name} has shape {output.shape}, not {tensor.shape}")
         return min(taken)
 
 
@@ -198,7 +207,7 @@ def _check_signature(side: str, specs: Sequence[TensorSpec], nodes: Sequence[Any
         if not batch_is_free or len(shape) != len(spec.shape):
             raise EngineError(f"{side} {spec.name} has shape {shape}, the manifest says {list(spec.shape)}")
         for size, wanted_size in zip(shape[1:], spec.shape[1:], strict=True):
-            # An output whose size ONNX could not infer is held to the manifest by the golden cases.
+            # An output whose size ONNX could not infer is held to the manifest when the graph is warmed.
             if size != wanted_size and (isinstance(size, int) or side == "input"):
                 raise EngineError(f"{side} {spec.name} has shape {shape}, the manifest says {list(spec.shape)}")
 

@@ -20,15 +20,15 @@ CAPABILITIES: tuple[str, ...] = get_args(Capability)
 
 
 class EmptyStore(Exception):
-    """The model store is missing or has no model folder at all."""
+    """The model store is missing, cannot be listed, or has no model folder at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A model folder that does not serve, and why."""
+    """A model folder that does not serve, and why; version None: the folder above its versions."""
 
     model: str
-    version: int
+    version: int | None
     reason: str
 
 
@@ -48,19 +48,31 @@ class LoadedModel:
         return self.manifest.version
 
 
-def find(root: Path) -> dict[str, list[int]]:
-    """Model name -> version numbers on disk, highest first.
+def find(root: Path) -> tuple[dict[str, list[int]], list[Refusal]]:
+    """Model name -> version numbers on disk, highest first; and the models whose folder cannot be listed.
 
     Raises:
-        EmptyStore: no folder, or no <model>/<version> in it.
+        EmptyStore: no folder, one that cannot be listed, or no <model>/<version> in it.
     """
-    if not root.is_dir():
-        raise EmptyStore(f"the model store {root} is not a folder")
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    found = {name: numbers for name in names if (numbers := versions(root / name)[::-1])}
-    if not found:
+    try:
+        if not root.is_dir():
+            raise EmptyStore(f"the model store {root} is not a folder")
+        names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise EmptyStore(f"the model store {root} cannot be listed: {error.strerror}") from error
+    found: dict[str, list[int]] = {}
+    refusals: list[Refusal] = []
+    for name in names:
+        try:
+            numbers = versions(root / name)
+        except OSError as error:
+            refusals.append(Refusal(name, None, f"the folder cannot be listed: {error.strerror}"))
+            continue
+        if numbers:
+            found[name] = numbers[::-1]
+    if not found and not refusals:
         raise EmptyStore(f"the model store {root} has no model: a model is <store>/<model>/<version>/")
-    return found
+    return found, refusals
 
 
 @dataclass
@@ -79,21 +91,35 @@ class ModelStore:
     loading: bool = True
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def load(self, loaded: Callable[[LoadedModel], None], refused: Callable[[Refusal], None]) -> None:
-        """Load the highest good version of every model; tell of each as it is done."""
+    def load(
+        self,
+        loaded: Callable[[LoadedModel], None],
+        refused: Callable[[Refusal], None],
+        *,
+        every_version: bool = False,
+    ) -> None:
+        """Load the highest good version of every model; tell of each as it is done.
+
+        every_version: load the older ones as well, to hear of each of them; the highest good one still serves.
+        """
         with self._lock:
             models: dict[str, LoadedModel] = {}
-            refusals: list[Refusal] = []
-            for name, numbers in find(self.root).items():
+            found, refusals = find(self.root)
+            for refusal in refusals:
+                refused(refusal)
+            for name, numbers in found.items():
                 for number in numbers:
                     try:
-                        models[name] = self._load_version(name, number)
-                    except (ManifestError, EngineError, OSError) as error:
-                        refusals.append(Refusal(name, number, str(error)))
+                        model = self._load_version(name, number)
+                    except Exception as error:  # whatever is wrong with one folder, the others are served
+                        reason = str(error) if isinstance(error, ManifestError | EngineError | OSError) else repr(error)
+                        refusals.append(Refusal(name, number, reason))
                         refused(refusals[-1])
                         continue
-                    loaded(models[name])
-                    break
+                    loaded(model)
+                    models.setdefault(name, model)
+                    if not every_version:
+                        break
             self.models, self.refused, self.loading = models, refusals, False
 
     def _load_version(self, name: str, number: int) -> LoadedModel:
@@ -168,8 +194,8 @@ class ModelStore:
             return "models are being loaded"
         if self.models:
             return None
-        reasons = "; ".join(f"{refusal.model}/{refusal.version}: {refusal.reason}" for refusal in self.refused)
-        return f"no model could be loaded: {reasons}"
+        reasons = "; ".join(f"{refusal.model}/{refusal.version or ''}: {refusal.reason}" for refusal in self.refused)
+        return f"no model could be loaded: {reasons or 'the log says why'}"
 
     async def close(self) -> None:
         for model in self.models.values():

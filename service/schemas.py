@@ -136,7 +136,7 @@ class ModelDescription(_Schema):
 
 class RefusedModel(_Schema):
     model: str
-    version: int
+    version: int | None = Field(description="null where the folder above the versions cannot be listed.")
     reason: str
 
 

@@ -122,6 +122,75 @@ def test_a_wrong_field_is_refused_by_name(folder: Path, change: dict[str, object
         verify(folder)
 
 
+PICTURE = (3, 16, 16)
+POSE = {"coefficients": (6,), "coefficients_std": (6,), "matrix": (2, 3), "modes": (4, 2, 3), "weights": (4,)}
+LATENT = {"embedding": (5,), "distances": (2,), "probabilities": (2,), "novelty": ()}
+
+
+def graph(inputs: dict[str, tuple[int, ...]], outputs: dict[str, tuple[int, ...]]) -> GraphSpec:
+    def specs(tensors: dict[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(name=name, shape=("N", *shape)) for name, shape in tensors.items())
+
+    return GraphSpec(file="embed.onnx", inputs=specs(inputs), outputs=specs(outputs))
+
+
+def card_of(**graphs: GraphSpec) -> ModelCard:
+    return card(graphs=graphs, parity={}, input=InputSpec(channels=3, height=16, width=16))
+
+
+def test_the_graphs_of_every_capability_as_documented() -> None:
+    image = {"image": PICTURE}
+    card_of(
+        embed=graph(image, {"embedding": (5,)}),
+        classify=graph(image, LATENT),
+        transform=graph(image, POSE),
+        canonicalize=graph(image, POSE | {"canonical": PICTURE, "rectified": PICTURE}),
+        recombine=graph({"content": PICTURE, "style": PICTURE}, image),
+        augment=graph(image | {"noise": (7, 6)}, {"matrices": (7, 2, 3)}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("capability", "inputs", "outputs", "reason"),
+    [
+        (
+            "embed",
+            {"image": (3, 8, 8)},
+            {"embedding": (5,)},
+            r"image has shape \['N', 3, 8, 8\], not \['N', 3, 16, 16\]",
+        ),
+        ("embed", {"image": (1, 16, 16)}, {"embedding": (5,)}, "image has shape"),
+        ("embed", {"picture": PICTURE}, {"embedding": (5,)}, r"inputs are \['picture'\], not \['image'\]"),
+        ("embed", {"image": PICTURE}, {"embedding": (5, 1)}, r"embedding has shape \['N', 5, 1\], not \['N', 'D'\]"),
+        ("classify", {"image": PICTURE}, {"embedding": (5,)}, "classify: outputs are"),
+        (
+            "classify",
+            {"image": PICTURE},
+            LATENT | {"distances": (3,)},
+            r"distances has shape \['N', 3\], not \['N', 2\]",
+        ),
+        ("classify", {"image": PICTURE}, LATENT | {"probabilities": (1,)}, "probabilities has shape"),
+        ("classify", {"image": PICTURE}, LATENT | {"novelty": (1,)}, "novelty has shape"),
+        ("transform", {"image": PICTURE}, POSE | {"weights": (3,)}, "weights has shape"),
+        ("canonicalize", {"image": PICTURE}, POSE, "canonicalize: outputs are"),
+        ("recombine", {"content": PICTURE, "style": (3, 8, 8)}, {"image": PICTURE}, "style has shape"),
+        ("recombine", {"content": PICTURE, "style": PICTURE}, {"image": (1, 16, 16)}, "image has shape"),
+        ("augment", {"image": PICTURE, "noise": (7, 6)}, {"matrices": (8, 2, 3)}, "matrices has shape"),
+    ],
+)
+def test_a_graph_that_does_not_fit_its_model(
+    capability: str, inputs: dict[str, tuple[int, ...]], outputs: dict[str, tuple[int, ...]], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        card_of(**{capability: graph(inputs, outputs)})
+
+
+def test_two_graphs_of_one_model_agree_on_the_size_of_its_embedding() -> None:
+    image = {"image": PICTURE}
+    with pytest.raises(ValueError, match=r"classify: outputs: embedding has shape \['N', 5\], not \['N', 4\]"):
+        card_of(embed=graph(image, {"embedding": (4,)}), classify=graph(image, LATENT))
+
+
 @pytest.mark.parametrize("shape", [(1, 8), ("N", 0), ("N", "N"), ("M", 8), ()])
 def test_a_wrong_tensor_shape_is_refused(shape: tuple[object, ...]) -> None:
     with pytest.raises(ValueError):

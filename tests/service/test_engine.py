@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from service import engine as engine_module
 from service.engine import Engine, EngineError, EngineOptions, Golden, RuntimeUnavailable, check_runtime
@@ -63,6 +63,26 @@ def test_golden_cases_of_another_shape_or_absent() -> None:
         make(tiny.embed_model(), Golden({}, {}))
     with pytest.raises(EngineError, match="do not run"):
         make(tiny.embed_model(), Golden({"image": np.zeros((1, 3, 8, 8), np.float32)}, GOLDEN.outputs))
+
+
+def test_golden_cases_without_rows() -> None:
+    none = {name: array[:0] for name, array in GOLDEN.inputs.items()}
+    with pytest.raises(EngineError, match="golden image has no rows"):
+        make(tiny.embed_model(), Golden(none, {"embedding": GOLDEN.outputs["embedding"][:0]}))
+
+
+def test_a_graph_that_runs_the_golden_batch_alone() -> None:
+    with pytest.raises(EngineError, match="a batch of 1 does not run: .*Gather"):
+        make(tiny.embed_model_of_four())
+
+
+def test_an_output_whose_rows_do_not_follow_the_batch() -> None:
+    model = tiny.embed_model()
+    model.graph.node[1].output[0] = "whole"
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(4, bool), "first_four"))
+    model.graph.node.append(helper.make_node("Compress", ["whole", "first_four"], ["embedding"], axis=0))
+    with pytest.raises(EngineError, match=r"of a batch of 8, embedding has shape \(4, 4\)"):
+        make(model)
 
 
 def test_another_opset_than_the_manifest_says() -> None:

@@ -65,6 +65,17 @@ def test_check_loads_and_verifies_every_model(tmp_path: Path) -> None:
     assert "embed.onnx has 0 bytes" in refused["reason"]
 
 
+def test_check_goes_on_below_the_version_that_would_serve(tmp_path: Path) -> None:
+    (tiny.write(tmp_path) / "embed.onnx").write_bytes(b"")
+    for _ in range(2):
+        tiny.write(tmp_path)
+    result = run("check", "--model-store", str(tmp_path), "--log-format", "json")
+    assert result.returncode == 1
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    told = [(line["message"], line["version"]) for line in lines if "version" in line]
+    assert told == [("model loaded", 3), ("model loaded", 2), ("model refused", 1)]
+
+
 @pytest.mark.parametrize("command", ["serve", "check"])
 def test_an_empty_or_missing_store(tmp_path: Path, command: str) -> None:
     result = run(command, "--model-store", str(tmp_path))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
+from service import model_store
+from service.model_store import EmptyStore, find
 from tests.service import tiny
 
 PNG = {"content-type": "image/png"}
@@ -102,6 +104,58 @@ def test_a_graph_that_does_not_agree_with_its_golden_cases_is_refused(tmp_path: 
     tiny.write(tmp_path, name="wrong", cases=cases)
     (refusal,) = get(f"{serve(tmp_path)}/models").json()["refused"]
     assert refusal["reason"].startswith("embed: the graph does not reproduce its golden cases")
+
+
+def test_a_graph_that_does_not_run_at_every_batch_is_refused(tmp_path: Path, serve: Serve) -> None:
+    tiny.write(tmp_path)
+    tiny.write(tmp_path, name="four", graphs={"embed": tiny.embed_model_of_four()})
+    (refusal,) = get(f"{serve(tmp_path)}/models").json()["refused"]
+    assert refusal["reason"].startswith("embed: a batch of 1 does not run: ")
+
+
+def test_an_error_that_nobody_foresaw_stops_no_other_model(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write(tmp_path)
+    tiny.write(tmp_path, name="odd")
+    verify = model_store.verify
+
+    def odd(folder: Path) -> object:
+        return verify(folder) if folder.parent.name == "tiny" else 1 / 0
+
+    monkeypatch.setattr(model_store, "verify", odd)
+    answer = get(f"{serve(tmp_path)}/models").json()
+    assert [model["name"] for model in answer["models"]] == ["tiny"]
+    assert answer["refused"] == [{"model": "odd", "version": 1, "reason": "ZeroDivisionError('division by zero')"}]
+
+
+@pytest.fixture
+def unlistable(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a folder that cannot be listed; its mode would not stop the root user."""
+    listed = Path.iterdir
+
+    def iterdir(self: Path) -> Iterator[Path]:
+        if self.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    return "closed"
+
+
+def test_a_model_folder_that_cannot_be_listed(tmp_path: Path, serve: Serve, unlistable: str) -> None:
+    tiny.write(tmp_path)
+    (tmp_path / unlistable / "1").mkdir(parents=True)
+    url = serve(tmp_path)
+    reason = "the folder cannot be listed: Permission denied"
+    assert get(f"{url}/models").json()["refused"] == [{"model": unlistable, "version": None, "reason": reason}]
+    assert post(f"{url}/classify").status_code == 200
+
+
+def test_a_store_that_cannot_be_listed(tmp_path: Path, unlistable: str) -> None:
+    (tmp_path / unlistable).mkdir()
+    with pytest.raises(EmptyStore, match="cannot be listed: Permission denied"):
+        find(tmp_path / unlistable)
 
 
 def test_golden_file_that_is_no_archive(tmp_path: Path, serve: Serve) -> None:

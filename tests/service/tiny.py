@@ -79,6 +79,22 @@ def embed_model(opset: int = 18) -> onnx.ModelProto:
     return _model(_graph(nodes, ["image"], {"embedding": ["N", DIMENSIONS]}, {"W": WEIGHT}), opset)
 
 
+def embed_model_of_four() -> onnx.ModelProto:
+    """The same, except that it fails on fewer than four pictures, which is the golden batch."""
+    model = embed_model()
+    model.graph.node[1].output[0] = "whole"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([3]), "fourth"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "nothing"))
+    model.graph.node.extend(
+        [
+            helper.make_node("Gather", ["whole", "fourth"], ["row"]),
+            helper.make_node("Mul", ["row", "nothing"], ["zeros"]),
+            helper.make_node("Add", ["whole", "zeros"], ["embedding"]),
+        ]
+    )
+    return model
+
+
 def classify_model() -> onnx.ModelProto:
     nodes = [
         helper.make_node("Flatten", ["image"], ["flat"]),
