@@ -67,6 +67,13 @@ class Entry:
         self._parts: list[list[Array]] = []
         self._given = 0
 
+    def has_left(self) -> bool:
+        """Whether the caller has; one who cannot be asked counts as still there."""
+        try:
+            return self.gone()
+        except Exception:
+            return False
+
     def give(self, part: list[Array], count: int) -> None:
         """Take the outputs of the next `count` rows; done with the last."""
         self._parts.append(part)
@@ -81,6 +88,10 @@ class Entry:
     def fail(self, error: BaseException) -> None:
         if not self.done.done():
             self.done.set_exception(error)
+
+
+Batch = list[tuple[Entry, int, int]]
+"""(entry, its first row in the batch, the row after its last)"""
 
 
 class Batcher:
@@ -124,35 +135,36 @@ class Batcher:
             await asyncio.gather(self._loop, return_exceptions=True)
 
     async def _pull(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
-            batch = self._take()
-            if not self._waiting:
-                self._arrived.clear()
-            if not batch:
-                continue
-            inputs = self._stack(batch)
-            start = time.perf_counter()
+            batch: Batch = []
             try:
-                if self.engine.inline:
-                    outputs = self.engine.run(inputs)
-                else:
-                    outputs = await loop.run_in_executor(self._executor, self.engine.run, inputs)
-            except Exception as error:  # whatever the runtime raises is these callers' answer, the next ones are served
+                self._take(batch)
+                if batch:
+                    await self._run(batch)
+            except Exception as error:  # whatever is raised is these callers' answer, the next ones are served
                 for entry, _, _ in batch:
                     entry.fail(error)
                 self._drop_failed()
-                continue
-            seconds = time.perf_counter() - start
-            self._scatter(batch, outputs, seconds)
-            self._observer.batch(len(inputs[0]), seconds)
             if self._waiting:
                 await asyncio.sleep(0)  # other connections have their turn between two batches
+            else:
+                self._arrived.clear()
 
-    def _take(self) -> list[tuple[Entry, int, int]]:
-        """The next batch, as (entry, first row, row after the last), at most `max_batch` rows."""
-        batch: list[tuple[Entry, int, int]] = []
+    async def _run(self, batch: Batch) -> None:
+        inputs = self._stack(batch)
+        start = time.perf_counter()
+        if self.engine.inline:
+            outputs = self.engine.run(inputs)
+        else:
+            loop = asyncio.get_running_loop()
+            outputs = await loop.run_in_executor(self._executor, self.engine.run, inputs)
+        seconds = time.perf_counter() - start
+        self._scatter(batch, outputs, seconds)
+        self._observer.batch(len(inputs[0]), seconds)
+
+    def _take(self, batch: Batch) -> None:
+        """Fill the next batch, at most `max_batch` rows."""
         room = self.engine.max_batch
         now = time.perf_counter()
         while self._waiting and room:
@@ -161,9 +173,9 @@ class Batcher:
                 continue
             if not entry.taken:
                 entry.queue_seconds = now - entry.enqueued
-                if entry.queue_seconds > _ASK_AFTER_SECONDS and entry.gone():
-                    self._observer.dropped(len(entry.rows))
+                if entry.queue_seconds > _ASK_AFTER_SECONDS and entry.has_left():
                     entry.fail(CallerGone())
+                    self._observer.dropped(len(entry.rows))
                     continue
             left = len(entry.rows) - entry.taken
             count = min(room, left, self._share if self._waiting else room)
@@ -172,9 +184,8 @@ class Batcher:
             room -= count
             if count < left:
                 self._waiting.append(entry)
-        return batch
 
-    def _stack(self, batch: list[tuple[Entry, int, int]]) -> list[Array]:
+    def _stack(self, batch: Batch) -> list[Array]:
         rows = [row for entry, start, stop in batch for row in entry.rows[start:stop]]
         inputs = [np.empty((len(rows), *array.shape), dtype=np.float32) for array in rows[0]]
         for at, row in enumerate(rows):
@@ -182,11 +193,12 @@ class Batcher:
                 stacked[at] = array
         return inputs
 
-    def _scatter(self, batch: list[tuple[Entry, int, int]], outputs: list[Array], seconds: float) -> None:
+    def _scatter(self, batch: Batch, outputs: list[Array], seconds: float) -> None:
+        for entry in {entry for entry, _, _ in batch}:  # a large request may stand in it twice
+            entry.infer_seconds += seconds
         at = 0
         for entry, start, stop in batch:
             count = stop - start
-            entry.infer_seconds += seconds
             entry.give([output[at : at + count] for output in outputs], count)
             at += count
 

@@ -22,7 +22,7 @@ class Budget:
         self.images = 0
         self.bytes = 0
         self._rate = 0.0  # pictures answered a second, exponentially averaged
-        self._rated_at = time.monotonic()
+        self._rated_at = time.monotonic()  # up to when; time without work is left out
 
     def acquire(self, images: int, size: int) -> "Permit":
         """Take room for `images` pictures of `size` decoded bytes together; give it back by leaving the permit.
@@ -37,26 +37,29 @@ class Budget:
                 headers={"Retry-After": str(seconds)},
                 retry_after=seconds,
             )
+        if not self.images:
+            self._rated_at = time.monotonic()
         self.images += images
         self.bytes += size
         return Permit(self, images, size)
 
     def retry_after_seconds(self) -> int:
-        """How long the work at hand takes at the rate of the last seconds, at least 1."""
-        rate = self._decayed_rate(time.monotonic())
-        if rate <= 0:
+        """How long the work at hand takes at the rate of the last seconds of work, at least 1."""
+        if not self._rate:
             return 1
-        return max(1, min(_LONGEST_RETRY_SECONDS, math.ceil(self.images / rate)))
+        rate = self._decayed_rate(time.monotonic())
+        seconds = self.images / rate if rate else math.inf
+        return max(1, math.ceil(min(_LONGEST_RETRY_SECONDS, seconds)))
 
     def release(self, images: int, size: int) -> None:
-        self.images -= images
-        self.bytes -= size
         now = time.monotonic()
         self._rate = self._decayed_rate(now) + images / _RATE_SECONDS
         self._rated_at = now
+        self.images -= images
+        self.bytes -= size
 
     def _decayed_rate(self, now: float) -> float:
-        return self._rate * math.exp((self._rated_at - now) / _RATE_SECONDS)
+        return self._rate * math.exp((self._rated_at - now) / _RATE_SECONDS) if self.images else self._rate
 
 
 class Permit:

@@ -17,6 +17,7 @@ FRAMING_PROBLEMS = (
     errors.InvalidMultipart,
     errors.InvalidBase64,
     errors.EmptyImage,
+    errors.NotAnImage,
     errors.CorruptImage,
     errors.ModelNotFound,
     errors.VersionNotFound,

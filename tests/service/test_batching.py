@@ -122,6 +122,59 @@ def test_a_failing_run_fails_its_callers_and_serves_the_next(executor: ThreadPoo
     run(Doubler(), executor, scenario)
 
 
+@pytest.mark.parametrize("inline", [True, False])
+def test_rows_that_cannot_be_stacked_fail_and_the_next_are_served(executor: ThreadPoolExecutor, inline: bool) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        ragged = [*rows(1), (np.zeros(7, np.float32),)]
+        async with asyncio.timeout(5):
+            with pytest.raises(ValueError, match="broadcast"):
+                await batcher.run(ragged, here)
+            assert (await batcher.run(rows(3), here)).outputs[0].tolist() == [[6]]
+
+    run(Doubler(inline=inline), executor, scenario)
+
+
+@pytest.mark.parametrize("told", ["batch", "dropped"])
+def test_an_observer_that_fails_stops_nobody_else(
+    executor: ThreadPoolExecutor, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        async with asyncio.timeout(5):
+            with monkeypatch.context() as patch:
+                patch.setattr(Counts, told, lambda self, *facts: 1 / 0)
+                first = asyncio.create_task(batcher.run(rows(1), here))
+                await asyncio.sleep(0.01)
+                with pytest.raises(CallerGone):
+                    await batcher.run(rows(2), lambda: True)
+                await first
+            assert (await batcher.run(rows(3), here)).outputs[0].tolist() == [[6]]
+
+    run(Doubler(max_batch=1, inline=False, seconds=0.05), executor, scenario)
+
+
+def test_a_caller_who_cannot_be_asked_is_still_there(executor: ThreadPoolExecutor) -> None:
+    async def scenario(batcher: Batcher) -> None:
+        async with asyncio.timeout(5):
+            first = asyncio.create_task(batcher.run(rows(1), here))
+            await asyncio.sleep(0.01)
+            entry = await batcher.run(rows(2), lambda: bool(1 / 0))
+            assert entry.outputs[0].tolist() == [[4]]
+            await first
+
+    run(Doubler(max_batch=1, inline=False, seconds=0.05), executor, scenario)
+
+
+def test_a_run_counts_once_for_a_request_that_stands_in_it_twice(executor: ThreadPoolExecutor) -> None:
+    engine = Doubler(max_batch=8, seconds=0.05)
+
+    async def scenario(batcher: Batcher) -> Any:
+        return await asyncio.gather(batcher.run(rows(1, 2, 3, 4), here), batcher.run(rows(5), here))
+
+    entries, _ = run(engine, executor, scenario)
+    assert engine.batches == [[1, 2, 5, 3, 4]]
+    assert all(0.05 <= entry.infer_seconds < 0.1 for entry in entries)
+
+
 def test_a_large_request_does_not_hold_up_small_ones(executor: ThreadPoolExecutor) -> None:
     engine = Doubler(max_batch=8)
     order: list[str] = []
