@@ -6,6 +6,7 @@ decided by training/plan.py, and what is kept of it by training/checkpoint.py.
 
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,15 @@ def train(
     fabric.launch()
     splits = datasets.load(config.data)
     plan = Plan(fit, splits.train)
-    _prepare_folder(fabric, config, folder, splits, console, resume=resume, restart=restart)
-    if is_complete(folder):
-        done = load_run(folder)
-        console.print(f"{folder} is complete already: {describe(done.metrics)}", highlight=False, soft_wrap=True)
-        return Outcome(folder, done.metrics, done.step, done.minutes)
-    loop = Loop(fabric, config, splits, plan, folder, console)
-    if resume:
-        loop.restore()
-    return loop.run()
+    with _prepared_folder(fabric, config, folder, splits, console, resume=resume, restart=restart):
+        if is_complete(folder):
+            done = load_run(folder)
+            console.print(f"{folder} is complete already: {describe(done.metrics)}", highlight=False, soft_wrap=True)
+            return Outcome(folder, done.metrics, done.step, done.minutes)
+        loop = Loop(fabric, config, splits, plan, folder, console)
+        if resume:
+            loop.restore()
+        return loop.run()
 
 
 def make_fabric(fit: Fit) -> Fabric:
@@ -99,14 +100,14 @@ def make_fabric(fit: Fit) -> Fabric:
     return Fabric(accelerator=accelerator, devices=fit.devices, precision=fit.precision, strategy=strategy)
 
 
-def _prepare_folder(
+def _prepared_folder(
     fabric: Fabric, config: Config, folder: Path, splits: Splits, console: Console, *, resume: bool, restart: bool
-) -> None:
-    """Rank 0 opens the folder; every process fails with it."""
-    problem = ""
+) -> ExitStack:
+    """Rank 0 opens the folder and keeps it while the context lasts; every process fails with it."""
+    held, problem = ExitStack(), ""
     if fabric.is_global_zero:
         try:
-            open_folder(folder, config, resume=resume, restart=restart)
+            held.enter_context(open_folder(folder, config, resume=resume, restart=restart))
             counts = ", ".join(f"{len(part):,} {name}" for name, part in splits.parts.items())
             console.print(
                 f"{splits.name}: {counts}; classes {len(splits.class_names)}; run {folder}",
@@ -123,7 +124,9 @@ def _prepare_folder(
             problem = str(error)
     problem = fabric.broadcast(problem)
     if problem:
+        held.close()
         raise RunError(problem)
+    return held
 
 
 class Loop:

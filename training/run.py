@@ -7,10 +7,13 @@ checkpoint-*.pt      the newest two states of the loop (training/checkpoint.py)
 model.pt             the finished model; its presence says that the run is complete
 """
 
+import fcntl
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,27 +70,54 @@ def is_complete(folder: Path) -> bool:
     return (folder / MODEL_FILE).is_file()
 
 
-def open_folder(folder: Path, config: Config, *, resume: bool, restart: bool) -> None:
+@contextmanager
+def open_folder(folder: Path, config: Config, *, resume: bool, restart: bool) -> Iterator[None]:
     """Make the folder for a new run, clear it for a restart, or see that it can be resumed with this configuration.
 
+    No other process can open it until the context ends.
+
     Raises:
-        RunError: the folder holds a run and neither was asked for, or a run of another configuration.
+        RunError: the folder holds a run and neither was asked for, or a run of another configuration, or is in use.
     """
     stored = folder / CONFIG_FILE
-    try:
-        if restart and stored.is_file():
-            shutil.rmtree(folder)
-        if stored.is_file():
-            if not resume:
-                raise RunError(f"{folder} holds a run already: add --resume, --restart to replace it, or another --run")
+    with ExitStack() as held:
+        try:
+            if not stored.is_file() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise RunError(f"{folder} exists and is not a run folder: choose another --run")
+            folder.mkdir(parents=True, exist_ok=True)
+            _lock(folder, held)
+            if restart:
+                _clear(folder)
+        except OSError as error:
+            raise RunError(f"{folder} cannot be used as a run folder: {error.strerror}") from error
+        if not stored.is_file():
+            write_atomically(stored, yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True).encode())
+        elif resume:
             _same_config(stored, config)
-            return
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(f"{folder} exists and is not a run folder: choose another --run")
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be used as a run folder: {error.strerror}") from error
-    write_atomically(stored, yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True).encode())
+        else:
+            raise RunError(f"{folder} holds a run already: add --resume, --restart to replace it, or another --run")
+        yield
+
+
+def _lock(folder: Path, held: ExitStack) -> None:
+    """Lock the folder itself: there is no file to leave behind, and the kernel lets go when the process dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    held.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunError(f"{folder} is in use: another process trains into it; choose another --run") from error
+    except OSError:
+        pass  # a file system without locks on folders, such as NFS
+
+
+def _clear(folder: Path) -> None:
+    """Delete what the folder holds, last the file that says that it is a run's, so that a kill leaves a run folder."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG_FILE):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _same_config(stored: Path, config: Config) -> None:

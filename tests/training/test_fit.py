@@ -1,5 +1,7 @@
 """The loop: what step t does, exact resumption after a kill, and clear errors with the last good checkpoint kept."""
 
+import errno
+import fcntl
 import hashlib
 import io
 import math
@@ -11,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,12 +24,10 @@ from rich.console import Console
 
 from training import checkpoint, datasets
 from training.config import Config, Metric, load_config
-from training.datasets import LabelledImages
-from training.errors import ConfigError, DeviceError, RunError
+from training.errors import DeviceError, RunError
 from training.fit import make_average, make_fabric, train
 from training.models.equivae import EquiVAE
-from training.plan import Plan
-from training.run import load_run, read_metrics
+from training.run import load_run, open_folder, read_metrics
 
 MakeConfig = Callable[..., Config]
 ENCODED = (
@@ -76,104 +76,6 @@ def interrupted(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(KeyboardInterrupt):
             train(config, folder)
     return config, folder
-
-
-# --- the plan -------------------------------------------------------------------------------------------------------
-
-
-def toy_data(sizes: Sequence[int]) -> LabelledImages:
-    labels = torch.cat([torch.full((size,), k) for k, size in enumerate(sizes)])
-    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    images = torch.zeros(len(labels), 1, 4, 4, dtype=torch.uint8)
-    return LabelledImages(images, labels, tuple("abcdefghij"[: len(sizes)]))
-
-
-def test_a_shuffled_epoch_takes_every_image_once_in_an_order_of_its_own(make_config: MakeConfig) -> None:
-    plan = Plan(make_config("fit.order=shuffled", "fit.batch=4").fit, toy_data([7, 9, 4]))
-    epochs = [torch.cat([plan.indices(5 * e + i) for i in range(5)]).tolist() for e in range(3)]
-    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-
-
-def test_balanced_batches_hold_each_class_equally_and_no_image_twice(make_config: MakeConfig) -> None:
-    data = toy_data([9, 4, 30])
-    plan = Plan(make_config("fit.batch=12", "fit.steps=200").fit, data)
-    seen = torch.zeros(len(data), dtype=torch.int64)
-    for t in range(180):
-        indices = plan.indices(t)
-        assert len(set(indices.tolist())) == 12
-        assert torch.bincount(data.labels[indices]).tolist() == [4, 4, 4]
-        seen[indices] += 1
-    # 720 draws a class: every image as often as chance allows, though 9 and 30 do not divide by 4.
-    for members in data.by_class:
-        expected = 720 / len(members)
-        assert float((seen[members] - expected).abs().max()) < 0.35 * expected
-
-
-def test_step_t_is_a_function_of_seed_and_t(make_config: MakeConfig) -> None:
-    data = toy_data([40, 40])
-    for order in ("shuffled", "balanced"):
-        fit = make_config(f"fit.order={order}", "fit.batch=8").fit
-        forwards = [Plan(fit, data).indices(t).tolist() for t in range(30)]
-        one = Plan(fit, data)
-        assert [one.indices(t).tolist() for t in reversed(range(30))] == forwards[::-1]
-        other = Plan(fit.model_copy(update={"seed": 2}), data)
-        assert [other.indices(t).tolist() for t in range(30)] != forwards
-
-
-def test_the_batch_doubles_after_the_epochs_that_are_named(make_config: MakeConfig) -> None:
-    fit = make_config(
-        "fit.order=shuffled",
-        "fit.batch=4",
-        "fit.steps=null",
-        "fit.epochs=5",
-        "fit.schedule={kind: batch-doubling, after_epochs: [2, 3]}",
-    ).fit
-    plan = Plan(fit, toy_data([33]))  # 8 steps of 4, 4 of 8, 2 of 16
-    assert plan.total_steps == 2 * 8 + 4 + 2 * 2
-    steps = [plan.step(t) for t in range(plan.total_steps)]
-    assert [s.batch for s in steps] == [4] * 16 + [8] * 4 + [16] * 4
-    assert [s.epoch for s in steps] == [0] * 8 + [1] * 8 + [2] * 4 + [3] * 2 + [4] * 2
-    assert [len(plan.indices(t)) for t in (0, 16, 23)] == [4, 8, 16]
-    assert plan.epoch_at(18) == 2.5
-    assert [t for t in range(plan.total_steps) if plan.validates_after(t)] == [7, 15, 19, 21, 23]
-
-
-def test_the_rate_warms_up_and_falls_as_a_cosine(make_config: MakeConfig) -> None:
-    fit = make_config(
-        "fit.steps=100", "fit.schedule={kind: cosine, warmup: 0.1, final: 0.1}", "fit.optimiser={learning_rate: 2.0}"
-    ).fit
-    plan = Plan(fit, toy_data([20, 20]))
-    rates = [plan.rate(t) for t in range(101)]
-    assert rates[:10] == pytest.approx([2.0 * (t + 1) / 11 for t in range(10)])
-    assert rates[10] == 2.0 and rates[55] == pytest.approx(0.2 + 1.8 / 2) and rates[100] == pytest.approx(0.2)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["fit.batch=61", "fit.order=shuffled"], "batch of 61 images, but the training set has 60"),
-        (["fit.batch=5"], "at least 6, two images of each of 3 classes on 1 device"),
-        (["fit.batch=33"], "class 'b' has 10"),
-        (["fit.batch=33", "fit.order=shuffled", "fit.devices=2"], "does not divide among 2"),
-        (["fit.batch=12", "fit.devices=3", "fit.order=balanced"], "at least 18, .* on 3 device"),
-    ],
-)
-def test_batches_that_cannot_be_made_are_refused(make_config: MakeConfig, overrides: list[str], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        Plan(make_config(*overrides).fit, toy_data([25, 10, 25]))
-
-
-@pytest.mark.parametrize(("batch", "devices", "taken"), [(30, 1, 30), (31, 1, 30), (29, 1, 27), (20, 3, 18)])
-def test_a_balanced_batch_is_the_largest_that_divides(
-    make_config: MakeConfig, batch: int, devices: int, taken: int
-) -> None:
-    plan = Plan(make_config(f"fit.batch={batch}", f"fit.devices={devices}").fit, toy_data([25, 10, 25]))
-    indices = plan.indices(0)
-    assert len(indices) == plan.step(0).batch == taken
-    for share in indices.split(taken // devices):
-        assert torch.bincount(toy_data([25, 10, 25]).labels[share]).tolist() == [taken // devices // 3] * 3
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -330,6 +232,10 @@ def test_a_killed_run_goes_on_bit_for_bit(make_config: MakeConfig, tmp_path: Pat
     while not list((tmp_path / "killed").glob("checkpoint-000000042-*.pt")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)
+    for way in ({"resume": True}, {"restart": True}):
+        with pytest.raises(RunError, match="killed is in use: another process"):
+            train(config, tmp_path / "killed", **way)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "model.pt").exists()
@@ -365,6 +271,17 @@ def test_a_folder_in_use_is_not_overwritten(make_config: MakeConfig, tmp_path: P
     assert (tmp_path / "other" / "precious.txt").exists()
     with pytest.raises(RunError, match="cannot be used as a run folder"):
         train(config, tmp_path / "other" / "precious.txt" / "run")
+
+
+def test_a_file_system_without_locks_will_do(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with open_folder(tmp_path / "run", make_config(), resume=False, restart=False):
+        assert (tmp_path / "run" / "config.yaml").is_file()
 
 
 def test_changed_data_is_not_resumed(interrupted: tuple[Config, Path], monkeypatch: pytest.MonkeyPatch) -> None:
