@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         return _complain(str(error), EXIT_WRONG_SETTING)
     set_up_logging(settings.log_format, settings.log_level)
+    warnings.filterwarnings("ignore", module="PIL")  # a client's damaged EXIF is no line of our log
     try:
         runtime = check_runtime()
         return _check(settings) if command == "check" else _serve(settings, runtime)

@@ -86,8 +86,8 @@ def create_app(settings: Settings, on_loaded: Callable[[], None] = lambda: None)
     health.add(app.router, store)
     metrics.add(app.router, observed)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    limited = BodyLimits(DirectPaths(app), settings.max_body_bytes, settings.body_timeout_seconds)
-    return RequestEdge(limited, observed)
+    limited = BodyLimits(DirectPaths(app), settings.max_body_bytes, settings.body_timeout_seconds, budget)
+    return RequestEdge(limited, observed, linger_bytes=2 * settings.max_body_bytes)
 
 
 def create_store(settings: Settings, observed: Metrics, device: ThreadPoolExecutor) -> ModelStore:

@@ -1,4 +1,4 @@
-"""What the service has accepted and not yet answered, bounded in pictures and in bytes of decoded pictures."""
+"""What the service has accepted and not yet answered, bounded in pictures and in bytes: bodies, decoded pictures."""
 
 import math
 import time
@@ -25,7 +25,7 @@ class Budget:
         self._rated_at = time.monotonic()  # up to when; time without work is left out
 
     def acquire(self, images: int, size: int) -> "Permit":
-        """Take room for `images` pictures of `size` decoded bytes together; give it back by leaving the permit.
+        """Take room for `images` pictures and `size` bytes; give it back by leaving the permit.
 
         Raises:
             QueueFull: there is no room; with the seconds after which there should be.
@@ -33,7 +33,7 @@ class Budget:
         if self.images + images > self.image_limit or self.bytes + size > self.byte_limit:
             seconds = self.retry_after_seconds()
             raise QueueFull(
-                f"{self.images} pictures are waiting for an answer; try again in {seconds} s",
+                f"{self.images} pictures and {self.bytes:,} bytes are waiting for an answer; try again in {seconds} s",
                 headers={"Retry-After": str(seconds)},
                 retry_after=seconds,
             )

@@ -22,7 +22,7 @@ from service.budget import Budget, Permit
 from service.engine import Array
 from service.errors import Problem
 from service.images import ModelInput
-from service.middleware import CALL, Call, has_left, read_body
+from service.middleware import CALL, FREE_BODY_BYTES, Call, has_left, read_body
 from service.model_store import LoadedModel, ModelStore
 from service.observability import Metrics
 from service.payloads import Encoded, Payload, read_pictures
@@ -115,10 +115,11 @@ class Inference:
     def permit(self, encoded: Sequence[EncodedPicture | Problem], body: bytes) -> Permit:
         """Room for the good ones of these pictures; QueueFull where there is none.
 
-        A request's pictures are decoded one after the other, so the largest one is what it holds at once.
+        A request's pictures are decoded one after the other, so the largest one is what it holds at once. Of the body,
+        what is past the free part has been counted as it arrived.
         """
         good = [picture.decoded_bytes for picture in encoded if not isinstance(picture, Problem)]
-        return self._budget.acquire(len(good), len(body) + max(good, default=0))
+        return self._budget.acquire(len(good), min(len(body), FREE_BODY_BYTES) + max(good, default=0))
 
     def accept(self, pictures: Sequence[Encoded]) -> list[EncodedPicture | Problem]:
         """Headers checked, in order; a problem stays in its place."""

@@ -14,13 +14,15 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.batching import CallerGone
+from service.budget import Budget
 from service.errors import PROBLEM_MEDIA_TYPE, BodyTimeout, BodyTooLarge, InternalError, Problem
 from service.observability import Metrics, say
 
 CALL = "equipoise.call"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _LINGER_SECONDS = 1.0
-_LINGER_BYTES = 16 * 1024 * 1024
+FREE_BODY_BYTES = 1024 * 1024
+"""What of a body is in no budget while it arrives: what a connection may cost, and more than a small picture."""
 UNKNOWN_ENDPOINT = "other"
 
 
@@ -31,9 +33,10 @@ class Call:
         headers: by lower-case name; of a repeated header the last.
         endpoint: set by the route, a label of the metrics.
         stages: (name, seconds) for the Server-Timing header, in order.
+        unread: the request was refused while its body was still arriving.
     """
 
-    __slots__ = ("endpoint", "headers", "request_id", "stages", "start", "status")
+    __slots__ = ("endpoint", "headers", "request_id", "stages", "start", "status", "unread")
 
     def __init__(self, headers: dict[bytes, bytes], request_id: str) -> None:
         self.headers = headers
@@ -42,6 +45,7 @@ class Call:
         self.endpoint = UNKNOWN_ENDPOINT
         self.stages: list[tuple[str, float]] = []
         self.status = 0
+        self.unread = False
 
     def server_timing(self) -> bytes:
         timings = [*self.stages, ("total", time.perf_counter() - self.start)]
@@ -51,9 +55,10 @@ class Call:
 class RequestEdge:
     """The outermost layer: request id, Server-Timing, metrics, and every exception as a problem document."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, linger_bytes: int) -> None:
         self._app = app
         self._metrics = metrics
+        self._linger_bytes = linger_bytes
         self._prefix = secrets.token_hex(6)
         self._numbers = itertools.count()
 
@@ -83,7 +88,8 @@ class RequestEdge:
         try:
             await self._app(scope, receive, send_marked)
         except Problem as problem:
-            await self._answer(problem, call, receive, send_marked)
+            # without the frames that hold what has arrived of the body
+            await self._answer(problem.with_traceback(None), call, receive, send_marked)
         except CallerGone:
             call.status = 499  # nobody hears it: the metrics alone
         except Exception as error:
@@ -97,19 +103,18 @@ class RequestEdge:
     async def _answer(self, problem: Problem, call: Call, receive: Receive, send: Send) -> None:
         self._metrics.problem(problem.slug)
         body = problem.body(call.request_id)
-        unread = isinstance(problem, BodyTooLarge | BodyTimeout)
         headers = [
             (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
             (b"content-length", str(len(body)).encode()),
             *((name.lower().encode(), value.encode()) for name, value in problem.headers.items()),
         ]
-        if unread:
+        if call.unread:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": unread})
-        if unread:
-            if isinstance(problem, BodyTooLarge):
-                await _linger(receive)
+        await send({"type": "http.response.body", "body": body, "more_body": call.unread})
+        if call.unread:
+            if not isinstance(problem, BodyTimeout):
+                await _linger(receive, self._linger_bytes)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -117,9 +122,10 @@ def unexpected() -> InternalError:
     return InternalError("an unexpected error, logged under the request's id")
 
 
-async def _linger(receive: Receive) -> None:
-    """Read on for a moment: closing on a client that still sends would reset the connection and lose the answer."""
-    left = _LINGER_BYTES
+async def _linger(receive: Receive, left: int) -> None:
+    """Read on for a moment, at most `left` bytes: closing on a client that still sends would reset the connection and
+    lose the answer.
+    """
     try:
         async with asyncio.timeout(_LINGER_SECONDS):
             while left > 0:
@@ -132,40 +138,55 @@ async def _linger(receive: Receive) -> None:
 
 
 class BodyLimits:
-    """Refuses a body by its declared length, by what has really arrived, and by the time it takes."""
+    """Refuses a body by its declared length, by what has really arrived, by the time it takes, and by the memory that
+    all bodies take together: what has arrived past the free part is in the budget until the request ends.
+    """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, timeout_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_seconds: float, budget: Budget) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._timeout_seconds = timeout_seconds
+        self._budget = budget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] == "GET":
             await self._app(scope, receive, send)
             return
-        declared = scope[CALL].headers.get(b"content-length", b"0")
+        call: Call = scope[CALL]
+        declared = call.headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max_bytes:
+            call.unread = True
             raise self._too_large()
-        left = self._max_bytes
+        arrived = held = 0
         deadline = asyncio.get_running_loop().time() + self._timeout_seconds
         complete = False
 
         async def receive_limited() -> Message:
-            nonlocal left, complete
+            nonlocal arrived, held, complete
             if complete:  # what follows the body is the client's leaving, whenever that is
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
+                call.unread = True
                 raise BodyTimeout(f"the body did not arrive within {self._timeout_seconds:g} s") from None
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise self._too_large()
+            arrived += len(message.get("body", b""))
             complete = not message.get("more_body", False)
+            if arrived > FREE_BODY_BYTES or arrived > self._max_bytes:
+                call.unread = not complete
+                if arrived > self._max_bytes:
+                    raise self._too_large()
+                self._budget.acquire(0, arrived - FREE_BODY_BYTES - held)
+                held = arrived - FREE_BODY_BYTES
+                call.unread = False
             return message
 
-        await self._app(scope, receive_limited, send)
+        try:
+            await self._app(scope, receive_limited, send)
+        finally:
+            if held:
+                self._budget.release(0, held)
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the limit is {self._max_bytes:,} bytes", max_bytes=self._max_bytes)

@@ -75,7 +75,11 @@ class Metrics:
         self.refused_models = Gauge("equipoise_models_refused", "Model folders that were refused.", registry=registry)
         for name, text, value in (
             ("accepted_images", "Pictures accepted and not yet answered.", lambda: budget.images),
-            ("accepted_bytes", "Decoded bytes of the accepted pictures.", lambda: budget.bytes),
+            (
+                "accepted_bytes",
+                "Bytes of bodies and of decoded pictures, accepted and not yet answered.",
+                lambda: budget.bytes,
+            ),
             ("requests_in_flight", "Requests not yet answered.", lambda: self.in_flight),
         ):
             Gauge(f"equipoise_{name}", text, registry=registry).set_function(value)

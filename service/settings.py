@@ -44,7 +44,8 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=64 * MIB,
         ge=1024,
-        description="Largest request body, bytes. A body is held in memory whole, once for every request being read.",
+        description="Largest request body, bytes. A body is held in memory whole; what has arrived of all of them is "
+        "part of queue_bytes.",
     )
     body_timeout_seconds: float = Field(
         default=30.0,
@@ -54,6 +55,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         default=50_000_000,
         ge=64,
+        le=178_956_970,  # past it Pillow refuses some formats itself
         description="Largest picture, pixels (width times height), read from its header before it is decoded. "
         "Decoding holds 1 to 4 bytes a pixel, and working on it some more.",
     )
@@ -71,7 +73,7 @@ class Settings(BaseSettings):
     queue_bytes: int = Field(
         default=512 * MIB,
         ge=MIB,
-        description="Most memory for the bodies and decoded pictures of accepted requests, bytes; past it 429 with "
+        description="Most memory for bodies, as they arrive, and decoded pictures, bytes; past it 429 with "
         "Retry-After. At least what the largest picture takes: 4 times max_pixels, and max_body_bytes. Lower all "
         "three together where memory is short.",
     )

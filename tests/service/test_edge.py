@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ import pytest
 
 from service.budget import Budget
 from service.engine import Engine
-from service.settings import Settings
+from service.settings import MIB, Settings
 from tests.service import tiny
 
 PNG = {"content-type": "image/png"}
@@ -105,6 +106,44 @@ def test_a_full_queue_is_429_at_once_with_retry_after(tiny_store: Path, serve: S
         gate.set()
         assert [future.result().status_code for future in held] == [200] * 4
     assert post(url).status_code == 200
+
+
+def send_body(url: str, size: int, sent: int) -> socket.socket:
+    """A connection that has declared a body of `size` bytes and sent `sent` of them."""
+    connection = socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=20)
+    head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {size}\r\n\r\n"
+    connection.sendall(head.encode() + bytes(sent))
+    return connection
+
+
+def test_bodies_that_are_still_arriving_take_room(tiny_store: Path, serve: Serve) -> None:
+    url = serve(tiny_store, max_pixels=10_000, max_body_bytes=4 * MIB, queue_bytes=8 * MIB)
+
+    def accepted_bytes() -> float:
+        text = httpx.get(f"{url}/metrics", trust_env=False).text
+        return float(re.findall(r"^equipoise_accepted_bytes (\S+)$", text, re.MULTILINE)[0])
+
+    with ExitStack() as stack:
+        for count in (1, 2):
+            stack.enter_context(send_body(url, 4 * MIB, 4 * MIB - 1))
+            until(lambda count=count: accepted_bytes() == count * (3 * MIB - 1))  # type: ignore[misc]
+        with send_body(url, 4 * MIB, 4 * MIB - 1) as refused:
+            answer = refused.recv(65536)
+        assert b" 429 " in answer.split(b"\r\n", 1)[0]
+        assert b"retry-after: 1\r\n" in answer and b"connection: close\r\n" in answer
+        assert post(url).status_code == 200  # small bodies are free
+    until(lambda: accepted_bytes() == 0)
+    whole = httpx.post(f"{url}/classify", content=tiny.png() + bytes(3 * MIB), headers=PNG, trust_env=False, timeout=20)
+    assert whole.status_code == 200
+    assert accepted_bytes() == 0
+
+
+def test_a_client_that_sends_a_far_too_large_body_before_it_reads_gets_its_answer(
+    tiny_store: Path, serve: Serve
+) -> None:
+    with send_body(serve(tiny_store, max_body_bytes=32 * MIB), 64 * MIB, 64 * MIB) as connection:
+        time.sleep(0.3)
+        assert b" 413 " in connection.recv(65536).split(b"\r\n", 1)[0]
 
 
 def test_a_client_who_leaves_while_waiting_is_not_worked_for(

@@ -137,6 +137,8 @@ def test_start_answer_and_stop_with_one_log_line_each(tmp_path: Path, stop: sign
             for _ in range(3):
                 assert client.post("/classify", content=tiny.png()).status_code == 200
             assert client.post("/classify", content=b"?").status_code == 400
+            damaged = tiny.encode(tiny.images(1)[0], "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+            assert client.post("/classify", content=damaged).status_code == 200
         process.send_signal(stop)
         assert process.wait(timeout=20) == 0
         assert [json.loads(line)["message"] for line in process.stderr] == ["stopped"]
