@@ -9,9 +9,7 @@ from io import BytesIO
 from typing import NamedTuple
 from zlib import crc32
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageFile, ImageStat
+from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -30,8 +28,10 @@ from contract.picture_header import (
     sniff,
     webp_size,
 )
+from contract.picture_pixels import Pixels, to_pixels
 
-Pixels = npt.NDArray[np.uint8]
+MOST_DECODED_BYTES = 18
+"""Of EncodedPicture.decoded_bytes, a pixel."""
 
 _ORIENTATION = 0x0112
 _TRANSPOSE = {  # EXIF 2.32, table 6: what brings the stored picture upright
@@ -77,8 +77,8 @@ class Picture(NamedTuple):
 class EncodedPicture(NamedTuple):
     """A picture whose header is read and accepted, and whose pixels are not decoded yet.
 
-    width, height: as stored, before any EXIF orientation. decoded_bytes: of the decoded picture as Pillow holds it.
-    source: what `decode` reads.
+    width, height: as stored, before any EXIF orientation. decoded_bytes: of memory, the
+    most that decoding it and preparing it for a model take. source: what `decode` reads, once.
     """
 
     format: str
@@ -115,9 +115,7 @@ class PlainPng(NamedTuple):
     data: bytes
 
     def decode(self, width: int, height: int) -> Pixels:
-        image = Image.frombytes(self.mode, (width, height), self.data, "zip", self.mode, 0)
-        pixels = np.frombuffer(image.tobytes(), np.uint8)
-        return pixels.reshape(height, width) if self.mode == "L" else pixels.reshape(height, width, 3)
+        return to_pixels(Image.frombytes(self.mode, (width, height), self.data, "zip", self.mode, 0))
 
 
 def open_picture(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS, apply_exif: bool = True) -> Picture:
@@ -134,7 +132,9 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
         width, height, depth, colour, interlacing = png_header(data)
         limits.check_size(width, height)
         if depth == 8 and not interlacing and (plain := _plain_png(data, colour)):
-            return EncodedPicture(name, width, height, frames, _decoded_bytes(plain.mode, width, height), plain)
+            return EncodedPicture(
+                name, width, height, frames, _decoded_bytes(name, plain.mode, False, width * height), plain
+            )
         check_png_data(data)
     elif name == "WebP":
         limits.check_size(*webp_size(data))
@@ -154,11 +154,17 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
         frames = getattr(image, "n_frames", 1)
         if frames > limits.frames:
             raise PictureTooLargeError(f"the file says it holds {frames:,} pictures, the limit is {limits.frames:,}")
-    return EncodedPicture(name, width, height, frames, _decoded_bytes(image.mode, width, height), image)
+    decoded_bytes = _decoded_bytes(name, image.mode, image.has_transparency_data, width * height)
+    return EncodedPicture(name, width, height, frames, decoded_bytes, image)
 
 
-def _decoded_bytes(mode: str, width: int, height: int) -> int:
-    return width * height * (1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4)
+def _decoded_bytes(name: str, mode: str, transparent: bool, pixels: int) -> int:
+    """Measured, rounded up: Pillow's picture, its turned copy or the array made of it, and what preparing it takes."""
+    if name == "WebP":  # its decoder holds two canvases of its own
+        return MOST_DECODED_BYTES * pixels
+    if transparent:
+        return 10 * pixels
+    return pixels * (3 if mode in ("1", "L") else 5 if mode.startswith("I;16") else 10)
 
 
 def _plain_png(data: bytes, colour: int) -> PlainPng | None:
@@ -172,16 +178,18 @@ def _plain_png(data: bytes, colour: int) -> PlainPng | None:
 
 
 def _decode(image: Image.Image, apply_exif: bool) -> tuple[Pixels, bool]:
-    """Pixels of an opened picture, and whether EXIF turned them."""
-    if isinstance(image, TiffImageFile):  # Pillow turns a TIFF picture as it loads it, and forgets the tag
-        turn = _TRANSPOSE.get(_orientation(image))
-        image.load()
-        if turn is None or apply_exif:
-            return _to_pixels(image), turn is not None
-        return _to_pixels(image.transpose(_INVERSE.get(turn, turn))), False
+    """Pixels of an opened picture, and whether EXIF turned them. The picture is closed, which frees its memory."""
+    turn = _TRANSPOSE.get(_orientation(image)) if apply_exif or isinstance(image, TiffImageFile) else None
     image.load()
-    turn = _TRANSPOSE.get(_orientation(image)) if apply_exif else None
-    return _to_pixels(image if turn is None else image.transpose(turn)), turn is not None
+    turned = turn is not None
+    if isinstance(image, TiffImageFile):  # Pillow has turned it while loading it
+        turn, turned = (None, turned) if apply_exif or turn is None else (_INVERSE.get(turn, turn), False)
+    upright = image if turn is None else image.transpose(turn)
+    if upright is not image:
+        image.close()
+    pixels = to_pixels(upright)
+    image.close()
+    return pixels, turned
 
 
 def _corrupt(name: str, error: Exception) -> CorruptPictureError:
@@ -205,72 +213,3 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # a damaged EXIF block says nothing about the pixels: the picture is taken as it is stored
         return 1
     return value if isinstance(value, int) else 1
-
-
-def _to_pixels(image: Image.Image) -> Pixels:
-    """uint8 [H,W] or [H,W,3] from any mode of Pillow."""
-    mode = image.mode
-    if mode == "L" and "transparency" not in image.info:
-        return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width)
-    if image.has_transparency_data:
-        return _over_background(image.convert("RGBA"))
-    if mode == "1":
-        return np.asarray(image.convert("L"))
-    if mode.startswith(("I", "F")):
-        return _to_8_bits(np.asarray(image), _sample_bits(image))
-    return np.asarray(image if mode == "RGB" else image.convert("RGB"))
-
-
-def _sample_bits(image: Image.Image) -> int | None:
-    """Bits that an unsigned integer sample may use where the file states them, else None."""
-    if not image.mode.startswith("I;16"):
-        return None
-    if isinstance(image, TiffImageFile):
-        bits = image.tag_v2.get(258, 16)
-        return int(bits[0] if isinstance(bits, tuple) else bits)
-    return 16
-
-
-def _to_8_bits(samples: npt.NDArray[np.generic], bits: int | None) -> Pixels:
-    """Map [H,W] samples to 0..255: by the stated bits; else 0..1, 0..255 and 0..65535 stand for themselves and any
-    other range is stretched from its least to its greatest finite value (values that are not finite become 0).
-    """
-    if bits is not None:
-        top = (1 << bits) - 1
-        return np.asarray(np.minimum((samples.astype(np.uint32) * 255 + top // 2) // top, 255), np.uint8)
-    values = samples.astype(np.float64)
-    finite = np.isfinite(values)
-    if not finite.any():
-        return np.zeros(values.shape, np.uint8)
-    low, high = float(values[finite].min()), float(values[finite].max())
-    values = np.where(finite, values, low)
-    if low >= 0:
-        low = 0.0
-        is_float = np.issubdtype(samples.dtype, np.floating)
-        high = next((top for top in ((1.0,) if is_float else ()) + (255.0, 65535.0) if high <= top), high)
-    return np.rint((values - low) * (255.0 / max(high - low, 1e-300))).astype(np.uint8)
-
-
-def _over_background(image: Image.Image) -> Pixels:
-    """Composite an RGBA picture on the background that its visible pixels are most likely seen on: uint8 [H,W,3].
-
-    A picture that is mostly opaque and has two tones brings its own paper: its median colour continues under the holes.
-    Else what is visible is ink alone, which is dark on white or light on black.
-    """
-    alpha = image.getchannel("A")
-    low, _ = alpha.getextrema()
-    if low == 255:
-        return np.asarray(image.convert("RGB"))
-    visible = alpha.point(lambda value: 255 if value >= 128 else 0)
-    share = ImageStat.Stat(visible).mean[0] / 255
-    background = (255, 255, 255)
-    if share > 0:
-        luma = np.cumsum(image.convert("L").histogram(visible)) / max(1, visible.histogram()[255])
-        dark, median, light = (int(np.searchsorted(luma, quantile)) for quantile in (0.02, 0.5, 0.98))
-        if share >= 0.5 and light - dark >= 64:
-            background = tuple(ImageStat.Stat(image.convert("RGB"), visible).median)  # type: ignore[assignment]
-        elif median >= 128:
-            background = (0, 0, 0)
-    canvas = Image.new("RGB", image.size, background)
-    canvas.paste(image, mask=alpha)
-    return np.asarray(canvas)

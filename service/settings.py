@@ -13,10 +13,11 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from contract.picture import MOST_DECODED_BYTES
+
 ENV_PREFIX = "EQUIPOISE_"
 TRAINING_PREFIX = "EQUIPOISE_TRAINING_"  # the training package's own variables: not ours to judge
 MIB = 1024 * 1024
-_MOST_BYTES_A_PIXEL = 4  # of contract.picture.EncodedPicture.decoded_bytes
 
 
 class SettingsError(Exception):
@@ -57,7 +58,7 @@ class Settings(BaseSettings):
         ge=64,
         le=178_956_970,  # past it Pillow refuses some formats itself
         description="Largest picture, pixels (width times height), read from its header before it is decoded. "
-        "Decoding holds 1 to 4 bytes a pixel, and working on it some more.",
+        "Decoding and preparing a picture holds 3 bytes a pixel (grey), 10 (colour) or 18 (WebP).",
     )
     min_side: int = Field(default=4, ge=1, description="Smallest side of a picture, pixels.")
     max_images: int = Field(
@@ -71,10 +72,10 @@ class Settings(BaseSettings):
         "More bridges longer bursts and makes everybody wait longer.",
     )
     queue_bytes: int = Field(
-        default=512 * MIB,
+        default=1024 * MIB,
         ge=MIB,
         description="Most memory for bodies, as they arrive, and decoded pictures, bytes; past it 429 with "
-        "Retry-After. At least what the largest picture takes: 4 times max_pixels, and max_body_bytes. Lower all "
+        "Retry-After. At least what the largest picture takes: 18 times max_pixels, and max_body_bytes. Lower all "
         "three together where memory is short.",
     )
     max_batch: int = Field(
@@ -120,10 +121,10 @@ class Settings(BaseSettings):
                 f"queue_images ({self.queue_images}) must be at least max_images ({self.max_images}), "
                 "or the largest request could never be accepted"
             )
-        largest = _MOST_BYTES_A_PIXEL * self.max_pixels + self.max_body_bytes
+        largest = MOST_DECODED_BYTES * self.max_pixels + self.max_body_bytes
         if self.queue_bytes < largest:
             raise ValueError(
-                f"queue_bytes ({self.queue_bytes}) must be at least {largest} ({_MOST_BYTES_A_PIXEL} times max_pixels, "
+                f"queue_bytes ({self.queue_bytes}) must be at least {largest} ({MOST_DECODED_BYTES} times max_pixels, "
                 "and max_body_bytes), or the largest picture could never be accepted"
             )
         return self

@@ -1,5 +1,10 @@
 """Encoded pictures of every colour mode and format become the pixels that a person sees, or a clear refusal."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -183,12 +188,67 @@ def test_of_an_animation_the_first_picture_is_taken_and_all_are_counted(name: st
 
 
 def test_a_header_tells_size_and_cost_before_decoding() -> None:
-    shapes: list[tuple[tuple[int, ...], int]] = [((300, 200), 1), ((300, 200, 3), 4), ((300, 200, 4), 4)]
+    shapes: list[tuple[tuple[int, ...], int]] = [((300, 200), 3), ((300, 200, 3), 10), ((300, 200, 4), 10)]
     for shape, cost in shapes:
         for name in ("PNG", "TIFF"):
             header = read_header(encode(noise(*shape), name))
             assert (header.height, header.width) == shape[:2]
             assert header.decoded_bytes == cost * 300 * 200
+
+
+_MEASURE = """
+import sys
+from pathlib import Path
+from contract.manifest import InputSpec, Preprocessing
+from contract.picture import read_header
+from contract.preprocess import prepare
+
+def memory(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+def work(name):
+    header = read_header(Path(name).read_bytes())
+    pixels = header.decode().pixels
+    prepare(pixels, InputSpec(channels=1, height=8, width=8), Preprocessing(polarity="light", fit="box"))
+    return header
+
+work(sys.argv[1])  # what is imported and allocated once
+Path("/proc/self/clear_refs").write_text("5")
+before = memory("VmRSS")
+header = work(sys.argv[2])
+print(memory("VmHWM") - before, header.decoded_bytes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read as Linux tells it")
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("PNG", "L"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "P"), ("PNG", "I;16"), ("JPEG", "CMYK")]
+    + [("TIFF", "F"), ("JPEG", "RGB"), ("WEBP", "RGB"), ("WEBP", "RGBA")],
+)
+def test_the_cost_told_by_the_header_is_what_is_really_held(tmp_path: Path, name: str, mode: str) -> None:
+    def write(side: int) -> str:
+        grey = np.full((side, side), 240, np.uint8)
+        grey[side // 4 : side // 2, side // 3 : side // 2] = 20
+        picture = (
+            Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+        )
+        if "A" in mode:
+            alpha = np.full((side, side), 255, np.uint8)
+            alpha[-side // 5 :] = 0
+            picture.putalpha(Image.fromarray(alpha))
+        path = tmp_path / str(side)
+        picture.save(path, name, **({"lossless": True, "method": 0} if name == "WEBP" else {}))
+        return str(path)
+
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", _MEASURE, write(50), write(2500)]
+    done = subprocess.run(
+        command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, check=True
+    )
+    held, told = map(int, done.stdout.split())
+    assert held <= told + 4 * 2**20  # strips, and what the allocator rounds up
 
 
 def test_no_setting_of_the_process_is_touched() -> None:

@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
+from contract.picture import MOST_DECODED_BYTES
 from service.budget import Budget
 from service.engine import Engine
 from service.settings import MIB, Settings
@@ -254,7 +255,7 @@ def test_a_large_batch_is_answered_in_order(tiny_store: Path, serve: Serve) -> N
 def test_the_largest_picture_of_any_kind_is_accepted_by_the_default_settings() -> None:
     """What the limits let in must fit the budget, or it would be refused for ever as if the service were busy."""
     settings = Settings()
-    most = settings.max_body_bytes + 4 * settings.max_pixels
+    most = settings.max_body_bytes + MOST_DECODED_BYTES * settings.max_pixels
     with Budget(settings.queue_images, settings.queue_bytes).acquire(1, most):
         pass
     with pytest.raises(ValueError, match="queue_bytes"):
@@ -263,7 +264,7 @@ def test_the_largest_picture_of_any_kind_is_accepted_by_the_default_settings() -
 
 def test_pictures_of_one_request_are_decoded_one_after_the_other(tiny_store: Path, serve: Serve) -> None:
     """So that it is the largest one, not their sum, that has to fit the budget."""
-    url = serve(tiny_store, max_pixels=250_000, max_body_bytes=1_000_000, queue_bytes=2_000_000)
+    url = serve(tiny_store, max_pixels=250_000, max_body_bytes=1_000_000, queue_bytes=5_500_000)
     photograph = np.full((500, 500, 3), 240, np.uint8)
     photograph[100:300, 200:300] = 20
     form = [("images", tiny.encode(photograph))] * 6

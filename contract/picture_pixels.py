@@ -1,0 +1,122 @@
+"""A picture as Pillow holds it -> an array of pixels, from every colour mode.
+
+Large pictures are converted in strips, so that beside the picture and its array next to nothing is held.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+Pixels = npt.NDArray[np.uint8]
+Samples = npt.NDArray[np.generic]
+
+_STRIP_PIXELS = 1 << 18
+
+
+def to_pixels(image: Image.Image) -> Pixels:
+    """uint8 [H,W] or [H,W,3] from any mode of Pillow, read-only."""
+    if image.mode == "L" and "transparency" not in image.info:
+        return _converted(image, _grey)
+    if image.has_transparency_data and not _is_opaque(image):
+        background = _background(image)
+        return _converted(image, lambda strip: _over(strip, background))
+    if image.mode in ("1", "L"):
+        return _converted(image, _grey)
+    if image.mode.startswith(("I", "F")):
+        to_8_bits = _by_bits(image) if image.mode.startswith("I;16") else _by_range(image)
+        return _converted(image, lambda strip: to_8_bits(np.asarray(strip)))
+    return _converted(image, lambda strip: np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB")))
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """(first row, part of the picture) from top to bottom."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _converted(image: Image.Image, convert: Callable[[Image.Image], Pixels]) -> Pixels:
+    if image.width * image.height <= _STRIP_PIXELS:
+        return convert(image)
+    channels = convert(image.crop((0, 0, 1, 1))).shape[2:]
+    pixels = np.empty((image.height, image.width, *channels), np.uint8)
+    for top, strip in _strips(image):
+        pixels[top : top + strip.height] = convert(strip)
+    pixels.flags.writeable = False
+    return pixels
+
+
+def _grey(image: Image.Image) -> Pixels:
+    grey = image if image.mode == "L" else image.convert("L")
+    return np.frombuffer(grey.tobytes(), np.uint8).reshape(grey.height, grey.width)
+
+
+def _by_bits(image: Image.Image) -> Callable[[Samples], Pixels]:
+    """Unsigned samples to 0..255 by the bits that the file says they use."""
+    bits = image.tag_v2.get(258, 16) if isinstance(image, TiffImageFile) else 16
+    top = (1 << int(bits[0] if isinstance(bits, tuple) else bits)) - 1
+    return lambda samples: np.minimum((samples.astype(np.uint32) * 255 + top // 2) // top, 255).astype(np.uint8)
+
+
+def _by_range(image: Image.Image) -> Callable[[Samples], Pixels]:
+    """Samples to 0..255: 0..1 (of floats), 0..255 and 0..65535 stand for themselves, and any other range is stretched
+    from its least to its greatest finite value; values that are not finite become 0.
+    """
+    low, high = np.inf, -np.inf
+    for _, strip in _strips(image):
+        samples = np.asarray(strip)
+        finite = samples[np.isfinite(samples)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    least = low if np.isfinite(low) else 0.0
+    if low >= 0:
+        low = 0.0
+        tops = ((1.0,) if image.mode.startswith("F") else ()) + (255.0, 65535.0)
+        high = next((top for top in tops if high <= top), high)
+    scale = 255.0 / max(high - low, 1e-300)
+
+    def to_8_bits(samples: Samples) -> Pixels:
+        values = samples.astype(np.float64)
+        values = np.where(np.isfinite(values), values, least)
+        return np.rint((values - low) * scale).astype(np.uint8)
+
+    return to_8_bits
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    return all(strip.convert("RGBA").getchannel("A").getextrema()[0] == 255 for _, strip in _strips(image))
+
+
+def _background(image: Image.Image) -> tuple[int, int, int]:
+    """The colour that the visible pixels of a picture with transparency are most likely seen on.
+
+    A picture that is mostly opaque and has two tones brings its own paper: its median colour continues under the holes.
+    Else what is visible is ink alone, which is dark on white or light on black.
+    """
+    luma, colours = np.zeros(256, np.int64), np.zeros((3, 256), np.int64)
+    for _, strip in _strips(image):
+        rgba = strip.convert("RGBA")
+        visible = rgba.getchannel("A").point(lambda value: 255 if value >= 128 else 0)
+        luma += rgba.convert("L").histogram(visible)
+        colours += np.reshape(rgba.convert("RGB").histogram(visible), (3, 256))
+    count = int(luma.sum())
+    if not count:
+        return 255, 255, 255
+    share = count / (image.width * image.height)
+    shares = np.cumsum(luma) / count
+    dark, median, light = (int(np.searchsorted(shares, quantile)) for quantile in (0.02, 0.5, 0.98))
+    if share >= 0.5 and light - dark >= 64:
+        red, green, blue = (int(np.searchsorted(np.cumsum(tones), count // 2, side="right")) for tones in colours)
+        return red, green, blue
+    return (0, 0, 0) if median >= 128 else (255, 255, 255)
+
+
+def _over(image: Image.Image, background: tuple[int, int, int]) -> Pixels:
+    """Composite on a background: uint8 [H,W,3]."""
+    rgba = image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, background)
+    canvas.paste(rgba, mask=rgba.getchannel("A"))
+    return np.asarray(canvas)
