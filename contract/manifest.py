@@ -18,6 +18,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from contract.geometry import COEFFICIENTS, Group
+
 SCHEMA_VERSION: Final = 1
 OPSET = 18
 MANIFEST_FILE = "manifest.json"
@@ -40,7 +42,12 @@ _POSE: dict[str, Axes] = {
     "weights": ("N", "M"),
 }
 # What the graph of a capability takes and gives. A letter is one size throughout a model: C, H and W of its input, K of
-# its labels, D, G, M and S its own affair.
+# its labels, G of its group, D, M and S its own affair.
+#
+# Of a pose: coefficients in the order and units of geometry.COEFFICIENTS; coefficients_std, in the same units, is the
+# deviation over the whole posterior, modes and tails included, that of the rotation from the best mode, wrapped, root
+# mean square (uniform: pi / sqrt 3); matrix is the best mode's, geometry.py has its convention; modes best first, with
+# weights that add up to 1.
 INTERFACES: Final[dict[Capability, tuple[dict[str, Axes], dict[str, Axes]]]] = {
     "embed": ({"image": _PICTURE}, {"embedding": ("N", "D")}),
     "classify": (
@@ -117,8 +124,11 @@ class FileSpec(_Record):
 class ModelCard(_Record):
     """Everything that a model's maker says of it; `Manifest` adds what the writing of the folder decides.
 
+    group: of a model that estimates a pose, the transforms that it knows.
     parity: largest absolute difference between torch and ONNX Runtime, a capability, over the batch sizes tried.
-    training, data, metrics: free-form JSON for people; metrics name their split, seed and sample count.
+    training, data, metrics: free-form JSON for people; metrics name their split, seed and sample count. One is read by
+        the service: metrics.validation.rotation_error_60, of a model that estimates a pose the mean rotation error in
+        degrees on validation pictures turned by up to 60 degrees either way.
     """
 
     name: ModelName
@@ -126,7 +136,7 @@ class ModelCard(_Record):
     input: InputSpec
     preprocessing: Preprocessing
     labels: tuple[Label, ...] = ()
-    group: Literal["SO2", "SE2", "SIM2", "AFF5", "AFF6"] | None = None
+    group: Group | None = None
     graphs: dict[Capability, GraphSpec] = Field(min_length=1)
     opset: int = Field(ge=OPSET, le=OPSET)
     parity: dict[Capability, float]
@@ -141,6 +151,8 @@ class ModelCard(_Record):
             raise ValueError("labels repeat")
         if "classify" in self.graphs and len(self.labels) < 2:
             raise ValueError("a model that classifies needs at least two labels")
+        if {"transform", "canonicalize"} & set(self.graphs) and self.group is None:
+            raise ValueError("a model that estimates a pose needs a group")
         picture = self.input
         sizes: dict[str, int | str] = {
             "N": "N",
@@ -149,6 +161,8 @@ class ModelCard(_Record):
             "W": picture.width,
             "K": len(self.labels),
         }
+        if self.group is not None:
+            sizes["G"] = len(COEFFICIENTS[self.group])
         for capability, graph in self.graphs.items():
             inputs, outputs = INTERFACES[capability]
             _match(f"{capability}: inputs", graph.inputs, inputs, sizes)

@@ -135,7 +135,7 @@ def graph(inputs: dict[str, tuple[int, ...]], outputs: dict[str, tuple[int, ...]
 
 
 def card_of(**graphs: GraphSpec) -> ModelCard:
-    return card(graphs=graphs, parity={}, input=InputSpec(channels=3, height=16, width=16))
+    return card(graphs=graphs, parity={}, group="AFF6", input=InputSpec(channels=3, height=16, width=16))
 
 
 def test_the_graphs_of_every_capability_as_documented() -> None:
@@ -172,6 +172,8 @@ def test_the_graphs_of_every_capability_as_documented() -> None:
         ("classify", {"image": PICTURE}, LATENT | {"probabilities": (1,)}, "probabilities has shape"),
         ("classify", {"image": PICTURE}, LATENT | {"novelty": (1,)}, "novelty has shape"),
         ("transform", {"image": PICTURE}, POSE | {"weights": (3,)}, "weights has shape"),
+        ("transform", {"image": PICTURE}, POSE | {"coefficients": (5,)}, r"shape \['N', 5\], not \['N', 6\]"),
+        ("transform", {"image": PICTURE}, POSE | {"modes": (4, 3, 3)}, "modes has shape"),
         ("canonicalize", {"image": PICTURE}, POSE, "canonicalize: outputs are"),
         ("recombine", {"content": PICTURE, "style": (3, 8, 8)}, {"image": PICTURE}, "style has shape"),
         ("recombine", {"content": PICTURE, "style": PICTURE}, {"image": (1, 16, 16)}, "image has shape"),
@@ -183,6 +185,14 @@ def test_a_graph_that_does_not_fit_its_model(
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         card_of(**{capability: graph(inputs, outputs)})
+
+
+def test_a_model_that_estimates_a_pose_needs_a_group() -> None:
+    graphs = {"transform": graph({"image": (1, 8, 8)}, POSE)}
+    with pytest.raises(ValueError, match="needs a group"):
+        card(graphs=graphs, parity={})
+    with pytest.raises(ValueError, match=r"coefficients has shape \['N', 6\], not \['N', 3\]"):
+        card(graphs=graphs, parity={}, group="SE2")
 
 
 def test_two_graphs_of_one_model_agree_on_the_size_of_its_embedding() -> None:

@@ -1,0 +1,186 @@
+"""Transforms of the plane as 2x3 matrices: their parts, inverse and composition, and the frames that they live in.
+
+A matrix [2,3] takes (x, y, 1) to (x, y). The matrix of an observed picture maps the canonical frame to the observed
+one, both normalised ([-1,1] over the side of a square, x right, y down, edges at -1 and 1), so that sampling the
+observed picture with it gives the upright one. Angles are positive counter-clockwise as seen on screen: a picture
+turned by +30 degrees has [[.866, .5, 0], [-.5, .866, 0]].
+
+Pixels are counted from 0 and their centres are integers: a picture of W pixels reaches from -0.5 to W - 0.5. All
+functions work in float64; those that take [..., 2, 3] take any number of leading axes.
+"""
+
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Matrix = npt.NDArray[np.float64]
+"""[2,3], or [..., 2, 3] where a docstring says so."""
+
+Group = Literal["SO2", "SE2", "SIM2", "AFF5", "AFF6"]
+COEFFICIENTS: Final[dict[Group, tuple[str, ...]]] = {
+    "SO2": ("rotation",),
+    "SE2": ("rotation", "x", "y"),
+    "SIM2": ("rotation", "x", "y", "log_scale"),
+    "AFF5": ("rotation", "x", "y", "log_scale_x", "log_scale_y"),
+    "AFF6": ("rotation", "x", "y", "log_scale_x", "log_scale_y", "shear"),
+}
+"""Of the Lie algebra, in a graph's order: rotation in radians, x and y in normalised units (2 is the whole width)."""
+
+_SINGULAR = 1e-9  # of the squared norm of the linear part: a smaller determinant squeezes the plane to a line
+_SNAP = 1e-6  # pixels: a corner this close to a whole pixel lies on it
+
+
+class GeometryError(ValueError):
+    """A matrix of the wrong shape, with a number that is not finite, or that cannot be inverted."""
+
+
+class Parts(NamedTuple):
+    """What a matrix does: its linear part is rotation . shear . scale, with shear [[1, tan], [0, 1]].
+
+    rotation_degrees: in (-180, 180], counter-clockwise as seen. translation: x, y as fractions of the width (height), y
+    down. scale: x (positive), y (negative where the matrix mirrors). shear_degrees: in (-90, 90).
+    """
+
+    rotation_degrees: float
+    translation: tuple[float, float]
+    scale: tuple[float, float]
+    shear_degrees: float
+
+
+class Canvas(NamedTuple):
+    """The pixels on which a transformed picture is drawn: width, height, and the matrix from its pixels to those of the
+    picture.
+    """
+
+    width: int
+    height: int
+    matrix: Matrix
+
+
+def rotation(degrees: float) -> Matrix:
+    """The matrix of a picture that was turned counter-clockwise by `degrees` about the middle of its frame.
+
+    Whole quarters are exact.
+    """
+    quarters, rest = divmod(degrees, 90.0)
+    cos, sin = np.cos(np.radians(rest)), np.sin(np.radians(rest))
+    for _ in range(int(quarters) % 4):
+        cos, sin = -sin, cos
+    return np.array([[cos, sin, 0.0], [-sin, cos, 0.0]]) + 0.0  # + 0.0: no negative zeros
+
+
+def from_parts(
+    rotation_degrees: float = 0.0,
+    translation: tuple[float, float] = (0.0, 0.0),
+    scale: tuple[float, float] = (1.0, 1.0),
+    shear_degrees: float = 0.0,
+) -> Matrix:
+    """The matrix of these parts, see `Parts`; the inverse of `to_parts`."""
+    shear = np.array([[1.0, np.tan(np.radians(shear_degrees))], [0.0, 1.0]])
+    matrix = rotation(rotation_degrees)
+    matrix[:, :2] = matrix[:, :2] @ shear @ np.diag(scale)
+    matrix[:, 2] = 2.0 * np.asarray(translation)
+    return checked(matrix)
+
+
+def to_parts(matrix: npt.ArrayLike) -> Parts:
+    """Rotation, translation, scale and shear of a matrix [2,3]: the QR decomposition of its linear part.
+
+    Raises:
+        GeometryError: not a matrix [2,3] of finite numbers that can be inverted.
+    """
+    (a, b, x), (c, d, y) = checked(matrix).tolist()
+    scale_x = float(np.hypot(a, c))
+    scale_y = (a * d - b * c) / scale_x
+    degrees = float(np.degrees(np.arctan2(-c, a)))
+    shear = float(np.degrees(np.arctan((a * b + c * d) / (scale_x * scale_y))))
+    return Parts(180.0 if degrees == -180.0 else degrees + 0.0, (x / 2, y / 2), (scale_x, scale_y), shear + 0.0)
+
+
+def checked(matrix: npt.ArrayLike) -> Matrix:
+    """`matrix` as float64 [..., 2, 3].
+
+    Raises:
+        GeometryError: another shape, a number that is not finite, or a matrix that cannot be inverted.
+    """
+    try:
+        array = np.array(matrix, np.float64)
+    except (TypeError, ValueError) as error:
+        raise GeometryError(f"not a matrix of numbers: {error}") from None
+    if array.shape[-2:] != (2, 3):
+        raise GeometryError(f"a transform of the plane is a matrix [2,3], this has the shape {list(array.shape)}")
+    if not np.isfinite(array).all():
+        raise GeometryError("the matrix has a number that is not finite")
+    linear = array[..., :2]
+    size = np.square(linear).sum((-2, -1))
+    if (np.abs(_determinant(linear)) <= _SINGULAR * size).any():
+        raise GeometryError("the matrix squeezes the plane to a line or a point and cannot be inverted")
+    return array
+
+
+def compose(first: npt.ArrayLike, *rest: npt.ArrayLike) -> Matrix:
+    """The product of matrices [..., 2, 3]: coordinates pass the last one first."""
+    product = checked(first)
+    for factor in rest:
+        right = checked(factor)
+        linear = product[..., :2]
+        product = np.concatenate([linear @ right[..., :2], linear @ right[..., 2:] + product[..., 2:]], -1)
+    return product
+
+
+def inverse(matrix: npt.ArrayLike) -> Matrix:
+    """[..., 2, 3] -> [..., 2, 3], so that either product with `matrix` is the identity.
+
+    Raises:
+        GeometryError: there is none.
+    """
+    array = checked(matrix)
+    linear = array[..., :2]
+    adjugate = np.empty_like(linear)
+    adjugate[..., 0, 0], adjugate[..., 1, 1] = linear[..., 1, 1], linear[..., 0, 0]
+    adjugate[..., 0, 1], adjugate[..., 1, 0] = -linear[..., 0, 1], -linear[..., 1, 0]
+    back = adjugate / _determinant(linear)[..., None, None]
+    return np.concatenate([back, -back @ array[..., 2:]], -1) + 0.0
+
+
+def apply(matrix: npt.ArrayLike, points: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Points (x, y) [..., 2] through a matrix [2,3]."""
+    array = checked(matrix)
+    return np.asarray(points, np.float64) @ array[:, :2].T + array[:, 2]
+
+
+def frame(left: float, top: float, width: float, height: float) -> Matrix:
+    """From normalised coordinates to pixels, of a frame whose edges are `left` and `top` and which is `width` x
+    `height`, in pixels counted from the picture's corner (a picture's own frame: 0, 0, width, height).
+    """
+    return checked([[width / 2, 0.0, left + width / 2 - 0.5], [0.0, height / 2, top + height / 2 - 0.5]])
+
+
+def about(matrix: npt.ArrayLike, centre: npt.ArrayLike) -> Matrix:
+    """The linear part of `matrix` [2,3] about a point (x, y), which stays where it is."""
+    array = checked(matrix)
+    point = np.asarray(centre, np.float64)
+    array[:, 2] = point - array[:, :2] @ point
+    return array
+
+
+def grown(matrix: npt.ArrayLike, width: int, height: int) -> Canvas:
+    """The smallest canvas that holds all of a picture of `width` x `height` pixels.
+
+    `matrix` maps pixels of the wanted picture to pixels of the given one; the canvas' matrix is the same, counted from
+    its own corner. Turned by whole quarters, pixels lie on pixels.
+    """
+    array = checked(matrix)
+    edges = np.array([(x, y) for x in (-0.5, width - 0.5) for y in (-0.5, height - 0.5)])
+    corners = apply(inverse(array), edges)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    size = np.maximum(np.ceil(high - low - _SNAP), 1)
+    offset = low + 0.5 - (size - (high - low)) / 2  # what the rounding adds is shared by both sides
+    nearest = np.rint(offset)
+    offset = np.where(np.abs(offset - nearest) < _SNAP, nearest, offset)
+    return Canvas(int(size[0]), int(size[1]), compose(array, [[1.0, 0.0, offset[0]], [0.0, 1.0, offset[1]]]))
+
+
+def _determinant(linear: npt.NDArray[np.float64]) -> Any:
+    return linear[..., 0, 0] * linear[..., 1, 1] - linear[..., 0, 1] * linear[..., 1, 0]
