@@ -39,7 +39,7 @@ lock:  ## resolve constraints.txt anew; torch brings its CUDA packages by itself
 		--extra cpu --extra training --extra figures --extra test --quiet --output-file constraints.tmp
 	uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --no-header --no-annotate \
 		--constraint constraints.tmp --extra gpu --quiet --output-file constraints-gpu.tmp
-	cat constraints.tmp constraints-gpu.tmp | grep -vE '^(nvidia|cuda|triton|torch==)' | sort -u > constraints.txt
+	cat constraints.tmp constraints-gpu.tmp | grep -vE '^(nvidia|cuda|triton==|torch==)' | sort -u > constraints.txt
 	grep -hE '^torch==' constraints.tmp >> constraints.txt
 	rm constraints.tmp constraints-gpu.tmp
 

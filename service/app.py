@@ -16,26 +16,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from service import schemas
+from service import schemas, tensors
 from service.batching import Batcher
 from service.budget import Budget
 from service.cpus import usable_cpus
 from service.engine import Engine, EngineOptions
 from service.errors import (
-    PROBLEM_MEDIA_TYPE,
     CapabilityNotFound,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
     Problem,
     problem_types,
+    render,
 )
 from service.images import limits_of
 from service.inference import Inference
 from service.middleware import CALL, BodyLimits, RequestEdge, unexpected
 from service.model_store import CAPABILITIES, LoadedModel, ModelStore, Refusal
 from service.observability import Metrics, say
-from service.routes import classify, embed, health, metrics, models, recombine
+from service.routes import classify, embed, health, metrics, models, recombine, v2, v2_models
 from service.routes.direct import DirectPaths
 from service.settings import Settings
 
@@ -83,6 +83,8 @@ def create_app(settings: Settings, on_loaded: Callable[[], None] = lambda: None)
     for route in (classify, embed, recombine):
         route.add(app.router, inference)
     models.add(app.router, store)
+    v2_models.add(app.router, store, app.version)
+    v2.add(app.router, inference)
     health.add(app.router, store)
     metrics.add(app.router, observed)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -152,8 +154,8 @@ def _as_problem(path: str, error: Exception, store: ModelStore) -> Problem:
 
 def _problem_response(problem: Problem, request: Request, observed: Metrics) -> Response:
     observed.problem(problem.slug)
-    body = problem.body(request.scope[CALL].request_id)
-    return Response(body, problem.status, problem.headers, PROBLEM_MEDIA_TYPE)
+    body, media_type = render(problem, request.scope["path"], request.scope[CALL].request_id)
+    return Response(body, problem.status, problem.headers, media_type)
 
 
 def _version() -> str:
@@ -187,6 +189,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 (schemas.ImagesRequest, "validation"),
                 (schemas.RecombineRequest, "validation"),
                 (schemas.Problem, "validation"),
+                (schemas.ProtocolError, "validation"),
+                (tensors.InferRequest, "validation"),
+                (v2_models.IndexRequest, "validation"),
             ],
             ref_template="#/components/schemas/{model}",
         )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import orjson
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+PROTOCOL_PATH = "/v2"
 TYPE_PREFIX = "urn:equipoise:problem:"
 
 
@@ -85,6 +86,12 @@ class InvalidRequest(Problem):
 
 class UnknownField(Problem):
     slug, title, status = "unknown-field", "The JSON has a field that is not known here", 422
+
+
+class InvalidTensor(Problem):
+    """Under /v2: a tensor that the graph does not take, or a message that the inference protocol does not have."""
+
+    slug, title, status = "invalid-tensor", "The inference request does not fit the graph", 400
 
 
 class UnexpectedPart(Problem):
@@ -191,3 +198,10 @@ class InternalError(Problem):
 def problem_types() -> list[type[Problem]]:
     """The whole table, in the order of this file."""
     return Problem.__subclasses__()
+
+
+def render(problem: Problem, path: str, request_id: str | None) -> tuple[bytes, str]:
+    """Body and media type of the answer to `path`; below /v2 it has the inference protocol's own shape."""
+    if path == PROTOCOL_PATH or path.startswith(PROTOCOL_PATH + "/"):
+        return orjson.dumps({"error": problem.detail}), "application/json"
+    return problem.body(request_id), PROBLEM_MEDIA_TYPE

@@ -54,7 +54,7 @@ class Inference:
         self._metrics = metrics
         self._pool = pool
         self._limits = limits
-        self._max_images = max_images
+        self.max_images = max_images
 
     async def answer_pictures(self, request: Request, capability: str, render: Render) -> Response:
         """Every picture of the request by itself: one object, or `results` in order with problems in their place."""
@@ -63,10 +63,10 @@ class Inference:
         model = self.store.select(capability, options.model, options.version)
         content_type = call.headers.get(b"content-type", b"")
         if len(body) > INLINE_BODY_BYTES:
-            payload = await self.pooled(read_pictures, content_type, body, self._max_images)
+            payload = await self.pooled(read_pictures, content_type, body, self.max_images)
             encoded = await self.pooled(self.accept, payload.pictures)
         else:
-            payload = read_pictures(content_type, body, self._max_images)
+            payload = read_pictures(content_type, body, self.max_images)
             encoded = self.accept(payload.pictures)
         if payload.single and isinstance(encoded[0], Problem):
             raise encoded[0]
@@ -112,14 +112,17 @@ class Inference:
         call.stages.append((stage, seconds))
         self._metrics.stages[stage].observe(seconds)
 
-    def permit(self, encoded: Sequence[EncodedPicture | Problem], body: bytes) -> Permit:
-        """Room for the good ones of these pictures; QueueFull where there is none.
+    def permit(
+        self, encoded: Sequence[EncodedPicture | Problem], body: bytes, rows: int | None = None, size: int = 0
+    ) -> Permit:
+        """Room for the good ones of these pictures, or for so many `rows`; QueueFull where there is none.
 
         A request's pictures are decoded one after the other, so the largest one is what it holds at once. Of the body,
-        what is past the free part has been counted as it arrived.
+        what is past the free part has been counted as it arrived. size: bytes of tensors besides.
         """
         good = [picture.decoded_bytes for picture in encoded if not isinstance(picture, Problem)]
-        return self._budget.acquire(len(good), min(len(body), FREE_BODY_BYTES) + max(good, default=0))
+        images = len(good) if rows is None else rows
+        return self._budget.acquire(images, min(len(body), FREE_BODY_BYTES) + max(good, default=0) + size)
 
     def accept(self, pictures: Sequence[Encoded]) -> list[EncodedPicture | Problem]:
         """Headers checked, in order; a problem stays in its place."""

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.batching import CallerGone
 from service.budget import Budget
-from service.errors import PROBLEM_MEDIA_TYPE, BodyTimeout, BodyTooLarge, InternalError, Problem
+from service.errors import BodyTimeout, BodyTooLarge, InternalError, Problem, render
 from service.observability import Metrics, say
 
 CALL = "equipoise.call"
@@ -89,22 +89,22 @@ class RequestEdge:
             await self._app(scope, receive, send_marked)
         except Problem as problem:
             # without the frames that hold what has arrived of the body
-            await self._answer(problem.with_traceback(None), call, receive, send_marked)
+            await self._answer(problem.with_traceback(None), call, scope, receive, send_marked)
         except CallerGone:
             call.status = 499  # nobody hears it: the metrics alone
         except Exception as error:
             say(logging.ERROR, "request failed", error, request_id=request_id, path=scope["path"])
             if not call.status:  # where the answer has begun, the server can only cut the connection
-                await self._answer(unexpected(), call, receive, send_marked)
+                await self._answer(unexpected(), call, scope, receive, send_marked)
         finally:
             self._metrics.in_flight -= 1
             self._metrics.request(call.endpoint, call.status, time.perf_counter() - call.start)
 
-    async def _answer(self, problem: Problem, call: Call, receive: Receive, send: Send) -> None:
+    async def _answer(self, problem: Problem, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         self._metrics.problem(problem.slug)
-        body = problem.body(call.request_id)
+        body, media_type = render(problem, scope["path"], call.request_id)
         headers = [
-            (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
+            (b"content-type", media_type.encode()),
             (b"content-length", str(len(body)).encode()),
             *((name.lower().encode(), value.encode()) for name, value in problem.headers.items()),
         ]

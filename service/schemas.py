@@ -107,6 +107,12 @@ class Problem(BaseModel):
     instance: str | None = Field(default=None, examples=["urn:request:4f1c9a-1"])
 
 
+class ProtocolError(_Schema):
+    """Below /v2 an error is what the inference protocol says."""
+
+    error: str
+
+
 class ProblemInPlace(_Schema):
     """Stands for one bad picture of a batch."""
 

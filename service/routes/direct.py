@@ -5,6 +5,7 @@ by one look-up of its path. FastAPI's own way, from its telemetry to its exit st
 of a small picture.
 """
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -42,16 +43,30 @@ class DirectPaths:
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
-        self._routes: dict[tuple[str, str], ASGIApp] = {
-            (method, route.path): route.app
-            for route in app.routes
-            if isinstance(route, DirectRoute)
-            for method in route.methods or ()
-        }
+        self._routes: dict[tuple[str, str], ASGIApp] = {}
+        self._patterns: list[tuple[str, re.Pattern[str], ASGIApp]] = []
+        for route in app.routes:
+            if not isinstance(route, DirectRoute):
+                continue
+            for method in route.methods or ():
+                if route.param_convertors:
+                    self._patterns.append((method, route.path_regex, route.app))
+                else:
+                    self._routes[method, route.path] = route.app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = self._routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        route = self._find(scope) if scope["type"] == "http" else None
         await (route or self._app)(scope, receive, send)
+
+    def _find(self, scope: Scope) -> ASGIApp | None:
+        method, path = scope["method"], scope["path"]
+        if route := self._routes.get((method, path)):
+            return route
+        for wanted, pattern, route in self._patterns:
+            if wanted == method and (found := pattern.match(path)):
+                scope["path_params"] = found.groupdict()
+                return route
+        return None
 
 
 def problem_responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
@@ -66,6 +81,14 @@ def problem_responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any
         }
         for status, kinds in sorted(by_status.items())
     }
+
+
+def protocol_responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """The same for a route of the inference protocol, whose errors have the protocol's own shape."""
+    described = problem_responses(*problems)
+    for response in described.values():
+        response["content"] = {"application/json": {"schema": schema_reference(schemas.ProtocolError)}}
+    return described
 
 
 def schema_reference(model: type[BaseModel]) -> dict[str, str]:

@@ -1,0 +1,124 @@
+"""POST /v2/models/<graph>/infer: tensors as they are, or pictures prepared as everywhere else."""
+
+import time
+from collections.abc import Sequence
+from itertools import islice
+from typing import TypeVar
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import errors
+from service.batching import Row
+from service.errors import InvalidParameter, Problem, UnsupportedMediaType
+from service.inference import INLINE_BODY_BYTES, Inference
+from service.routes.direct import DirectRoute, protocol_responses, query_parameters, schema_reference
+from service.routes.v2_models import NOT_FOUND, find_graph, of_model, path_parameters
+from service.tensors import JSON_LENGTH_HEADER, InferAnswer, InferRequest, json_size, read_infer, write_answer
+
+_PROBLEMS = (
+    *NOT_FOUND,
+    errors.EmptyBody,
+    errors.InvalidJson,
+    errors.InvalidTensor,
+    errors.InvalidBase64,
+    errors.EmptyImage,
+    errors.NotAnImage,
+    errors.CorruptImage,
+    errors.BodyTimeout,
+    errors.BodyTooLarge,
+    errors.TooManyPixels,
+    errors.TooManyImages,
+    errors.UnsupportedMediaType,
+    errors.UnsupportedImage,
+    errors.UnknownParameter,
+    errors.InvalidParameter,
+    errors.ImageTooSmall,
+    errors.NoContent,
+    errors.QueueFull,
+)
+Item = TypeVar("Item")
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_PARAMETERS = [
+    {
+        "name": JSON_LENGTH_HEADER,
+        "in": "header",
+        "required": False,
+        "description": "Bytes of JSON before binary tensor data; 0: the body is one raw FP32 tensor.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    *(parameter for parameter in query_parameters() if parameter["name"] not in ("model", "version")),
+]
+
+
+def _good(encoded: Sequence[Item | Problem]) -> list[Item]:
+    """All of them; a message has one answer, so the first problem is its."""
+    for at, item in enumerate(encoded):
+        if isinstance(item, Problem):
+            item.detail = f"picture {at}: {item.detail}"
+            raise item
+    return [item for item in encoded if not isinstance(item, Problem)]
+
+
+def add(router: APIRouter, inference: Inference) -> None:
+    async def infer(request: Request) -> Response:
+        call, options, body = await inference.begin(request, "v2_infer")
+        start = time.perf_counter()
+        if options.model is not None or options.version is not None:
+            raise InvalidParameter("model and version stand in the path here")
+        if (encoding := call.headers.get(b"content-encoding", b"identity")) != b"identity":
+            raise UnsupportedMediaType(f"the body is encoded as {encoding.decode('latin-1')[:40]!r}; send it plain")
+        name = request.path_params["model"]
+        model, capability = find_graph(inference.store, name, request.path_params.get("version"))
+        graph = model.batchers[capability].engine.spec
+        size = json_size(call.headers, body)
+        if size > INLINE_BODY_BYTES:
+            asked = await inference.pooled(read_infer, body, size, graph, inference.max_images)
+        else:
+            asked = read_infer(body, size, graph, inference.max_images)
+        files = [file for given in asked.inputs if isinstance(given, list) for file in given]
+        if len(body) > INLINE_BODY_BYTES and files:
+            encoded = await inference.pooled(inference.accept, files)
+        else:
+            encoded = inference.accept(files)
+        arrays = sum(given.nbytes for given in asked.inputs if not isinstance(given, list))
+        with inference.permit(_good(encoded), body, rows=asked.rows, size=arrays):
+            prepared = iter(_good(await inference.prepare(encoded, model, options)) if files else ())
+            columns = [
+                [picture.image for picture in islice(prepared, asked.rows)] if isinstance(given, list) else given
+                for given in asked.inputs
+            ]
+            rows: list[Row] = list(zip(*columns, strict=True))
+            inference.record(call, "decode", time.perf_counter() - start)
+            outputs = await inference.run(request, model, capability, rows)
+            start = time.perf_counter()
+            answer, json_length = write_answer(asked, name, model.version, outputs)
+            inference.record(call, "encode", time.perf_counter() - start)
+        if json_length is None:
+            return Response(answer, media_type="application/json")
+        headers = {JSON_LENGTH_HEADER: str(json_length)}
+        return Response(answer, media_type="application/octet-stream", headers=headers)
+
+    for path in of_model("/infer"):
+        router.add_api_route(
+            path,
+            infer,
+            methods=["POST"],
+            name=f"v2_infer{'_version' if '{version}' in path else ''}",
+            summary="Inference protocol: run a graph",
+            response_model=InferAnswer,
+            response_description=f"JSON, or JSON of {JSON_LENGTH_HEADER} bytes with the binary tensor data behind it.",
+            responses={200: {"content": {"application/octet-stream": _BINARY}}, **protocol_responses(*_PROBLEMS)},
+            openapi_extra={
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        "application/json": {"schema": schema_reference(InferRequest)},
+                        "application/octet-stream": _BINARY,
+                    },
+                },
+                "parameters": [*path_parameters(path), *_PARAMETERS],
+            },
+            route_class_override=DirectRoute,
+        )

@@ -1,0 +1,227 @@
+"""/v2 of the Open Inference Protocol but for inference: the server, its health, its models.
+
+One model of the protocol is one graph, `<model>.<capability>`; plain `<model>` is its classify graph, else its
+canonicalize graph.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from contract.manifest import TensorSpec
+from service.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    CapabilityNotFound,
+    InternalError,
+    InvalidJson,
+    InvalidTensor,
+    ModelNotFound,
+    NotReady,
+    Problem,
+    VersionNotFound,
+)
+from service.middleware import CALL, read_body
+from service.model_store import CAPABILITIES, LoadedModel, ModelStore
+from service.routes.direct import DirectRoute, protocol_responses, schema_reference
+from service.tensors import read_message
+
+EXTENSIONS = ["binary_tensor_data", "model_repository"]
+PLATFORM = "onnx_onnxv1"
+_PLAIN = ("classify", "canonicalize")  # what a model's own name stands for, the first that it has
+
+NOT_FOUND = (ModelNotFound, VersionNotFound, CapabilityNotFound, NotReady, InternalError)
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class ServerMetadata(_Message):
+    name: str = Field(examples=["equipoise"])
+    version: str
+    extensions: list[str]
+
+
+class Live(_Message):
+    live: bool
+
+
+class ServerReady(_Message):
+    ready: bool
+
+
+class ModelReady(_Message):
+    name: str
+    ready: bool
+
+
+class TensorMetadata(_Message):
+    name: str
+    datatype: str = Field(examples=["FP32"])
+    shape: list[int] = Field(description="-1 is the batch.", examples=[[-1, 1, 28, 28]])
+
+
+class ModelMetadata(_Message):
+    name: str
+    versions: list[str]
+    platform: str = Field(examples=[PLATFORM])
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class IndexRequest(_Message):
+    ready: StrictBool = Field(default=False, description="Only what is ready.")
+
+
+class IndexEntry(_Message):
+    name: str
+    version: str
+    state: str = Field(examples=["READY", "UNAVAILABLE"])
+    reason: str = ""
+
+
+def find_graph(store: ModelStore, name: str, version: str | None) -> tuple[LoadedModel, str]:
+    """The model and the capability behind a name of the protocol.
+
+    Raises:
+        NotReady, ModelNotFound, VersionNotFound, CapabilityNotFound: with what there is.
+    """
+    number = None
+    if version is not None:
+        if not (version.isascii() and version.isdigit() and len(version) <= 9):
+            raise VersionNotFound(f"version {version[:40]!r} of {name[:100]} is not loaded")
+        number = int(version)
+    model = store.models.get(name)
+    if model is not None:
+        capability = next((plain for plain in _PLAIN if plain in model.batchers), None)
+        if capability is None:
+            graphs = ", ".join(f"{name}.{graph}" for graph in model.batchers)
+            raise CapabilityNotFound(f"{name} is no graph by itself; there are {graphs}")
+        return store.select(capability, name, number), capability
+    base, _, capability = name.rpartition(".")
+    if base in store.models and capability in CAPABILITIES:
+        return store.select(capability, base, number), capability
+    store.check_ready()
+    graphs = ", ".join(f"{other.name}.{graph}" for other in store.models.values() for graph in other.batchers)
+    raise ModelNotFound(f"the model {name[:100]!r} is not loaded; there are {graphs}")
+
+
+def describe(name: str, model: LoadedModel, capability: str) -> ModelMetadata:
+    graph = model.batchers[capability].engine.spec
+
+    def tensors(specs: Sequence[TensorSpec]) -> list[TensorMetadata]:
+        return [
+            TensorMetadata(name=spec.name, datatype="FP32", shape=[-1, *(int(size) for size in spec.shape[1:])])
+            for spec in specs
+        ]
+
+    return ModelMetadata(
+        name=name,
+        versions=[str(model.version)],
+        platform=PLATFORM,
+        inputs=tensors(graph.inputs),
+        outputs=tensors(graph.outputs),
+    )
+
+
+def index(store: ModelStore) -> list[IndexEntry]:
+    entries = []
+    for model in store.models.values():
+        names = [model.name] if any(plain in model.batchers for plain in _PLAIN) else []
+        names += [f"{model.name}.{graph}" for graph in model.batchers]
+        entries += [IndexEntry(name=name, version=str(model.version), state="READY") for name in names]
+    for refusal in store.refused:
+        version = "" if refusal.version is None else str(refusal.version)
+        entries.append(IndexEntry(name=refusal.model, version=version, state="UNAVAILABLE", reason=refusal.reason))
+    return entries
+
+
+def path_parameters(path: str) -> list[dict[str, Any]]:
+    """OpenAPI's `parameters` for the placeholders of a path."""
+    described = {"model": "`<model>.<capability>`, or `<model>`.", "version": "A positive integer."}
+    return [
+        {"name": name, "in": "path", "required": True, "description": text, "schema": {"type": "string"}}
+        for name, text in described.items()
+        if f"{{{name}}}" in path
+    ]
+
+
+def of_model(path: str) -> tuple[str, str]:
+    """The path below a model, and below a version of it."""
+    return f"/v2/models/{{model}}{path}", f"/v2/models/{{model}}/versions/{{version}}{path}"
+
+
+def _json(message: BaseModel, status: int = 200) -> Response:
+    return Response(message.model_dump_json(), status, media_type="application/json")
+
+
+def add(router: APIRouter, store: ModelStore, version: str) -> None:
+    async def server(request: Request) -> Response:
+        request.scope[CALL].endpoint = "v2_server"
+        return _json(ServerMetadata(name="equipoise", version=version, extensions=EXTENSIONS))
+
+    async def live(request: Request) -> Response:
+        request.scope[CALL].endpoint = "v2_live"
+        return _json(Live(live=True))
+
+    async def ready(request: Request) -> Response:
+        request.scope[CALL].endpoint = "v2_ready"
+        store.check_ready()
+        return _json(ServerReady(ready=True))
+
+    async def metadata(request: Request) -> Response:
+        request.scope[CALL].endpoint = "v2_model"
+        parameters = request.path_params
+        return _json(describe(parameters["model"], *find_graph(store, parameters["model"], parameters.get("version"))))
+
+    async def model_ready(request: Request) -> Response:
+        request.scope[CALL].endpoint = "v2_model_ready"
+        parameters = request.path_params
+        find_graph(store, parameters["model"], parameters.get("version"))
+        return _json(ModelReady(name=parameters["model"], ready=True))
+
+    async def repository(request: Request) -> Response:
+        request.scope[CALL].endpoint = "v2_index"
+        body = await read_body(request.receive)
+        asked = read_message(body, IndexRequest) if body else IndexRequest()
+        entries = [entry for entry in index(store) if entry.state == "READY" or not asked.ready]
+        listed = ",".join(entry.model_dump_json() for entry in entries)
+        return Response(f"[{listed}]", media_type="application/json")
+
+    def get(path: str, endpoint: Any, answer: type[BaseModel], summary: str, *problems: type[Problem]) -> None:
+        router.add_api_route(
+            path,
+            endpoint,
+            name=f"v2_{endpoint.__name__}{'_version' if '{version}' in path else ''}",
+            summary=summary,
+            response_model=answer,
+            responses=protocol_responses(*problems),
+            openapi_extra={"parameters": path_parameters(path)},
+            route_class_override=DirectRoute,
+        )
+
+    get("/v2", server, ServerMetadata, "Inference protocol: what this server is")
+    get("/v2/health/live", live, Live, "Inference protocol: whether the process is alive")
+    get("/v2/health/ready", ready, ServerReady, "Inference protocol: whether requests can be answered", NotReady)
+    for path in of_model(""):
+        get(path, metadata, ModelMetadata, "Inference protocol: what a graph takes and gives", *NOT_FOUND)
+    for path in of_model("/ready"):
+        get(path, model_ready, ModelReady, "Inference protocol: whether a graph is loaded and warm", *NOT_FOUND)
+    router.add_api_route(
+        "/v2/repository/index",
+        repository,
+        methods=["POST"],
+        name="v2_repository_index",
+        summary="Inference protocol: every graph that serves, every model folder that was refused",
+        response_model=list[IndexEntry],
+        responses=protocol_responses(InvalidJson, InvalidTensor, BodyTooLarge, BodyTimeout),
+        openapi_extra={
+            "requestBody": {"content": {"application/json": {"schema": schema_reference(IndexRequest)}}},
+        },
+        route_class_override=DirectRoute,
+    )

@@ -1,0 +1,99 @@
+"""Every graph of every shipped model through the inference protocol, by Triton's own client, equal to REST."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+
+from contract.manifest import GOLDEN_FILE, Manifest, read_manifest, versions
+from contract.picture import open_picture
+from service.settings import Settings
+from tests.server import running_server
+
+STORE = Path(__file__).parents[2] / "model_store"
+MODELS = {folder.name: read_manifest(folder / str(versions(folder)[-1])) for folder in sorted(STORE.iterdir())}
+GRAPHS = [(name, graph) for name, manifest in MODELS.items() for graph in manifest.graphs]
+ROWS = 3
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running_server(Settings(model_store=STORE)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(urlsplit(url).netloc) as opened:
+        yield opened
+
+
+def golden(manifest: Manifest, graph: str, side: str) -> dict[str, np.ndarray]:
+    """The golden tensors of a graph by name, float32 [n, ...]."""
+    prefix = f"{graph}/{side}/"
+    with np.load(STORE / manifest.name / str(manifest.version) / GOLDEN_FILE) as archive:
+        return {key.removeprefix(prefix): archive[key] for key in archive.files if key.startswith(prefix)}
+
+
+@pytest.mark.parametrize(("model", "graph"), GRAPHS)
+@pytest.mark.parametrize("binary", [True, False])
+def test_tensors_give_the_golden_answers(
+    client: triton.InferenceServerClient, model: str, graph: str, binary: bool
+) -> None:
+    manifest = MODELS[model]
+    inputs = []
+    for name, array in golden(manifest, graph, "in").items():
+        tensor = triton.InferInput(name, list(array.shape), "FP32")
+        tensor.set_data_from_numpy(array, binary_data=binary)
+        inputs.append(tensor)
+    wanted = golden(manifest, graph, "out")
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in wanted]
+    result = client.infer(f"{model}.{graph}", inputs, str(manifest.version), outputs)
+    for name, array in wanted.items():
+        np.testing.assert_allclose(result.as_numpy(name), array, rtol=1e-3, atol=1e-4, err_msg=name)
+    described = client.get_model_metadata(f"{model}.{graph}")
+    assert [output["name"] for output in described["outputs"]] == [spec.name for spec in manifest.graphs[graph].outputs]
+
+
+def of_rest(graph: str, answer: dict[str, Any], labels: list[str]) -> dict[str, Any]:
+    """The tensors of one row, as far as the REST answer has them at model size."""
+    if graph == "embed":
+        return {"embedding": answer["embedding"]}
+    if graph == "classify":
+        values = {name: [answer[name][label] for label in labels] for name in ("probabilities", "distances")}
+        return values | {"novelty": answer["novelty"]["score"]}
+    picture = open_picture(base64.b64decode(answer["image"]["data"])).pixels
+    return {"image": np.moveaxis(np.atleast_3d(picture), 2, 0) / 255}
+
+
+@pytest.mark.parametrize(("model", "graph"), [pair for pair in GRAPHS if pair[1] in ("embed", "classify", "recombine")])
+def test_pictures_and_tensors_equal_rest(
+    client: triton.InferenceServerClient, url: str, model: str, graph: str
+) -> None:
+    manifest = MODELS[model]
+    files = [path.read_bytes() for path in sorted((STORE.parent / "examples").glob("*.png"))[:ROWS]]
+    names = [tensor.name for tensor in manifest.graphs[graph].inputs]
+    given = []
+    for name in names:
+        tensor = triton.InferInput(name, [len(files)], "BYTES")
+        tensor.set_data_from_numpy(np.array(files, dtype=object))
+        given.append(tensor)
+    result = client.infer(f"{model}.{graph}", given)
+    for row, file in enumerate(files):
+        form = dict.fromkeys(names, file)
+        answer = httpx.post(f"{url}/{graph}?model={model}", files=form, trust_env=False)
+        for name, value in of_rest(graph, answer.json(), list(manifest.labels)).items():
+            tolerance = 0.51 / 255 if name == "image" else 1e-4  # REST's picture has 8 bits
+            np.testing.assert_allclose(
+                np.clip(result.as_numpy(name)[row], 0, 1) if name == "image" else result.as_numpy(name)[row],
+                value,
+                rtol=0,
+                atol=tolerance,
+                err_msg=name,
+            )
