@@ -88,12 +88,15 @@ class Preprocessing(_Record):
 
     polarity: brightness of the ink in the training pictures ("none": the picture has no ink and paper).
     fit: "mass" scales the content's longer side to `1 - 2 * margin` of the frame and centres it by its centre of mass;
-        "box" centres the content's box instead; "image" takes the whole picture and looks for no content.
-    margin: share of the frame's side that stays empty on either side of the content's longer side.
+        "box" centres the content's box instead; "circle", for models that estimate a pose, centres the centre of mass
+        of the ink and scales the circle about it that holds 99 % of the ink: however the content is turned, it is the
+        same circle, while the size of an upright box would tell the angle; "image" takes the whole picture and looks
+        for no content.
+    margin: share of the frame's side that stays empty on either side of the content's longer side, or of the circle.
     """
 
     polarity: Literal["light", "dark", "none"]
-    fit: Literal["mass", "box", "image"]
+    fit: Literal["mass", "box", "circle", "image"]
     margin: float = Field(default=0.0, ge=0.0, lt=0.5)
 
 

@@ -4,12 +4,14 @@ A picture of the model's own size passes as it is. Any other is read as ink on p
 box, antialiased resize and placement as the training data have it (`Preprocessing` in the manifest).
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from contract import geometry
 from contract.ink import Page, read_page, strength_of_ink
 from contract.manifest import InputSpec, Preprocessing
 from contract.paper import Map
@@ -21,7 +23,10 @@ Box = tuple[int, int, int, int]
 _DETAIL = 8  # pixels of the crop a pixel of the model, before the last resize
 _THUMBNAIL = 64  # pixels of the longer side at which colours are compared
 _ISOLUMINANT = 3.0  # times the contrast of the luma that a channel must have to be taken instead
+_MOST_INK = 0.99  # of the ink lies in the circle that is fitted
 _RESAMPLE = Image.Resampling.LANCZOS
+_MEAN = Image.Resampling.BOX  # sharpest in flat areas; its pixels snap to those of the picture
+_SMOOTH = Image.Resampling.BICUBIC  # turns with the content
 
 
 class Prepared(NamedTuple):
@@ -29,13 +34,28 @@ class Prepared(NamedTuple):
 
     image: float32 [C,H,W] in [0,1]. polarity: the brightness of the ink that was found or stated, "none" where nothing
     was looked for. box: left, top, right, bottom (exclusive) of what fills the frame, in pixels of the given picture.
-    has_content: False where content was looked for and none was found; the box is then the whole picture.
+    frame: [2,3] from the model's frame, normalised, to pixels of the given picture; composed with the matrix that a
+    model gives for its input, it is the matrix for the picture itself. has_content: False where content was looked for
+    and none was found; the box is then the whole picture.
     """
 
     image: npt.NDArray[np.float32]
     polarity: str
     box: Box
+    frame: geometry.Matrix
     has_content: bool = True
+
+
+class _Square(NamedTuple):
+    """A square of the picture, which fills a model's frame; in pixels from the picture's corner."""
+
+    left: float
+    top: float
+    side: float
+
+    @property
+    def frame(self) -> geometry.Matrix:
+        return geometry.frame(self.left, self.top, self.side, self.side)
 
 
 def prepare(
@@ -57,7 +77,8 @@ def prepare(
         image = _to_channels(pixels, spec.channels)
         if polarity in ("dark", "light") and preprocessing.polarity not in ("none", polarity):
             image = np.float32(1) - image
-        return Prepared(image, "none" if polarity == "auto" else polarity, (0, 0, width, height))
+        box = (0, 0, width, height)
+        return Prepared(image, "none" if polarity == "auto" else polarity, box, geometry.frame(0, 0, width, height))
     if fit == "image" or (fit == "auto" and preprocessing.fit == "image"):
         return _whole(pixels, spec, preprocessing, polarity)
     return _content(pixels, spec, preprocessing, polarity)
@@ -84,14 +105,21 @@ def _content(
     if page.strength == 0:
         blank = np.float32(1 if preprocessing.polarity == "dark" else 0)
         image = np.full((spec.channels, spec.height, spec.width), blank, np.float32)
-        return Prepared(image, page.polarity, (0, 0, width, height), has_content=False)
-    ink, box = _crop(grey, page, spec.width)
+        box = (0, 0, width, height)
+        return Prepared(image, page.polarity, box, _around(box, 0.0).frame, has_content=False)
+    ink, box, step = _crop(grey, page, spec.width)
+    circle = _circle(ink, box, step, preprocessing.margin) if preprocessing.fit == "circle" else None
     if preprocessing.polarity == "none":
-        return Prepared(_frame(picture, box, spec, preprocessing.margin), page.polarity, box)
-    framed = _place(ink, spec.width, preprocessing)
+        square = circle or _around(box, preprocessing.margin)
+        image = _cut(picture, square, spec, _SMOOTH if circle else _MEAN)
+        return Prepared(image, page.polarity, box, square.frame)
+    if circle:
+        framed, frame = _cut_ink(ink, box, step, circle, spec.width), circle.frame
+    else:
+        framed, frame = _place(ink, box, spec.width, preprocessing)
     if preprocessing.polarity == "dark":
         framed = np.float32(1) - framed
-    return Prepared(np.repeat(framed[None], spec.channels, axis=0), page.polarity, box)
+    return Prepared(np.repeat(framed[None], spec.channels, axis=0), page.polarity, box, frame)
 
 
 def _to_grey(picture: Image.Image) -> Image.Image:
@@ -108,9 +136,9 @@ def _to_grey(picture: Image.Image) -> Image.Image:
     return picture.convert("L")
 
 
-def _crop(grey: Image.Image, page: Page, side: int) -> tuple[Map, Box]:
+def _crop(grey: Image.Image, page: Page, side: int) -> tuple[Map, Box, int]:
     """The content's ink [h,w] in 0..1 (solid ink is 1) at _DETAIL times the model's resolution or what the picture has,
-    and its box in pixels of the picture.
+    its box in pixels of the picture, and the pixels of the picture a side of one pixel of the ink.
     """
     unit = page.reduction
     left, top = max(0, (page.box[0] - 1) * unit), max(0, (page.box[1] - 1) * unit)
@@ -140,10 +168,10 @@ def _crop(grey: Image.Image, page: Page, side: int) -> tuple[Map, Box]:
         min(top + last_row * step, grey.height),
     )
     ink = ink[first_row:last_row, first_column:last_column]
-    return np.minimum(ink / np.float32(page.strength), np.float32(1)), box
+    return np.minimum(ink / np.float32(page.strength), np.float32(1)), box, step
 
 
-def _place(ink: Map, side: int, preprocessing: Preprocessing) -> Map:
+def _place(ink: Map, box: Box, side: int, preprocessing: Preprocessing) -> tuple[Map, geometry.Matrix]:
     """Scale the content's ink [h,w] into a frame [side,side] and put it where the training data have it."""
     height, width = ink.shape
     scale = (1 - 2 * preprocessing.margin) * side / max(height, width)
@@ -158,7 +186,38 @@ def _place(ink: Map, side: int, preprocessing: Preprocessing) -> Map:
     left, top = (min(max(int(at + 0.5), 0), side - extent) for at, extent in zip((x, y), size, strict=True))
     framed = np.zeros((side, side), np.float32)
     framed[top : top + size[1], left : left + size[0]] = small
-    return framed
+    unit_x, unit_y = (box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]
+    return framed, geometry.frame(box[0] - left * unit_x, box[1] - top * unit_y, side * unit_x, side * unit_y)
+
+
+def _circle(ink: Map, box: Box, step: int, margin: float) -> _Square:
+    """The square about the centre of mass of the ink [h,w] in which the circle that holds it leaves `margin`."""
+    height, width = ink.shape
+    total = float(ink.sum())
+    x = float(ink.sum(axis=0) @ np.arange(width)) / total
+    y = float(ink.sum(axis=1) @ np.arange(height)) / total
+    distance = np.hypot(np.arange(width)[None, :] - x, np.arange(height)[:, None] - y)
+    within = np.cumsum(np.bincount(distance.astype(np.intp).ravel(), ink.ravel())) / total
+    ring = int(np.searchsorted(within, _MOST_INK))
+    before = float(within[ring - 1]) if ring else 0.0
+    radius = ring + (_MOST_INK - before) / (float(within[ring]) - before)
+    side = 2 * radius * step / (1 - 2 * margin)
+    return _Square(box[0] + (x + 0.5) * step - side / 2, box[1] + (y + 0.5) * step - side / 2, side)
+
+
+def _cut_ink(ink: Map, box: Box, step: int, square: _Square, side: int) -> Map:
+    """Ink [side,side] of a square of the picture, from the ink [h,w] of its box; there is none outside the box."""
+    fewer = max(1, int(square.side / (step * side * _DETAIL)))
+    unit = step * fewer
+    small = np.pad(ink, ((0, -ink.shape[0] % fewer), (0, -ink.shape[1] % fewer)))
+    small = small.reshape(small.shape[0] // fewer, fewer, -1, fewer).mean(axis=(1, 3), dtype=np.float32)
+    left, top, extent = (square.left - box[0]) / unit, (square.top - box[1]) / unit, square.side / unit
+    column, row = math.floor(left), math.floor(top)
+    cells = math.ceil(extent) + 1
+    canvas = Image.new("F", (cells, cells))
+    canvas.paste(Image.fromarray(small), (-column, -row))
+    where = (left - column, top - row, left - column + extent, top - row + extent)
+    return np.asarray(canvas.resize((side, side), _RESAMPLE, where)).clip(0, 1)
 
 
 def _whole(
@@ -167,26 +226,34 @@ def _whole(
     height, width = pixels.shape[:2]
     box = (0, 0, width, height)
     picture = Image.fromarray(pixels)
-    image = _frame(picture, box, spec, 0.0)
+    square = _around(box, 0.0)
+    image = _cut(picture, square, spec, _MEAN)
     if preprocessing.polarity == "none" or polarity == "none":
-        return Prepared(image, "none", box)
+        return Prepared(image, "none", box, square.frame)
     found = polarity if polarity != "auto" else read_page(_to_grey(picture)).polarity
-    return Prepared(image if found == preprocessing.polarity else np.float32(1) - image, found, box)
+    return Prepared(image if found == preprocessing.polarity else np.float32(1) - image, found, box, square.frame)
 
 
-def _frame(picture: Image.Image, box: Box, spec: InputSpec, margin: float) -> npt.NDArray[np.float32]:
-    """float32 [C,H,W] in [0,1]: a box of the picture in its own colours, widened to a square with `margin`; what lies
-    outside the picture takes the median colour of the picture's edge.
+def _around(box: Box, margin: float) -> _Square:
+    """The square about the middle of a box, with `margin` on either side of the longer one."""
+    side = max(box[2] - box[0], box[3] - box[1]) / (1 - 2 * margin)
+    return _Square((box[0] + box[2] - side) / 2, (box[1] + box[3] - side) / 2, side)
+
+
+def _cut(picture: Image.Image, square: _Square, spec: InputSpec, reducing: Image.Resampling) -> npt.NDArray[np.float32]:
+    """float32 [C,H,W] in [0,1]: a square of the picture in its own colours; what lies outside the picture takes the
+    median colour of the picture's edge.
     """
     mode = "L" if spec.channels == 1 else "RGB"
-    side = max(box[2] - box[0], box[3] - box[1]) / (1 - 2 * margin)
-    step = max(1, int(side / (spec.width * _DETAIL)))
+    step = max(1, int(square.side / (spec.width * _DETAIL)))
     small = picture.convert(mode).reduce(step)
     array = np.asarray(small)
     edge = np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]])
-    left, top = ((box[i] + box[i + 2] - side) / (2 * step) for i in (0, 1))
-    extent = max(1, round(side / step))
-    canvas = Image.new(mode, (extent, extent), tuple(int(v) for v in np.atleast_1d(np.median(edge, axis=0))))
-    canvas.paste(small, (round(-left), round(-top)))
-    resized = canvas.resize((spec.width, spec.height), Image.Resampling.BOX if extent >= spec.width else None)
+    left, top, extent = square.left / step, square.top / step, square.side / step
+    column, row = math.floor(left), math.floor(top)
+    cells = math.ceil(extent) + 1
+    canvas = Image.new(mode, (cells, cells), tuple(int(v) for v in np.atleast_1d(np.median(edge, axis=0))))
+    canvas.paste(small, (-column, -row))
+    where = (left - column, top - row, left - column + extent, top - row + extent)
+    resized = canvas.resize((spec.width, spec.height), reducing if extent >= spec.width else _SMOOTH, where)
     return _to_channels(np.asarray(resized), spec.channels)

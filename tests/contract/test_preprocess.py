@@ -7,9 +7,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageDraw
 
+from contract import geometry
 from contract.manifest import InputSpec, Preprocessing
 from contract.picture import open_picture
-from contract.preprocess import prepare
+from contract.preprocess import Prepared, prepare
 from tests.contract.pictures import encode, glyph, noise
 
 SPEC = InputSpec(channels=1, height=28, width=28)
@@ -307,8 +308,8 @@ def test_no_picture_breaks_it(seed: int) -> None:
         spec = InputSpec.model_validate({"channels": channels, "height": side, "width": side})
         preprocessing = Preprocessing.model_validate({
             "polarity": generator.choice(["light", "dark", "none"]),
-            "fit": generator.choice(["mass", "box", "image"]),
-            "margin": generator.choice([0.0, 0.1, 0.4]),
+            "fit": generator.choice(["mass", "box", "circle", "image"]),
+            "margin": generator.choice([0.0, 0.1, 0.4, 0.499]),
         })  # fmt: skip
         polarity, fit = (
             generator.choice(["auto", "light", "dark", "none"]),
@@ -319,6 +320,7 @@ def test_no_picture_breaks_it(seed: int) -> None:
         assert prepared.image.min() >= 0 and prepared.image.max() <= 1
         left, top, right, bottom = prepared.box
         assert 0 <= left < right <= picture.shape[1] and 0 <= top < bottom <= picture.shape[0]
+        assert np.isfinite(geometry.inverse(prepared.frame)).all()
 
 
 # The whole picture
@@ -361,3 +363,96 @@ def test_content_for_a_model_without_polarity_keeps_its_colours() -> None:
     assert prepared.box == pytest.approx(box_of(140, 90, 60), abs=2)
     np.testing.assert_allclose(prepared.image[:, 25, 5], np.array([220, 200, 30]) / 255, atol=0.02)
     np.testing.assert_allclose(prepared.image[:, 5, 20], np.array([20, 120, 30]) / 255, atol=0.02)
+
+
+# For a pose: what is shown turns with the content
+
+CIRCLE = Preprocessing(polarity="light", fit="circle", margin=0.1)
+COLOURED = Preprocessing(polarity="none", fit="circle", margin=0.1)
+
+
+def drawing(degrees: float, size: float = 1.0, at: tuple[float, float] = (0.0, 0.0)) -> Image.Image:
+    """A dark blue arrow on warm paper, 900 x 700, turned counter-clockwise; `at` from the middle, in pixels."""
+    shape = np.array([(-180, 40), (60, 40), (60, 110), (200, 0), (60, -60), (-180, -40)]) * size
+    turn = geometry.rotation(degrees)[:, :2]
+    points = shape @ turn.T + np.array([450, 350]) + at
+    page = Image.new("RGB", (3600, 2800), (235, 225, 205))
+    ImageDraw.Draw(page).polygon([(4 * x, 4 * y) for x, y in points], fill=(30, 40, 120))
+    return page.reduce(4)
+
+
+def seen(degrees: float, preprocessing: Preprocessing = CIRCLE, **drawn: Any) -> Prepared:
+    channels = 3 if preprocessing.polarity == "none" else 1
+    spec = InputSpec(channels=channels, height=40, width=40)  # type: ignore[arg-type]
+    return prepare(np.asarray(drawing(degrees, **drawn)), spec, preprocessing)
+
+
+@pytest.mark.parametrize("preprocessing", [CIRCLE, COLOURED, CIRCLE.model_copy(update={"polarity": "dark"})])
+@pytest.mark.parametrize("degrees", [90, -17.3, 45, 133])
+def test_the_circle_turns_with_the_content(degrees: float, preprocessing: Preprocessing) -> None:
+    upright, turned = seen(0, preprocessing).image, seen(degrees, preprocessing).image
+    back = [Image.fromarray(plane).rotate(-degrees, Image.Resampling.BICUBIC) for plane in turned]
+    y, x = np.indices((40, 40)) - 19.5
+    inside = np.hypot(x, y) < 19
+    assert np.abs(np.stack(back) - upright)[:, inside].mean() < 0.015
+    assert np.ptp(upright) > 0.5
+
+
+@pytest.mark.parametrize("size", [0.2, 0.5, 1.5])
+@pytest.mark.parametrize("at", [(0, 0), (-100.3, 40.6)])
+def test_the_circle_follows_shift_and_size(size: float, at: tuple[float, float]) -> None:
+    plain, moved = seen(20), seen(20, size=size, at=at)
+    assert np.abs(moved.image - plain.image).mean() < 0.015
+    middle, corner = geometry.apply(moved.frame, [[0, 0], [1, 1]])
+    plain_middle, plain_corner = geometry.apply(plain.frame, [[0, 0], [1, 1]])
+    assert corner - middle == pytest.approx((plain_corner - plain_middle) * size, rel=0.02)
+    assert middle - (449.5, 349.5) == pytest.approx((plain_middle - (449.5, 349.5)) * size + at, abs=0.6)
+
+
+def test_the_circle_holds_the_ink_within_its_margin() -> None:
+    y, x = np.indices((40, 40)) - 19.5
+    image = seen(30).image[0]
+    share = image[np.hypot(x, y) < 20 * 0.8].sum() / image.sum()
+    assert share == pytest.approx(0.99, abs=0.006)
+    assert image.sum(axis=0) @ x[0] / image.sum() == pytest.approx(0, abs=0.05)
+    assert image.sum(axis=1) @ y[:, 0] / image.sum() == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "preprocessing", [CIRCLE, COLOURED, MASS, BOX, WHOLE, CIRCLE.model_copy(update={"margin": 0.4})]
+)
+def test_the_frame_says_where_a_pixel_of_the_input_comes_from(preprocessing: Preprocessing) -> None:
+    """Centre and amount of the ink in the input are those in the picture, taken there by the frame."""
+    picture = np.full((300, 420, 3), 255, np.uint8)
+    picture[60:220, 100:180] = picture[180:220, 100:300] = 0
+    rows, columns = np.nonzero(picture[..., 0] == 0)
+    channels = 3 if preprocessing.polarity == "none" else 1
+    spec = InputSpec(channels=channels, height=96, width=96)  # type: ignore[arg-type]
+    prepared = prepare(picture, spec, preprocessing)
+    ink = prepared.image[0] if preprocessing.polarity == "light" else 1 - prepared.image[0]
+    to_picture = geometry.compose(prepared.frame, geometry.inverse(geometry.frame(0, 0, 96, 96)))
+    y, x = np.indices(ink.shape)
+    centre = geometry.apply(to_picture, [(ink * x).sum() / ink.sum(), (ink * y).sum() / ink.sum()])
+    unit = to_picture[0, 0]
+    assert centre == pytest.approx((columns.mean(), rows.mean()), abs=0.05 * unit + 0.1)
+    assert ink.sum() * to_picture[0, 0] * to_picture[1, 1] == pytest.approx(len(rows), rel=0.02)
+
+
+def test_a_picture_of_the_models_own_size_is_its_own_frame() -> None:
+    prepared = prepare(noise(28, 28), SPEC, CIRCLE)
+    np.testing.assert_array_equal(prepared.image[0], noise(28, 28).astype(np.float32) / np.float32(255))
+    assert geometry.apply(prepared.frame, [[-1, -1], [1, 1]]).tolist() == [[-0.5, -0.5], [27.5, 27.5]]
+
+
+def test_a_blank_picture_is_framed_whole() -> None:
+    prepared = prepare(np.full((30, 60), 200, np.uint8), SPEC, CIRCLE)
+    assert not prepared.has_content
+    assert geometry.apply(prepared.frame, [[-1, -1], [1, 1]]).tolist() == [[-0.5, -15.5], [59.5, 44.5]]
+
+
+def test_a_single_dot_of_ink() -> None:
+    picture = np.zeros((40, 50), np.uint8)
+    picture[12, 33] = 255
+    prepared = prepare(picture, SPEC, CIRCLE)
+    assert prepared.has_content and prepared.image.max() > 0.5
+    assert geometry.apply(prepared.frame, [0, 0]) == pytest.approx((33, 12))
