@@ -2,16 +2,8 @@
 
 A transform is a matrix [N,2,3] of normalised coordinates ([-1,1], x right, y down, align_corners=False) that maps the
 canonical frame to the observed image: sampling the observed image with it gives the upright one. The convention is
-`contract.geometry`'s. Coefficients of the Lie algebra, in this order:
-
-    SO2   rotation
-    SE2   rotation, x, y
-    SIM2  rotation, x, y, log_scale
-    AFF5  rotation, x, y, log_scale_x, log_scale_y
-    AFF6  rotation, x, y, log_scale_x, log_scale_y, shear
-
-Rotation is in radians and positive counter-clockwise as seen on screen; x and y are in normalised units (2 is the whole
-width), a positive log scale enlarges what is seen.
+`contract.geometry`'s, and so are names, order and units of the coefficients of the Lie algebra, `COEFFICIENTS`. A
+positive rotation turns what is seen counter-clockwise, a positive log scale enlarges it.
 
 M = exp(sum_i c_i G_i) is one exponential of the sum, not a product of factors: x and y are the shift itself only
 without rotation and scale, and where log_scale_x and log_scale_y differ a turned matrix has other scales and some
@@ -34,9 +26,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["DIMENSIONS", "Group", "compose", "exponential", "generators", "grid", "inverse", "resample"]
+from contract.geometry import Group
 
-Group = Literal["SO2", "SE2", "SIM2", "AFF5", "AFF6"]
+__all__ = ["DIMENSIONS", "compose", "exponential", "generators", "grid", "inverse", "resample"]
 
 _ROTATION = [[0, 1, 0], [-1, 0, 0]]
 _X, _Y = [[0, 0, 1], [0, 0, 0]], [[0, 0, 0], [0, 0, 1]]

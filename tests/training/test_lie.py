@@ -13,8 +13,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contract import geometry
+from contract.geometry import COEFFICIENTS, Group
 from contract.manifest import OPSET
-from training.lie import DIMENSIONS, Group, compose, exponential, generators, grid, inverse, resample
+from training.lie import DIMENSIONS, compose, exponential, generators, grid, inverse, resample
 
 GROUPS = list(DIMENSIONS)
 LIMITS = {
@@ -152,6 +154,48 @@ def test_grid_is_that_of_torch(group: Group) -> None:
     matrix = exponential(group, drawn(group, 6, dtype=torch.float32))
     expected = F.affine_grid(matrix, [6, 1, 9, 9], align_corners=False)
     torch.testing.assert_close(grid(matrix, 9), expected, rtol=0, atol=1e-6)
+
+
+# --- one convention with contract/geometry.py -----------------------------------------------------------------------
+
+
+def test_coefficients_are_those_of_the_contract(group: Group) -> None:
+    assert DIMENSIONS[group] == len(COEFFICIENTS[group]) == len(generators(group)) and set(GROUPS) == set(COEFFICIENTS)
+
+
+def test_each_coefficient_alone_is_the_part_of_its_name(group: Group) -> None:
+    for axis, name in enumerate(COEFFICIENTS[group]):
+        for value in (-0.6, 0.4):
+            coefficients = torch.zeros(1, DIMENSIONS[group], dtype=torch.float64)
+            coefficients[0, axis] = value
+            growth = math.exp(value)
+            parts = {
+                "rotation": {"rotation_degrees": math.degrees(value)},
+                "x": {"translation": (value / 2, 0.0)},
+                "y": {"translation": (0.0, value / 2)},
+                "log_scale": {"scale": (growth, growth)},
+                "log_scale_x": {"scale": (growth, 1.0)},
+                "log_scale_y": {"scale": (1.0, growth)},
+                "shear": {"shear_degrees": math.degrees(math.atan(value))},
+            }[name]
+            expected = geometry.from_parts(**parts)
+            np.testing.assert_allclose(exponential(group, coefficients)[0].numpy(), expected, atol=1e-14)
+
+
+def test_inverse_and_composition_are_those_of_the_contract(group: Group) -> None:
+    a, b = exponential(group, drawn(group, 60)).chunk(2)
+    np.testing.assert_allclose(compose(a, b).numpy(), geometry.compose(a.numpy(), b.numpy()), atol=1e-12)
+    np.testing.assert_allclose(inverse(a).numpy(), geometry.inverse(a.numpy()), atol=1e-12)
+
+
+def test_grid_holds_the_points_of_the_contract(group: Group) -> None:
+    """The pixel in row j and column i, its centre in normalised coordinates, through the matrix."""
+    side = 5
+    (matrix,) = exponential(group, drawn(group, 1))
+    normalised = geometry.inverse(geometry.frame(0, 0, side, side))
+    points = [[geometry.apply(normalised, (i, j)) for i in range(side)] for j in range(side)]
+    expected = geometry.apply(matrix.numpy(), np.array(points))
+    np.testing.assert_allclose(grid(matrix[None], side)[0].numpy(), expected, atol=1e-12)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
