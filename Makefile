@@ -8,7 +8,7 @@ STORE ?= model_store
 bin := $(VENV)/bin
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: serve test lint format train bench lock clean
+.PHONY: serve test lint format train bench bench-peers lock clean
 
 serve: $(VENV)/.serve  ## start the service on http://127.0.0.1:8000 with the shipped models
 	@exec $(bin)/python -m service --host $(HOST) --port $(PORT) --model-store $(STORE)
@@ -32,7 +32,10 @@ train: $(VENV)/.train  ## from nothing to a new version of equivae-digits in mod
 	$(bin)/python -m training export $(RUNS)/equivae-digits --to $(STORE)
 
 bench: $(VENV)/.serve  ## this service beside plain FastAPI, each on one core, wrk on another
-	$(bin)/python benchmarks/serving.py
+	$(bin)/python -m benchmarks.serving
+
+bench-peers: $(VENV)/.serve  ## the same beside LitServe, BentoML, MLServer and Ray Serve, about half an hour
+	$(bin)/python -m benchmarks.serving --peers --clients 1 8 32 64 --repeats 3 --json results/serving.json
 
 lock:  ## resolve constraints.txt anew; torch brings its CUDA packages by itself where a machine wants them
 	uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --no-header --no-annotate \
@@ -44,7 +47,7 @@ lock:  ## resolve constraints.txt anew; torch brings its CUDA packages by itself
 	rm constraints.tmp constraints-gpu.tmp
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .bench build dist .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,63 +1,35 @@
-"""This service beside plain FastAPI: the same graph, the same picture, each server on one core, `wrk` on another.
+"""This service beside plain FastAPI, and with `--peers` beside other model servers: one graph, one picture.
 
-    python benchmarks/serving.py
+    python -m benchmarks.serving
+    python -m benchmarks.serving --peers --clients 1 8 32 64 --json results/serving.json --chart docs/serving.png
 
-Every server answers `POST /classify`; ours through its documented endpoint with everything on. Repeats alternate, so
-that a machine that is busy with something else is busy with it for both: read the ratio, not the rates. The server's
-own CPU time a request depends less on what else runs. Needs `wrk` and, for the pinning, Linux with two cores.
+Each server has one core, `wrk` another. Every server judges the same PNG with the same ONNX graph and answers with the
+same fields; ours through its documented `/classify` with everything on. Repeats alternate, so that a machine that is
+busy with something else is busy with it for all: read the ratios, not the rates. A server's own CPU time a request
+depends less on what else runs. Needs `wrk` and, for the pinning, Linux with two cores.
 """
 
 import argparse
 import json
 import os
+import platform
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-CLIENTS = (1, 64)
+from benchmarks import contenders
+from benchmarks.load import ROOT, Cores, Sample, running
 
-
-@dataclass(frozen=True)
-class Server:
-    name: str
-    command: list[str]
-    environment: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One run of wrk. cpu_us: the server's CPU time a request, microseconds."""
-
-    rate: float
-    cpu_us: float
-    p50_ms: float
-    p99_ms: float
-    not_2xx: int
-
-
-def servers(folder: Path) -> list[Server]:
-    """Ours first; the others are compared with it."""
-    store, model = folder.parent.parent, folder.parent.name
-    ours = [sys.executable, "-m", "service", "--model-store", str(store), "--default-classify", model]
-    plain = [sys.executable, "-m", "uvicorn", "benchmarks.plain_fastapi:app", "--no-access-log", "--log-level", "error"]
-    return [
-        Server("equipoise", ours, {"EQUIPOISE_INFERENCE_THREADS": "1"}),
-        Server("plain FastAPI", plain, {"MODEL": str(folder)}),
-    ]
+Samples = dict[tuple[str, int], list[Sample]]
 
 
 def picture(folder: Path) -> bytes:
@@ -70,78 +42,23 @@ def picture(folder: Path) -> bytes:
     return file.getvalue()
 
 
-@contextmanager
-def running(server: Server, core: int | None, body: bytes) -> Iterator[tuple[int, int]]:
-    """The server's port and process, once it has answered a request."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [*_pinned(core), *server.command, "--port", str(port)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | server.environment
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-    try:
-        answer = _first_answer(process, port, body)
-        print(f"{server.name}: {answer['label']} with probability {answer['probability']:.6f}", flush=True)
-        yield port, process.pid
-    finally:
-        process.terminate()
-        process.wait()
+def graph_microseconds(folder: Path, batch: int, seconds: float = 1.0) -> float:
+    """ONNX Runtime alone, one thread: time an image of one batch size."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(folder / "classify.onnx", options, providers=["CPUExecutionProvider"])
+    with np.load(folder / "golden.npz") as golden:
+        images = np.repeat(golden["classify/in/image"][:1], batch, 0)
+    times = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        session.run(None, {"image": images})
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) / batch * 1e6
 
 
-def _first_answer(process: "subprocess.Popen[bytes]", port: int, body: bytes) -> dict[str, float]:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/classify", body, {"Content-Type": "image/png"})
-    for _ in range(150):
-        if process.poll() is not None:
-            raise SystemExit(f"the server ended with status {process.returncode}: {process.args!r}")
-        try:
-            with urllib.request.urlopen(request) as response:
-                answer: dict[str, float] = json.load(response)
-                return answer
-        except OSError:
-            time.sleep(0.2)
-    raise SystemExit("the server did not answer within 30 s")
-
-
-def _cpu_seconds(process: int) -> float:
-    """User and system time so far; taskset replaces itself by the server, so the process is the server."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def measure(port: int, process: int, clients: int, seconds: float, core: int | None, picture_file: Path) -> Sample:
-    command = [*_pinned(core), "wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "-s", str(ROOT / "benchmarks/wrk.lua")]
-    before = _cpu_seconds(process)
-    output = subprocess.run(
-        [*command, f"http://127.0.0.1:{port}/classify"],
-        env=os.environ | {"PICTURE": str(picture_file)},
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    result = json.loads(output.strip().splitlines()[-1])
-    return Sample(
-        rate=result["requests"] / result["seconds"],
-        cpu_us=(_cpu_seconds(process) - before) / max(1, result["requests"]) * 1e6,
-        p50_ms=result["p50_ms"],
-        p99_ms=result["p99_ms"],
-        not_2xx=result["not_2xx"] + result["broken"],
-    )
-
-
-def _pinned(core: int | None) -> list[str]:
-    return [] if core is None else ["taskset", "-c", str(core)]
-
-
-def _cores() -> tuple[int | None, int | None]:
-    """One for the servers and one for wrk; None, with a warning, where there are not two."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if len(cores) < 2 or shutil.which("taskset") is None:
-        print("warning: nothing is pinned, two cores and taskset are needed for that", file=sys.stderr)
-        return None, None
-    return cores[-1], cores[0]
-
-
-def _folder(store: Path, model: str | None) -> Path:
+def model_folder(store: Path, model: str | None) -> Path:
     """The highest version of a model that classifies."""
     for name in [model] if model else ["equivae-mnist", *sorted(path.name for path in store.iterdir())]:
         versions = sorted((int(path.name), path) for path in store.glob(f"{name}/[1-9]*"))
@@ -150,55 +67,111 @@ def _folder(store: Path, model: str | None) -> Path:
     raise SystemExit(f"no model that classifies in {store}")
 
 
-def report(samples: dict[tuple[str, int], list[Sample]], names: list[str]) -> None:
-    print("\n| server | clients | requests/s, median (least to most) | CPU us | p50 ms | p99 ms | not 2xx |")
-    print("|---|---|---|---|---|---|---|")
-    for (name, clients), runs in samples.items():
-        rates = [run.rate for run in runs]
-        cpu, p50, p99 = (statistics.median(getattr(run, key) for run in runs) for key in ("cpu_us", "p50_ms", "p99_ms"))
-        bad = sum(run.not_2xx for run in runs)
-        spread = f"{statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"
-        print(f"| {name} | {clients} | {spread} | {cpu:.0f} | {p50:.2f} | {p99:.2f} | {bad} |")
-    ours, *others = names
-    print()
+def table(samples: Samples, clients: Sequence[int]) -> str:
+    """Markdown: medians over the repeats, with the least and most rate at the largest number of clients."""
+    most = max(clients)
+    heads = [f"{count} client{'s' if count > 1 else ''}" for count in clients]
+    lines = [
+        f"| server | {' | '.join(heads)} | least to most at {most} | CPU us at {most} | p50 / p99 ms at {most} | "
+        "not 2xx | PSS MB | processes |",
+        "|---" * (len(heads) + 7) + "|",
+    ]
+    for name in dict.fromkeys(name for name, _ in samples):
+        rates = [f"{_median(samples[name, count], 'rate'):,.0f}" for count in clients]
+        last = samples[name, most]
+        spread = f"{min(run.rate for run in last):,.0f} to {max(run.rate for run in last):,.0f}"
+        bad = sum(run.not_2xx for count in clients for run in samples[name, count])
+        lines.append(
+            f"| {name} | {' | '.join(rates)} | {spread} | {_median(last, 'cpu_us'):.0f} | "
+            f"{_median(last, 'p50_ms'):.1f} / {_median(last, 'p99_ms'):.1f} | {bad} | "
+            f"{_median(last, 'pss_mb'):.0f} | {last[-1].processes} |"
+        )
+    return "\n".join(lines)
+
+
+def ratios(samples: Samples, clients: Sequence[int]) -> str:
+    """Ours against every other server, pair by pair of the alternating repeats."""
+    lines = []
+    first, *others = dict.fromkeys(name for name, _ in samples)
     for other in others:
-        for clients in CLIENTS:
-            pairs = list(zip(samples[ours, clients], samples[other, clients], strict=True))
-            ratios = sorted(mine.rate / theirs.rate for mine, theirs in pairs)
+        for count in clients:
+            pairs = list(zip(samples[first, count], samples[other, count], strict=True))
+            by_rate = sorted(mine.rate / theirs.rate for mine, theirs in pairs)
             by_cpu = statistics.median(theirs.cpu_us / mine.cpu_us for mine, theirs in pairs)
-            print(
-                f"{ours} / {other} at {clients} clients: {statistics.median(ratios):.2f} requests/s "
-                f"({ratios[0]:.2f} to {ratios[-1]:.2f}), {by_cpu:.2f} requests a CPU second"
+            lines.append(
+                f"{first} / {other} at {count}: {statistics.median(by_rate):.2f} requests/s "
+                f"({by_rate[0]:.2f} to {by_rate[-1]:.2f}), {by_cpu:.2f} requests a CPU second"
             )
+    return "\n".join(lines)
+
+
+def chart(samples: Samples, clients: Sequence[int], path: Path) -> None:
+    """Requests a second at the largest number of clients as bars."""
+    from matplotlib.figure import Figure
+
+    most = max(clients)
+    names = sorted({name for name, _ in samples}, key=lambda name: _median(samples[name, most], "rate"))
+    rates = [_median(samples[name, most], "rate") for name in names]
+    figure = Figure(figsize=(8, 0.42 * len(names) + 1), layout="constrained")
+    axes = figure.subplots()
+    colours = ["#1f6f8b" if name == "Equipoise" else "#b8c4cc" for name in names]
+    bars = axes.barh(names, rates, color=colours)
+    axes.bar_label(bars, [f"{rate:,.0f}" for rate in rates], padding=3)
+    axes.set_xlabel(f"requests/s on one core, {most} clients, one 28 x 28 PNG a request")
+    axes.set_xscale("log")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.12)
+    figure.savefig(path, dpi=110)
+
+
+def _median(runs: Sequence[Sample], key: str) -> float:
+    return statistics.median(getattr(run, key) for run in runs)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
     parser.add_argument("--model", help="default: equivae-mnist, else the first model that classifies")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 64], help="connections (default: 1 64)")
     parser.add_argument("--seconds", type=float, default=5.0, help="a run (default: 5)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each server and number of clients (default: 5)")
+    parser.add_argument(
+        "--peers", action="store_true", help="also LitServe, BentoML, MLServer, Ray Serve and the marks"
+    )
+    parser.add_argument("--json", type=Path, help="where to write every sample")
+    parser.add_argument("--chart", type=Path, help="where to draw the rates (needs the extra figures)")
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed (Debian: apt-get install wrk)")
-    folder = _folder(arguments.model_store, arguments.model)
+    folder = model_folder(arguments.model_store, arguments.model)
     body = picture(folder)
-    server_core, wrk_core = _cores()
+    cores = Cores()
+    alone = {batch: graph_microseconds(folder, batch) for batch in (1, 32)}
     print(f"model {folder.parent.name}/{folder.name}, picture of {len(body)} bytes")
-    samples: dict[tuple[str, int], list[Sample]] = {}
-    contenders = servers(folder)
+    print("ONNX Runtime alone, one thread:", ", ".join(f"{t:.0f} us an image at batch {b}" for b, t in alone.items()))
+    samples: Samples = {}
     with tempfile.TemporaryDirectory() as scratch:
-        picture_file = Path(scratch) / "picture.png"
-        picture_file.write_bytes(body)
+        servers = [contenders.ours(folder), contenders.plain_fastapi(folder)]
+        if arguments.peers:
+            servers += [*contenders.marks(folder), *contenders.peers(folder, Path(scratch))]
         for _ in range(arguments.repeats):
-            for server in contenders:
-                with running(server, server_core, body) as (port, process):
-                    measure(port, process, max(CLIENTS), 1.0, wrk_core, picture_file)  # warm
-                    for clients in CLIENTS:
-                        sample = measure(port, process, clients, arguments.seconds, wrk_core, picture_file)
+            for server in servers:
+                with running(server, cores, body) as target:
+                    target.measure(max(arguments.clients), 1.0)  # warm
+                    for clients in arguments.clients:
+                        sample = target.measure(clients, arguments.seconds)
                         samples.setdefault((server.name, clients), []).append(sample)
-    report(samples, [server.name for server in contenders])
-    return 1 if any(run.not_2xx for clients in CLIENTS for run in samples[contenders[0].name, clients]) else 0
+    print(f"\n{table(samples, arguments.clients)}\n\n{ratios(samples, arguments.clients)}")
+    if arguments.json:
+        rows = [
+            {"server": name, "clients": clients, "runs": [run.as_dict() for run in runs]}
+            for (name, clients), runs in samples.items()
+        ]
+        machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        arguments.json.write_text(json.dumps({"machine": machine, "graph_us": alone, "servers": rows}, indent=1) + "\n")
+    if arguments.chart:
+        chart(samples, arguments.clients, arguments.chart)
+    return 1 if any(run.not_2xx for clients in arguments.clients for run in samples[servers[0].name, clients]) else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
--- POST one picture (environment variable PICTURE) again and again; one line of JSON at the end.
-local file = assert(io.open(os.getenv("PICTURE"), "rb"))
+-- POST one body (a file named by the environment variable BODY) again and again; one line of JSON at the end.
+local file = assert(io.open(os.getenv("BODY"), "rb"))
 wrk.method = "POST"
 wrk.body = file:read("*a")
-wrk.headers["Content-Type"] = "image/png"
+wrk.headers["Content-Type"] = os.getenv("CONTENT_TYPE")
 
 function done(summary, latency, requests)
   local errors = summary.errors

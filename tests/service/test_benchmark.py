@@ -1,25 +1,33 @@
-"""The benchmark compares like with like: both servers give the same answer to the same picture."""
+"""The benchmark compares like with like: the servers beside ours give the same answer to the same picture."""
 
 import asyncio
 import importlib
+import json
+import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
-from benchmarks import serving
+from benchmarks import contenders, serving
+from benchmarks.load import ROOT, Cores, Sample, Server, running
 
 
-def test_plain_fastapi_gives_the_same_answer(
-    tiny_store: Path, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("module", "decoder"),
+    [("benchmarks.plain_fastapi", ""), ("benchmarks.peers.raw_asgi", "pillow")],
+)
+def test_the_same_answer(
+    tiny_store: Path, client: httpx.Client, monkeypatch: pytest.MonkeyPatch, module: str, decoder: str
 ) -> None:
     folder = tiny_store / "tiny" / "1"
     body, headers = serving.picture(folder), {"content-type": "image/png"}
     monkeypatch.setenv("MODEL", str(folder))
-    plain = importlib.import_module("benchmarks.plain_fastapi")
+    monkeypatch.setenv("DECODER", decoder)
+    other = importlib.import_module(module)
 
     async def ask() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(plain.app), base_url="http://plain") as direct:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(other.app), base_url="http://other") as direct:
             return await direct.post("/classify", content=body, headers=headers)
 
     theirs = asyncio.run(ask()).json()
@@ -28,3 +36,44 @@ def test_plain_fastapi_gives_the_same_answer(
     assert theirs["novelty"]["is_novel"] == ours["novelty"]["is_novel"]
     for name in ("probabilities", "distances"):
         assert theirs[name] == pytest.approx(ours[name], rel=1e-4)
+
+
+def test_our_server_answers_the_harness(tiny_store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_store / "tiny" / "1"
+    with running(contenders.ours(folder), Cores(), serving.picture(folder)) as target:
+        answer = target.first_answer()
+    assert target.process.returncode is not None
+    assert answer["model"] == "tiny"
+    assert f"Equipoise: {answer['label']} with probability" in capfd.readouterr().out
+
+
+def test_a_server_that_ends_is_named(tiny_store: Path) -> None:
+    server = Server("a broken one", [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(SystemExit, match="a broken one ended with status 3"), running(server, Cores(), b""):
+        pass
+
+
+@pytest.mark.parametrize("peer", ["litserve", "bentoml", "mlserver", "ray"])
+def test_every_peer_runs_the_pinned_runtime(peer: str) -> None:
+    """The peers get the ONNX Runtime and the Pillow that ours has."""
+    pins = dict(line.split("==") for line in (contenders.PEERS / f"{peer}.txt").read_text().split())
+    ours = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    for package in ("onnxruntime", "pillow", "uvicorn"):
+        assert pins[package] == ours[package]
+
+
+def test_requests_carry_the_same_picture() -> None:
+    picture = b"\x89PNG picture"
+    assert picture in contenders._multipart(picture)
+    for encode in (contenders._json_base64, contenders._v2_bytes):
+        assert b"iVBORyBwaWN0dXJl" not in picture and b"iVBORyBwaWN0dXJl" in encode(picture)
+        json.loads(encode(picture))
+
+
+def test_the_table_gives_medians_and_the_ratio() -> None:
+    def runs(*rates: float) -> list[Sample]:
+        return [Sample(rate, 1e6 / rate, 1.0, 2.0, 0, 50.0, 1) for rate in rates]
+
+    samples = {("Equipoise", 8): runs(300, 200, 400), ("other", 8): runs(100, 100, 100)}
+    assert "| Equipoise | 300 | 200 to 400 |" in serving.table(samples, [8])
+    assert "Equipoise / other at 8: 3.00 requests/s (2.00 to 4.00)" in serving.ratios(samples, [8])
