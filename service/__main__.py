@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 import uvicorn
 from pydantic.fields import FieldInfo
 
-from service.app import create_app, create_store, load_and_log
+from service.app import create_app, create_store
 from service.budget import Budget
 from service.engine import RuntimeUnavailable, check_runtime
-from service.model_store import EmptyStore, find
+from service.model_folder import EmptyStore, find
 from service.observability import Metrics, say, set_up_logging
 from service.schemas import EXAMPLE_PNG
 from service.settings import ENV_PREFIX, Settings, SettingsError, load_settings, option_name
+from service.store_watch import load_at_start
 
 EXIT_OK, EXIT_FAILED, EXIT_WRONG_SETTING = 0, 1, 2
 
@@ -85,8 +86,8 @@ def _check(settings: Settings) -> int:
     find(settings.model_store)
     observed = Metrics(Budget(settings.queue_images, settings.queue_bytes))
     with ThreadPoolExecutor(1) as device:
-        store = create_store(settings, observed, device)
-        load_and_log(store, observed, every_version=True)
+        store = create_store(settings, observed, device, loader=device)
+        load_at_start(store, every_version=True)
     return EXIT_FAILED if store.refused or not store.models else EXIT_OK
 
 

@@ -1,10 +1,9 @@
 """The app: its parts, made from settings and wired together."""
 
 import asyncio
-import logging
 import os
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
@@ -33,11 +32,12 @@ from service.errors import (
 from service.images import limits_of
 from service.inference import Inference
 from service.middleware import CALL, BodyLimits, RequestEdge, unexpected
-from service.model_store import CAPABILITIES, LoadedModel, ModelStore, Refusal
-from service.observability import Metrics, say
+from service.model_store import CAPABILITIES, ModelStore
+from service.observability import Metrics
 from service.routes import classify, embed, health, metrics, models, recombine, v2, v2_models
 from service.routes.direct import DirectPaths
 from service.settings import Settings
+from service.store_watch import StoreLog, serve_store
 
 _NICE = 10  # how far the pool's threads stand back behind the event loop
 
@@ -48,22 +48,18 @@ def create_app(settings: Settings, on_loaded: Callable[[], None] = lambda: None)
     observed = Metrics(budget)
     pool = ThreadPoolExecutor(settings.decode_threads, "pictures", initializer=_lower_priority)
     device = ThreadPoolExecutor(1, "device")
-    store = create_store(settings, observed, device)
+    loader = ThreadPoolExecutor(1, "loader")
+    store = create_store(settings, observed, device, loader)
     inference = Inference(store, budget, observed, pool, limits_of(settings), settings.max_images)
-
-    def load() -> None:
-        load_and_log(store, observed)
-        on_loaded()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # In a thread, so that probes are answered meanwhile.
-        loading = asyncio.create_task(asyncio.to_thread(load))
+        watching = asyncio.create_task(serve_store(store, settings.model_poll_seconds, on_loaded), name="model store")
         yield
-        await asyncio.gather(loading, return_exceptions=True)
-        await store.close()
-        pool.shutdown()
-        device.shutdown()
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        for executor in (loader, pool, device):
+            executor.shutdown()
 
     async def refused(request: Request, error: Exception) -> Response:
         return _problem_response(_as_problem(request.scope["path"], error, store), request, observed)
@@ -92,15 +88,14 @@ def create_app(settings: Settings, on_loaded: Callable[[], None] = lambda: None)
     return RequestEdge(limited, observed, linger_bytes=2 * settings.max_body_bytes)
 
 
-def create_store(settings: Settings, observed: Metrics, device: ThreadPoolExecutor) -> ModelStore:
+def create_store(settings: Settings, observed: Metrics, device: Executor, loader: Executor) -> ModelStore:
     def queue(engine: Engine, key: tuple[str, int, str]) -> Batcher:
-        watcher = observed.queue(*key)
-        batcher = Batcher(engine, device, watcher)
-        watcher.watch(batcher)
+        batcher = Batcher(engine, device, observed.queue(*key))
+        observed.watch(batcher, *key)
         return batcher
 
     defaults = {capability: settings.default_model(capability) for capability in CAPABILITIES}
-    return ModelStore(
+    store = ModelStore(
         root=settings.model_store,
         options=EngineOptions(
             threads=settings.inference_threads or usable_cpus(),
@@ -109,34 +104,11 @@ def create_store(settings: Settings, observed: Metrics, device: ThreadPoolExecut
         ),
         defaults={capability: name for capability, name in defaults.items() if name is not None},
         queue=queue,
+        observer=StoreLog(observed),
+        loader=loader,
     )
-
-
-def load_and_log(store: ModelStore, observed: Metrics, *, every_version: bool = False) -> None:
-    """Load every model, or every version of every model; one log line each."""
-
-    def loaded(model: LoadedModel) -> None:
-        observed.model_loaded(model.name, model.version, model.manifest.kind)
-        graphs = ",".join(
-            f"{name}:{'inline' if batcher.engine.inline else 'thread'}x{batcher.engine.max_batch}"
-            for name, batcher in model.batchers.items()
-        )
-        say(logging.INFO, "model loaded", model=model.name, version=model.version, graphs=graphs)
-
-    def refused(refusal: Refusal) -> None:
-        observed.refused_models.inc()
-        say(logging.ERROR, "model refused", model=refusal.model, version=refusal.version, reason=refusal.reason)
-
-    try:
-        store.load(loaded, refused, every_version=every_version)
-    except Exception as error:
-        store.loading = False
-        say(logging.ERROR, "models could not be loaded", error)
-        raise
-    if reason := store.reason_not_ready():
-        say(logging.ERROR, "not ready", reason=reason)
-    else:
-        say(logging.INFO, "ready", models=",".join(store.models))
+    observed.refused_models.set_function(lambda: len(store.refused))
+    return store
 
 
 def _as_problem(path: str, error: Exception, store: ModelStore) -> Problem:

@@ -95,15 +95,18 @@ Batch = list[tuple[Entry, int, int]]
 
 
 class Batcher:
-    """A queue, one pull loop and an engine. Used from one event loop; `executor` runs what is too long for it."""
+    """A queue and the turns that empty it. Used from one event loop; `executor` runs what is too long for it.
+
+    A turn takes one batch and runs it. The next turn is due while anything waits, after other connections had theirs;
+    none is while nothing does, so an idle queue is no task and holds nothing alive.
+    """
 
     def __init__(self, engine: Engine, executor: Executor, observer: BatchObserver) -> None:
         self.engine = engine
         self._executor = executor
         self._observer = observer
         self._waiting: deque[Entry] = deque()
-        self._arrived = asyncio.Event()
-        self._loop: asyncio.Task[None] | None = None
+        self._turning = False  # a turn is due, or its batch is in the thread
         # So that one large request does not hold up those behind it, it has at most this part of a shared batch.
         self._share = max(1, engine.max_batch // 4)
 
@@ -121,47 +124,49 @@ class Batcher:
         Raises:
             CallerGone: he has.
         """
-        if self._loop is None:
-            self._loop = asyncio.create_task(self._pull(), name="batcher")
-        entry = Entry(rows, gone, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        entry = Entry(rows, gone, loop.create_future())
         self._waiting.append(entry)
-        self._arrived.set()
+        if not self._turning:
+            self._turning = True
+            loop.call_soon(self._turn)
         await entry.done
         return entry
 
-    async def close(self) -> None:
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
+    def _turn(self) -> None:
+        batch: Batch = []
+        try:
+            self._take(batch)
+            if batch:
+                inputs = self._stack(batch)
+                if not self.engine.inline:
+                    self._run_in_thread(batch, inputs)
+                    return
+                start = time.perf_counter()
+                outputs = self.engine.run(inputs)
+                self._give_back(batch, outputs, time.perf_counter() - start)
+        except Exception as error:  # whatever is raised is these callers' answer, the next ones are served
+            self._fail(batch, error)
+        self._next_turn()
 
-    async def _pull(self) -> None:
-        while True:
-            await self._arrived.wait()
-            batch: Batch = []
-            try:
-                self._take(batch)
-                if batch:
-                    await self._run(batch)
-            except Exception as error:  # whatever is raised is these callers' answer, the next ones are served
-                for entry, _, _ in batch:
-                    entry.fail(error)
-                self._drop_failed()
-            if self._waiting:
-                await asyncio.sleep(0)  # other connections have their turn between two batches
-            else:
-                self._arrived.clear()
-
-    async def _run(self, batch: Batch) -> None:
-        inputs = self._stack(batch)
-        start = time.perf_counter()
-        if self.engine.inline:
-            outputs = self.engine.run(inputs)
+    def _next_turn(self) -> None:
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._turn)
         else:
-            loop = asyncio.get_running_loop()
-            outputs = await loop.run_in_executor(self._executor, self.engine.run, inputs)
-        seconds = time.perf_counter() - start
-        self._scatter(batch, outputs, seconds)
-        self._observer.batch(len(inputs[0]), seconds)
+            self._turning = False
+
+    def _run_in_thread(self, batch: Batch, inputs: list[Array]) -> None:
+        start = time.perf_counter()
+
+        def finish(running: "asyncio.Future[list[Array]]") -> None:
+            try:
+                self._give_back(batch, running.result(), time.perf_counter() - start)
+            except (Exception, asyncio.CancelledError) as error:  # cancelled: the service stops
+                self._fail(batch, error)
+            self._next_turn()
+
+        running = asyncio.get_running_loop().run_in_executor(self._executor, self.engine.run, inputs)
+        running.add_done_callback(finish)
 
     def _take(self, batch: Batch) -> None:
         """Fill the next batch, at most `max_batch` rows."""
@@ -193,7 +198,7 @@ class Batcher:
                 stacked[at] = array
         return inputs
 
-    def _scatter(self, batch: Batch, outputs: list[Array], seconds: float) -> None:
+    def _give_back(self, batch: Batch, outputs: list[Array], seconds: float) -> None:
         for entry in {entry for entry, _, _ in batch}:  # a large request may stand in it twice
             entry.infer_seconds += seconds
         at = 0
@@ -201,7 +206,10 @@ class Batcher:
             count = stop - start
             entry.give([output[at : at + count] for output in outputs], count)
             at += count
+        self._observer.batch(at, seconds)
 
-    def _drop_failed(self) -> None:
-        """Forget the other rows of a request that has failed."""
+    def _fail(self, batch: Batch, error: BaseException) -> None:
+        """The answer of these callers, of whom the other rows are forgotten."""
+        for entry, _, _ in batch:
+            entry.fail(error)
         self._waiting = deque(entry for entry in self._waiting if not entry.done.done())

@@ -180,6 +180,10 @@ class CapabilityNotFound(Problem):
     slug, title, status = "capability-not-found", "The model does not have this capability", 404
 
 
+class ModelRefused(Problem):
+    slug, title, status = "model-refused", "The model folder is bad and is not served", 422
+
+
 # The state of the service
 
 

@@ -58,6 +58,10 @@ class Histogram(Collector):
         """The series of a label set; look it up once and keep it."""
         return self._series.setdefault(values, Series(self._bounds))
 
+    def remove(self, *values: str) -> None:
+        """Report this label set no more; whoever still holds its series observes for nobody."""
+        self._series.pop(values, None)
+
     def collect(self) -> Iterator[HistogramMetricFamily]:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         bounds = [floatToGoString(bound) for bound in (*self._bounds, math.inf)]  # type: ignore[no-untyped-call]

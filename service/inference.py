@@ -60,7 +60,7 @@ class Inference:
         """Every picture of the request by itself: one object, or `results` in order with problems in their place."""
         call, options, body = await self.begin(request, capability)
         start = time.perf_counter()
-        model = self.store.select(capability, options.model, options.version)
+        model = self.select(call, capability, options.model, options.version)
         content_type = call.headers.get(b"content-type", b"")
         if len(body) > INLINE_BODY_BYTES:
             payload = await self.pooled(read_pictures, content_type, body, self.max_images)
@@ -88,6 +88,17 @@ class Inference:
         call.endpoint = endpoint
         options = read_options(request.scope["query_string"])
         return call, options, await read_body(request.receive)
+
+    def select(self, call: Call, capability: str, name: str | None, version: int | None) -> LoadedModel:
+        """The model that answers, see `ModelStore.select`, held by the request."""
+        model = self.store.select(capability, name, version)
+        self.hold(call, model)
+        return model
+
+    def hold(self, call: Call, model: LoadedModel) -> None:
+        """From here until its answer is sent the request is answered by this version, whatever is loaded meanwhile."""
+        model.enter()
+        call.model = model
 
     async def prepare(
         self, encoded: Sequence[EncodedPicture | Problem], model: LoadedModel, options: Options

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.batching import CallerGone
 from service.budget import Budget
 from service.errors import BodyTimeout, BodyTooLarge, InternalError, Problem, render
+from service.model_store import LoadedModel
 from service.observability import Metrics, say
 
 CALL = "equipoise.call"
@@ -32,17 +33,19 @@ class Call:
     Attributes:
         headers: by lower-case name; of a repeated header the last.
         endpoint: set by the route, a label of the metrics.
+        model: the version that answers, entered by this request.
         stages: (name, seconds) for the Server-Timing header, in order.
         unread: the request was refused while its body was still arriving.
     """
 
-    __slots__ = ("endpoint", "headers", "request_id", "stages", "start", "status", "unread")
+    __slots__ = ("endpoint", "headers", "model", "request_id", "stages", "start", "status", "unread")
 
     def __init__(self, headers: dict[bytes, bytes], request_id: str) -> None:
         self.headers = headers
         self.request_id = request_id
         self.start = time.perf_counter()
         self.endpoint = UNKNOWN_ENDPOINT
+        self.model: LoadedModel | None = None
         self.stages: list[tuple[str, float]] = []
         self.status = 0
         self.unread = False
@@ -97,6 +100,8 @@ class RequestEdge:
             if not call.status:  # where the answer has begun, the server can only cut the connection
                 await self._answer(unexpected(), call, scope, receive, send_marked)
         finally:
+            if call.model is not None:
+                call.model.leave()
             self._metrics.in_flight -= 1
             self._metrics.request(call.endpoint, call.status, time.perf_counter() - call.start)
 

@@ -1,43 +1,54 @@
-"""The models on disk and the models that serve: find, verify, load.
+"""The models that serve: loaded at the start, replaced and removed while requests are answered.
 
-The highest good version of every model serves. A bad folder is refused with its reason and never stops the others.
+The highest good version of every model serves. A bad folder is refused with its reason and never stops the others. A
+new version is read, verified, warmed and held to its golden cases in the loader's thread; then one assignment makes it
+the one that serves, and the old one is closed when its last request has left it.
 """
 
-import threading
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, Protocol, TypeVar, get_args
 
-import numpy as np
-
-from contract.manifest import GOLDEN_FILE, Capability, Manifest, ManifestError, verify, versions
+from contract.manifest import Capability, Manifest, ManifestError
 from service.batching import Batcher
-from service.engine import Array, Engine, EngineError, EngineOptions, Golden
-from service.errors import CapabilityNotFound, ModelNotFound, NotReady, VersionNotFound
+from service.engine import Engine, EngineError, EngineOptions
+from service.errors import CapabilityNotFound, ModelNotFound, ModelRefused, NotReady, VersionNotFound
+from service.model_folder import EmptyStore, Refusal, Signature, find, read_version, sign
 
 CAPABILITIES: tuple[str, ...] = get_args(Capability)
 
-
-class EmptyStore(Exception):
-    """The model store is missing, cannot be listed, or has no model folder at all."""
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A model folder that does not serve, and why; version None: the folder above its versions."""
+class StoreObserver(Protocol):
+    """What is told of the store; `observability` implements it."""
 
-    model: str
-    version: int | None
-    reason: str
+    def loaded(self, model: "LoadedModel") -> None: ...
+
+    def refused(self, refusal: Refusal) -> None: ...
+
+    def closed(self, model: "LoadedModel") -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A version that serves: immutable, so that a request that holds it is answered by it to its end."""
+    """A version that serves. A request that has entered it is answered by it, whatever is loaded meanwhile.
 
-    manifest: Manifest
-    batchers: Mapping[str, Batcher]
+    It is entered, left and retired on the event loop, so that a plain number counts its requests.
+    """
+
+    __slots__ = ("_close", "_requests", "_retired", "batchers", "manifest")
+
+    def __init__(
+        self, manifest: Manifest, batchers: Mapping[str, Batcher], close: Callable[["LoadedModel"], None]
+    ) -> None:
+        self.manifest = manifest
+        self.batchers = batchers
+        self._close = close
+        self._requests = 0
+        self._retired = False
 
     @property
     def name(self) -> str:
@@ -47,95 +58,173 @@ class LoadedModel:
     def version(self) -> int:
         return self.manifest.version
 
+    def enter(self) -> None:
+        """A request begins that will use this model."""
+        self._requests += 1
 
-def find(root: Path) -> tuple[dict[str, list[int]], list[Refusal]]:
-    """Model name -> version numbers on disk, highest first; and the models whose folder cannot be listed.
+    def leave(self) -> None:
+        """That request has been answered."""
+        self._requests -= 1
+        if self._retired and not self._requests:
+            self._close(self)
 
-    Raises:
-        EmptyStore: no folder, one that cannot be listed, or no <model>/<version> in it.
-    """
-    try:
-        if not root.is_dir():
-            raise EmptyStore(f"the model store {root} is not a folder")
-        names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise EmptyStore(f"the model store {root} cannot be listed: {error.strerror}") from error
-    found: dict[str, list[int]] = {}
-    refusals: list[Refusal] = []
-    for name in names:
-        try:
-            numbers = versions(root / name)
-        except OSError as error:
-            refusals.append(Refusal(name, None, f"the folder cannot be listed: {error.strerror}"))
-            continue
-        if numbers:
-            found[name] = numbers[::-1]
-    if not found and not refusals:
-        raise EmptyStore(f"the model store {root} has no model: a model is <store>/<model>/<version>/")
-    return found, refusals
+    def retire(self) -> None:
+        """No new request enters: close at once, or when the last one leaves."""
+        self._retired = True
+        if not self._requests:
+            self._close(self)
 
 
 @dataclass
 class ModelStore:
-    """Loaded models by name. `load` may run in another thread: it changes `models` by one assignment at its end.
+    """Loaded models by name; `models` is replaced by one assignment and never changed in place.
 
     queue: puts the queue in front of an engine; the last argument is (model, version, capability).
+    loader: one thread, so that loads come one after the other and delay no request.
     """
 
     root: Path
     options: EngineOptions
     defaults: Mapping[str, str]
     queue: Callable[[Engine, tuple[str, int, str]], Batcher]
+    observer: StoreObserver
+    loader: Executor
     models: dict[str, LoadedModel] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     loading: bool = True
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _unloaded: set[str] = field(default_factory=set)
+    _seen: dict[tuple[str, int], Signature] = field(default_factory=dict)
+    _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def load(
-        self,
-        loaded: Callable[[LoadedModel], None],
-        refused: Callable[[Refusal], None],
-        *,
-        every_version: bool = False,
-    ) -> None:
-        """Load the highest good version of every model; tell of each as it is done.
+    def load_all(self, *, every_version: bool = False) -> None:
+        """Load the highest good version of every model; for the start, before anything serves.
 
         every_version: load the older ones as well, to hear of each of them; the highest good one still serves.
-        """
-        with self._lock:
-            models: dict[str, LoadedModel] = {}
-            found, refusals = find(self.root)
-            for refusal in refusals:
-                refused(refusal)
-            for name, numbers in found.items():
-                for number in numbers:
-                    try:
-                        model = self._load_version(name, number)
-                    except Exception as error:  # whatever is wrong with one folder, the others are served
-                        reason = str(error) if isinstance(error, ManifestError | EngineError | OSError) else repr(error)
-                        refusals.append(Refusal(name, number, reason))
-                        refused(refusals[-1])
-                        continue
-                    loaded(model)
-                    models.setdefault(name, model)
-                    if not every_version:
-                        break
-            self.models, self.refused, self.loading = models, refusals, False
 
-    def _load_version(self, name: str, number: int) -> LoadedModel:
-        folder = self.root / name / str(number)
-        manifest = verify(folder)
-        golden = _read_golden(folder / GOLDEN_FILE)
-        batchers: dict[str, Batcher] = {}
-        for capability, spec in manifest.graphs.items():
-            graph = (folder / spec.file).read_bytes()
-            cases = _golden_of(golden, capability)
+        Raises:
+            EmptyStore: see `find`.
+        """
+        models: dict[str, LoadedModel] = {}
+        found, refusals = find(self.root)
+        for refusal in refusals:
+            self._refuse(refusal)
+        for name, numbers in found.items():
+            for number in numbers:
+                model = self._read(name, number)
+                if model is None:
+                    continue
+                self.observer.loaded(model)
+                models.setdefault(name, model)
+                if not every_version:
+                    break
+        self.models, self.loading = models, False
+
+    async def load(self, name: str) -> LoadedModel:
+        """Let the highest version on disk serve; the answer is the model that does then.
+
+        A version that was refused is tried again. Where a folder was removed to go back to an older version, that one
+        is loaded. Meanwhile, and where the new one is bad, the old one serves on.
+
+        Raises:
+            ModelNotFound: no such folder. ModelRefused: the highest version is bad, with the reason.
+            NotReady: the service is still starting.
+        """
+        async with self._changing:
+            if self.loading:
+                self.check_ready()
             try:
-                engine = Engine(graph, spec, manifest.opset, cases, self.options)
-            except EngineError as error:
-                raise EngineError(f"{capability}: {error}") from error
-            batchers[capability] = self.queue(engine, (name, number, capability))
-        return LoadedModel(manifest, batchers)
+                found, _ = await self._in_loader(find, self.root)
+            except EmptyStore:
+                raise ModelNotFound("the model store cannot be read, or has no model", models=[]) from None
+            if name not in found:
+                raise ModelNotFound(f"the model store has no model {name[:100]!r}", models=list(found))
+            numbers, serving = found[name], self.models.get(name)
+            newer = numbers[: numbers.index(serving.version)] if serving and serving.version in numbers else numbers
+            if model := await self._in_loader(self._read_first, name, newer):
+                self._publish(model)
+            self._unloaded.discard(name)
+            if bad := [entry for entry in self.refused if (entry.model, entry.version) == (name, numbers[0])]:
+                raise ModelRefused(f"version {numbers[0]} of {name} is refused: {bad[0].reason}")
+            return self.models[name]
+
+    async def unload(self, name: str) -> None:
+        """Take a model out of service until it is loaded by name again; its requests are answered first.
+
+        Raises:
+            ModelNotFound: it is not loaded.
+        """
+        async with self._changing:
+            model = self.models.get(name)
+            if model is None:
+                raise ModelNotFound(f"the model {name[:100]!r} is not loaded", models=list(self.models))
+            self.models = {other: loaded for other, loaded in self.models.items() if other != name}
+            self._unloaded.add(name)
+            model.retire()
+
+    async def poll(self) -> None:
+        """Load what is new on disk: models, and versions above those that serve. What has gone from disk serves on.
+
+        A folder that was refused is tried again when a file of it has changed.
+
+        Raises:
+            EmptyStore: the store cannot be listed, or has no model any more.
+        """
+        async with self._changing:
+            for name, numbers in (await self._in_loader(self._find_new)).items():
+                if model := await self._in_loader(self._read_first, name, numbers):
+                    self._publish(model)
+
+    def _find_new(self) -> dict[str, list[int]]:
+        found, _ = find(self.root)
+        self.refused = [
+            entry for entry in self.refused if entry.version is None or entry.version in found.get(entry.model, ())
+        ]
+        new: dict[str, list[int]] = {}
+        for name, numbers in found.items():
+            serving = self.models.get(name)
+            above = [number for number in numbers if serving is None or number > serving.version]
+            unseen = [number for number in above if self._seen.get((name, number)) != sign(self._folder(name, number))]
+            if unseen and name not in self._unloaded:
+                new[name] = unseen
+        return new
+
+    async def _in_loader(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self.loader, work, *arguments)
+
+    def _publish(self, model: LoadedModel) -> None:
+        """From here on `model` serves; on the event loop, between two requests."""
+        old = self.models.get(model.name)
+        self.models = dict(sorted((self.models | {model.name: model}).items()))
+        self.observer.loaded(model)
+        if old is not None:
+            old.retire()
+
+    def _read_first(self, name: str, numbers: Sequence[int]) -> LoadedModel | None:
+        """The first good one of these versions; the others are refused."""
+        return next((model for number in numbers if (model := self._read(name, number)) is not None), None)
+
+    def _read(self, name: str, number: int) -> LoadedModel | None:
+        """A version, ready to serve; None where it is refused."""
+        folder = self._folder(name, number)
+        self._seen[name, number] = sign(folder)
+        self.refused = [entry for entry in self.refused if (entry.model, entry.version) != (name, number)]
+        try:
+            manifest, engines = read_version(folder, self.options)
+        except Exception as error:  # whatever is wrong with one folder, the others are served
+            reason = str(error) if isinstance(error, ManifestError | EngineError | OSError) else repr(error)
+            self._refuse(Refusal(name, number, reason))
+            return None
+        batchers = {
+            capability: self.queue(engine, (name, number, capability)) for capability, engine in engines.items()
+        }
+        return LoadedModel(manifest, batchers, self.observer.closed)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self.refused = [*self.refused, refusal]
+        self.observer.refused(refusal)
+
+    def _folder(self, name: str, number: int) -> Path:
+        return self.root / name / str(number)
 
     def select(self, capability: str, name: str | None, version: int | None) -> LoadedModel:
         """The model that answers a request.
@@ -196,29 +285,3 @@ class ModelStore:
             return None
         reasons = "; ".join(f"{refusal.model}/{refusal.version or ''}: {refusal.reason}" for refusal in self.refused)
         return f"no model could be loaded: {reasons or 'the log says why'}"
-
-    async def close(self) -> None:
-        for model in self.models.values():
-            for batcher in model.batchers.values():
-                await batcher.close()
-
-
-def _read_golden(path: Path) -> dict[str, Array]:
-    """Arrays by `<capability>/<in|out>/<tensor>`.
-
-    Raises:
-        ManifestError: not such a file.
-    """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: np.ascontiguousarray(archive[key], dtype=np.float32) for key in archive.files}
-    except Exception as error:  # numpy and zipfile raise a dozen kinds on a damaged archive
-        raise ManifestError(f"{path.name} cannot be read: {error}") from error
-
-
-def _golden_of(golden: Mapping[str, Array], capability: str) -> Golden:
-    def side(name: str) -> dict[str, Array]:
-        prefix = f"{capability}/{name}/"
-        return {key[len(prefix) :]: array for key, array in golden.items() if key.startswith(prefix)}
-
-    return Golden(side("in"), side("out"))

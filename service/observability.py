@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import traceback
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -72,6 +73,7 @@ class Metrics:
         self._model_info = Gauge(
             "equipoise_model_info", "1 for every version that serves.", ("model", "version", "kind"), registry=registry
         )
+        self._of_queues = (self._images, self._batch_images, self._batch_seconds, self._dropped, self._depth)
         self.refused_models = Gauge("equipoise_models_refused", "Model folders that were refused.", registry=registry)
         for name, text, value in (
             ("accepted_images", "Pictures accepted and not yet answered.", lambda: budget.images),
@@ -101,6 +103,13 @@ class Metrics:
     def model_loaded(self, model: str, version: int, kind: str) -> None:
         self._model_info.labels(model, str(version), kind).set(1)
 
+    def model_closed(self, model: str, version: int, kind: str, capabilities: Iterable[str]) -> None:
+        """Forget a version's series, so that their number does not grow with every version that ever served."""
+        self._model_info.remove(model, str(version), kind)
+        for capability in capabilities:
+            for family in self._of_queues:
+                family.remove(model, str(version), capability)
+
     def queue(self, model: str, version: int, capability: str) -> "QueueMetrics":
         names = (model, str(version), capability)
         return QueueMetrics(
@@ -108,22 +117,21 @@ class Metrics:
             self._batch_images.series(*names),
             self._batch_seconds.series(*names),
             self._dropped.labels(*names),
-            self._depth.labels(*names),
         )
+
+    def watch(self, batcher: Batcher, model: str, version: int, capability: str) -> None:
+        """Report a queue's depth; nothing that the batcher holds refers to it, so that a closed model is freed."""
+        self._depth.labels(model, str(version), capability).set_function(lambda: batcher.depth)
 
 
 class QueueMetrics:
     """What a queue tells: `batching.BatchObserver`."""
 
-    def __init__(self, images: Counter, batches: Series, seconds: Series, dropped: Counter, depth: Gauge) -> None:
+    def __init__(self, images: Counter, batches: Series, seconds: Series, dropped: Counter) -> None:
         self._images = images
         self._batches = batches
         self._seconds = seconds
         self._dropped = dropped
-        self._depth = depth
-
-    def watch(self, batcher: Batcher) -> None:
-        self._depth.set_function(lambda: batcher.depth)
 
     def batch(self, images: int, seconds: float) -> None:
         self._images.inc(images)

@@ -31,6 +31,12 @@ class Settings(BaseSettings):
         default=Path("model_store"),
         description="Folder with the models, <store>/<model>/<version>/. The highest good version of each is served.",
     )
+    model_poll_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        description="How often the model store is looked through for new models and versions, seconds; 0: never. A "
+        "good one replaces the older one without a request lost. What has gone from the folder serves on.",
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on. 0.0.0.0 opens it to the network.")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
 

@@ -30,7 +30,7 @@ def add(router: APIRouter, inference: Inference) -> None:
         call, options, body = await inference.begin(request, "recombine")
         media_type = choose(call.headers.get(b"accept", b""), ("application/json", *images.PICTURE_TYPES))
         start = time.perf_counter()
-        model = inference.store.select("recombine", options.model, options.version)
+        model = inference.select(call, "recombine", options.model, options.version)
         content_type = call.headers.get(b"content-type", b"")
         if len(body) > INLINE_BODY_BYTES:
             pair = await inference.pooled(read_content_and_style, content_type, body)

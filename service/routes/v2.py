@@ -71,6 +71,7 @@ def add(router: APIRouter, inference: Inference) -> None:
             raise UnsupportedMediaType(f"the body is encoded as {encoding.decode('latin-1')[:40]!r}; send it plain")
         name = request.path_params["model"]
         model, capability = find_graph(inference.store, name, request.path_params.get("version"))
+        inference.hold(call, model)
         graph = model.batchers[capability].engine.spec
         size = json_size(call.headers, body)
         if size > INLINE_BODY_BYTES:

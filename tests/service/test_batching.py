@@ -57,11 +57,7 @@ def run(engine: Doubler, executor: ThreadPoolExecutor, scenario: Callable[[Batch
     counts = Counts()
 
     async def main() -> Any:
-        batcher = Batcher(cast(Engine, engine), executor, counts)
-        try:
-            return await scenario(batcher)
-        finally:
-            await batcher.close()
+        return await scenario(Batcher(cast(Engine, engine), executor, counts))
 
     return asyncio.run(main()), counts
 

@@ -118,7 +118,7 @@ def test_a_route_describes_every_problem_it_can_answer(document: dict[str, Any],
         for status, response in responses.items()
         for slug in re.findall(r"`([a-z0-9-]+)`: ", response["description"])
     }
-    elsewhere = {"not-found", "method-not-allowed", "invalid-tensor"} | (
+    elsewhere = {"not-found", "method-not-allowed", "model-refused", "invalid-tensor"} | (
         set() if path == "/recombine" else {"not-acceptable"}
     )
     assert described == {(kind.slug, kind.status) for kind in problem_types() if kind.slug not in elsewhere}

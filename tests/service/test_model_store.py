@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from service import model_store
-from service.model_store import EmptyStore, find
+from service import model_folder
+from service.model_folder import EmptyStore, find
 from tests.service import tiny
 
 PNG = {"content-type": "image/png"}
@@ -118,12 +118,12 @@ def test_an_error_that_nobody_foresaw_stops_no_other_model(
 ) -> None:
     tiny.write(tmp_path)
     tiny.write(tmp_path, name="odd")
-    verify = model_store.verify
+    verify = model_folder.verify
 
     def odd(folder: Path) -> object:
         return verify(folder) if folder.parent.name == "tiny" else 1 / 0
 
-    monkeypatch.setattr(model_store, "verify", odd)
+    monkeypatch.setattr(model_folder, "verify", odd)
     answer = get(f"{serve(tmp_path)}/models").json()
     assert [model["name"] for model in answer["models"]] == ["tiny"]
     assert answer["refused"] == [{"model": "odd", "version": 1, "reason": "ZeroDivisionError('division by zero')"}]

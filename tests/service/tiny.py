@@ -79,6 +79,14 @@ def embed_model(opset: int = 18) -> onnx.ModelProto:
     return _model(_graph(nodes, ["image"], {"embedding": ["N", DIMENSIONS]}, {"W": WEIGHT}), opset)
 
 
+def write_scaled(store: Path, factor: float, name: str = "tiny") -> Path:
+    """The next version of a model that embeds only: `factor` times what `embed` says."""
+    model = embed_model()
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32(factor) * WEIGHT, "W"))
+    cases = {"embed/out/embedding": np.float32(factor) * embed(golden()["embed/in/image"])}
+    return write(store, name, ("embed",), {"embed": model}, cases)
+
+
 def embed_model_of_four() -> onnx.ModelProto:
     """The same, except that it fails on fewer than four pictures, which is the golden batch."""
     model = embed_model()

@@ -1,0 +1,102 @@
+"""The model folders on disk: which there are, whether one has changed, and one of them read and verified."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from contract.manifest import GOLDEN_FILE, Manifest, ManifestError, verify, versions
+from service.engine import Array, Engine, EngineError, EngineOptions, Golden
+
+Signature = tuple[tuple[str, int, int], ...]
+"""Name, size and time of every file of a folder: another one where anything in it was written anew."""
+
+
+class EmptyStore(Exception):
+    """The model store is missing, cannot be listed, or has no model folder at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A model folder that does not serve, and why; version None: the folder above its versions."""
+
+    model: str
+    version: int | None
+    reason: str
+
+
+def find(root: Path) -> tuple[dict[str, list[int]], list[Refusal]]:
+    """Model name -> version numbers on disk, highest first; and the models whose folder cannot be listed.
+
+    Raises:
+        EmptyStore: no folder, one that cannot be listed, or no <model>/<version> in it.
+    """
+    try:
+        if not root.is_dir():
+            raise EmptyStore(f"the model store {root} is not a folder")
+        names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise EmptyStore(f"the model store {root} cannot be listed: {error.strerror}") from error
+    found: dict[str, list[int]] = {}
+    refusals: list[Refusal] = []
+    for name in names:
+        try:
+            numbers = versions(root / name)
+        except OSError as error:
+            refusals.append(Refusal(name, None, f"the folder cannot be listed: {error.strerror}"))
+            continue
+        if numbers:
+            found[name] = numbers[::-1]
+    if not found and not refusals:
+        raise EmptyStore(f"the model store {root} has no model: a model is <store>/<model>/<version>/")
+    return found, refusals
+
+
+def sign(folder: Path) -> Signature:
+    """What a version's folder looks like now; empty where it cannot be read."""
+    try:
+        facts = [(entry.name, entry.stat()) for entry in folder.iterdir()]
+    except OSError:
+        return ()
+    return tuple(sorted((name, fact.st_size, fact.st_mtime_ns) for name, fact in facts))
+
+
+def read_version(folder: Path, options: EngineOptions) -> tuple[Manifest, dict[str, Engine]]:
+    """A version's manifest and its engines by capability: every file verified, every graph warm and held to its golden
+    cases.
+
+    Raises:
+        ManifestError, EngineError, OSError: the folder is refused; the message is the reason.
+    """
+    manifest = verify(folder)
+    golden = _read_golden(folder / GOLDEN_FILE)
+    engines: dict[str, Engine] = {}
+    for capability, spec in manifest.graphs.items():
+        graph = (folder / spec.file).read_bytes()
+        try:
+            engines[capability] = Engine(graph, spec, manifest.opset, _golden_of(golden, capability), options)
+        except EngineError as error:
+            raise EngineError(f"{capability}: {error}") from error
+    return manifest, engines
+
+
+def _read_golden(path: Path) -> dict[str, Array]:
+    """Arrays by `<capability>/<in|out>/<tensor>`.
+
+    Raises:
+        ManifestError: not such a file.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {key: np.ascontiguousarray(archive[key], dtype=np.float32) for key in archive.files}
+    except Exception as error:  # numpy and zipfile raise a dozen kinds on a damaged archive
+        raise ManifestError(f"{path.name} cannot be read: {error}") from error
+
+
+def _golden_of(golden: Mapping[str, Array], capability: str) -> Golden:
+    def side(name: str) -> dict[str, Array]:
+        prefix = f"{capability}/{name}/"
+        return {key[len(prefix) :]: array for key, array in golden.items() if key.startswith(prefix)}
+
+    return Golden(side("in"), side("out"))

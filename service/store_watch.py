@@ -1,0 +1,72 @@
+"""The model store over the life of the process: loaded at the start, looked through from time to time, logged."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from service.model_folder import EmptyStore, Refusal
+from service.model_store import LoadedModel, ModelStore
+from service.observability import Metrics, say
+
+
+class StoreLog:
+    """One log line and the metrics for every change: `model_store.StoreObserver`."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._open: Counter[tuple[str, int]] = Counter()  # after a step back and forth a version is there twice
+
+    def loaded(self, model: LoadedModel) -> None:
+        self._open[model.name, model.version] += 1
+        self._metrics.model_loaded(model.name, model.version, model.manifest.kind)
+        graphs = ",".join(
+            f"{name}:{'inline' if batcher.engine.inline else 'thread'}x{batcher.engine.max_batch}"
+            for name, batcher in model.batchers.items()
+        )
+        say(logging.INFO, "model loaded", model=model.name, version=model.version, graphs=graphs)
+
+    def refused(self, refusal: Refusal) -> None:
+        say(logging.ERROR, "model refused", model=refusal.model, version=refusal.version, reason=refusal.reason)
+
+    def closed(self, model: LoadedModel) -> None:
+        self._open[model.name, model.version] -= 1
+        if not self._open[model.name, model.version]:
+            del self._open[model.name, model.version]
+            self._metrics.model_closed(model.name, model.version, model.manifest.kind, model.batchers)
+        say(logging.INFO, "model closed", model=model.name, version=model.version)
+
+
+def load_at_start(store: ModelStore, *, every_version: bool = False) -> None:
+    """Load every model, or every version of every model, and say what came of it."""
+    try:
+        store.load_all(every_version=every_version)
+    except Exception as error:
+        store.loading = False
+        say(logging.ERROR, "models could not be loaded", error)
+        return
+    if reason := store.reason_not_ready():
+        say(logging.ERROR, "not ready", reason=reason)
+    else:
+        say(logging.INFO, "ready", models=",".join(store.models))
+
+
+async def serve_store(store: ModelStore, poll_seconds: float, on_loaded: Callable[[], None]) -> None:
+    """Load in the loader's thread, so that probes are answered meanwhile; then look for what is new, until cancelled.
+
+    poll_seconds: 0 looks once, at the start.
+    """
+    await asyncio.get_running_loop().run_in_executor(store.loader, load_at_start, store)
+    on_loaded()
+    complaint = ""
+    while poll_seconds:
+        await asyncio.sleep(poll_seconds)
+        try:
+            await store.poll()
+            complaint = ""
+        except EmptyStore as error:  # what is loaded serves on; one line until it is there again
+            if complaint != str(error):
+                complaint = str(error)
+                say(logging.WARNING, "the model store cannot be read", reason=complaint)
+        except Exception as error:
+            say(logging.ERROR, "the model store could not be looked through", error)

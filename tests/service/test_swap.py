@@ -1,0 +1,252 @@
+"""Versions change under load and no request is lost, mixed or late; what is bad or gone changes nothing."""
+
+import asyncio
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from service.app import create_store
+from service.budget import Budget
+from service.engine import Engine
+from service.errors import ModelNotFound, ModelRefused, NotReady
+from service.model_store import ModelStore
+from service.observability import Metrics
+from service.settings import Settings
+from tests.service import tiny
+
+PNG = {"content-type": "image/png"}
+Serve = Callable[..., str]
+POLL = {"model_poll_seconds": 0.02}
+
+
+def embed(url: str, seed: int = 0) -> httpx.Response:
+    return httpx.post(f"{url}/embed", content=tiny.png(seed), headers=PNG, trust_env=False, timeout=20)
+
+
+def metrics(url: str) -> str:
+    return httpx.get(f"{url}/metrics", trust_env=False).text
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@contextmanager
+def asking(url: str, clients: int) -> Iterator[list[httpx.Response]]:
+    """Keep-alive clients that ask for embeddings, and one that asks for readiness, without a pause until the end."""
+    stop = threading.Event()
+    answers: list[httpx.Response] = []
+
+    def ask(method: str, path: str, body: bytes | None) -> None:
+        with httpx.Client(base_url=url, trust_env=False, timeout=20) as client:
+            while not stop.is_set():
+                answers.append(client.request(method, path, content=body, headers=PNG))
+
+    with ThreadPoolExecutor(clients + 1) as pool:
+        asked = [pool.submit(ask, "POST", "/embed", tiny.png()) for _ in range(clients)]
+        asked.append(pool.submit(ask, "GET", "/readyz", None))
+        try:
+            yield answers
+        finally:
+            stop.set()
+        for future in asked:
+            future.result()
+
+
+def test_many_swaps_under_load(tmp_path: Path, serve: Serve) -> None:
+    """Every answer is whole and from one version; nothing fails, readiness included; the old versions are closed."""
+    swaps = 12
+    tiny.write_scaled(tmp_path, 1)
+    url = serve(tmp_path, **POLL)
+    with asking(url, clients=3) as answers:
+        for version in range(2, swaps + 1):
+            tiny.write_scaled(tmp_path, version)
+            until(lambda version=version: embed(url).json()["version"] == version)  # type: ignore[misc]
+    assert {answer.status_code for answer in answers} == {200}
+    one = tiny.embed(tiny.as_input(tiny.images(1)))[0]
+    embeddings = [answer.json() for answer in answers if "embedding" in answer.text]
+    for answer in embeddings:
+        np.testing.assert_allclose(answer["embedding"], answer["version"] * one, rtol=1e-3, atol=1e-4)
+    assert len({answer["version"] for answer in embeddings}) > swaps / 2
+    text = metrics(url)
+    assert f'equipoise_model_info{{kind="equivae",model="tiny",version="{swaps}"}} 1.0' in text
+    assert text.count("equipoise_model_info{") == text.count("equipoise_queue_depth_images{") == 1
+
+
+def test_a_request_is_answered_by_the_version_that_it_entered(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "equipoise")
+    gate = threading.Event()
+    run = Engine.run
+
+    def gated(self: Engine, inputs: list) -> list:
+        if threading.current_thread().name.startswith("device"):
+            gate.wait(20)
+        return run(self, inputs)
+
+    monkeypatch.setattr(Engine, "run", gated)
+    tiny.write_scaled(tmp_path, 1)
+    url = serve(tmp_path, inline_milliseconds=0, **POLL)
+
+    def closed() -> list[object]:
+        return [record.facts["version"] for record in caplog.records if record.message == "model closed"]  # type: ignore[attr-defined]
+
+    with ThreadPoolExecutor(1) as pool:
+        old = pool.submit(embed, url)
+        until(lambda: "equipoise_accepted_images 1.0" in metrics(url))
+        tiny.write_scaled(tmp_path, 2)
+        until(lambda: httpx.get(f"{url}/readyz", trust_env=False).json()["models"] == ["tiny/2"])
+        assert closed() == []
+        gate.set()
+        assert old.result().json()["version"] == 1
+    until(lambda: closed() == [1])
+    assert embed(url).json()["version"] == 2
+
+
+def test_a_bad_version_is_refused_once_and_tried_again_when_it_changes(
+    tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny.write_scaled(tmp_path, 1)
+    url = serve(tmp_path, **POLL)
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-made"
+    tiny.write_scaled(elsewhere, 1)
+    made = tiny.write_scaled(elsewhere, 2)
+    # Copied file by file instead of being renamed into place: it is seen before it is whole.
+    (tmp_path / "tiny" / "2").mkdir()
+    shutil.copy(made / "manifest.json", tmp_path / "tiny" / "2")
+    until(lambda: bool(httpx.get(f"{url}/models", trust_env=False).json()["refused"]))
+    refusals = [record for record in caplog.records if record.message == "model refused"]
+    time.sleep(0.2)  # ten looks
+    assert [record for record in caplog.records if record.message == "model refused"] == refusals
+    assert embed(url).json()["version"] == 1
+    assert "equipoise_models_refused 1.0" in metrics(url)
+    for file in made.iterdir():
+        shutil.copy(file, tmp_path / "tiny" / "2")
+    until(lambda: embed(url).json()["version"] == 2)
+    assert httpx.get(f"{url}/models", trust_env=False).json()["refused"] == []
+    assert "equipoise_models_refused 0.0" in metrics(url)
+
+
+def test_a_new_model_is_found(tmp_path: Path, serve: Serve) -> None:
+    tiny.write_scaled(tmp_path, 1)
+    url = serve(tmp_path, **POLL)
+    tiny.write(tmp_path, name="other")
+    until(lambda: httpx.get(f"{url}/readyz", trust_env=False).json()["models"] == ["other/1", "tiny/1"])
+
+
+def test_a_store_that_had_no_good_model_becomes_ready(tmp_path: Path, serve: Serve) -> None:
+    (tiny.write_scaled(tmp_path, 1) / "embed.onnx").write_bytes(b"")
+    url = serve(tmp_path, ready=False, **POLL)
+    until(lambda: "could be loaded" in httpx.get(f"{url}/readyz", trust_env=False).text)
+    tiny.write_scaled(tmp_path, 2)
+    until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 200)
+
+
+def test_what_vanishes_from_disk_serves_on(tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    store = tmp_path / "store"
+    tiny.write_scaled(store, 1)
+    url = serve(store, **POLL)
+    shutil.rmtree(store)
+    until(lambda: any(record.message == "the model store cannot be read" for record in caplog.records))
+    time.sleep(0.2)
+    assert len([record for record in caplog.records if "cannot be read" in record.message]) == 1
+    assert embed(url).json()["version"] == 1
+    tiny.write_scaled(store, 1)
+    tiny.write_scaled(store, 2)
+    until(lambda: embed(url).json()["version"] == 2)
+
+
+def with_store(root: Path, scenario: Callable[[ModelStore], object]) -> None:
+    settings = Settings(model_store=root)
+    observed = Metrics(Budget(settings.queue_images, settings.queue_bytes))
+    with ThreadPoolExecutor(1) as loader:
+
+        async def main() -> None:
+            await scenario(create_store(settings, observed, loader, loader))  # type: ignore[misc]
+
+        asyncio.run(main())
+
+
+def serving(store: ModelStore) -> dict[str, int]:
+    return {model.name: model.version for model in store.models.values()}
+
+
+def test_load_and_unload_by_name(tmp_path: Path) -> None:
+    tiny.write_scaled(tmp_path, 1)
+
+    async def scenario(store: ModelStore) -> None:
+        with pytest.raises(NotReady):
+            await store.load("tiny")
+        store.load_all()
+        first = await store.load("tiny")
+        assert first is store.models["tiny"]  # nothing newer: nothing is loaded again
+        tiny.write_scaled(tmp_path, 2)
+        second = await store.load("tiny")
+        assert (second.version, serving(store)) == (2, {"tiny": 2})
+        await store.unload("tiny")
+        assert serving(store) == {}
+        with pytest.raises(ModelNotFound, match="not loaded"):
+            await store.unload("tiny")
+        tiny.write_scaled(tmp_path, 3)
+        await store.poll()
+        assert serving(store) == {}  # what was taken out by name comes back by name
+        assert (await store.load("tiny")).version == 3
+
+    with_store(tmp_path, scenario)
+
+
+def test_loading_a_bad_version_leaves_the_old_one(tmp_path: Path) -> None:
+    tiny.write_scaled(tmp_path, 1)
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        (tiny.write_scaled(tmp_path, 2) / "golden.npz").write_bytes(b"")
+        for _ in range(2):
+            with pytest.raises(ModelRefused, match="version 2 of tiny is refused: golden.npz"):
+                await store.load("tiny")
+        assert serving(store) == {"tiny": 1}
+        assert [(refusal.model, refusal.version) for refusal in store.refused] == [("tiny", 2)]
+
+    with_store(tmp_path, scenario)
+
+
+def test_removing_a_folder_and_loading_goes_back(tmp_path: Path) -> None:
+    tiny.write_scaled(tmp_path, 1)
+    newer = tiny.write_scaled(tmp_path, 2)
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        shutil.rmtree(newer)
+        await store.poll()
+        assert serving(store) == {"tiny": 2}
+        assert (await store.load("tiny")).version == 1
+
+    with_store(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("name", ["nothing", "", "..", "../store", ".tmp", "tiny/1", "x" * 5000, "a\0b"])
+def test_a_name_that_is_no_model(tmp_path: Path, name: str) -> None:
+    tiny.write_scaled(tmp_path / "store", 1)
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        with pytest.raises(ModelNotFound) as problem:
+            await store.load(name)
+        assert str(tmp_path) not in problem.value.detail
+        with pytest.raises(ModelNotFound):
+            await store.unload(name)
+
+    with_store(tmp_path / "store", scenario)
