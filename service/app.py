@@ -34,7 +34,7 @@ from service.inference import Inference
 from service.middleware import CALL, BodyLimits, RequestEdge, unexpected
 from service.model_store import CAPABILITIES, ModelStore
 from service.observability import Metrics
-from service.routes import classify, embed, health, metrics, models, recombine, v2, v2_models
+from service.routes import classify, docs, embed, health, metrics, models, recombine, v2, v2_models
 from service.routes.direct import DirectPaths
 from service.settings import Settings
 from service.store_watch import StoreLog, serve_store
@@ -73,6 +73,7 @@ def create_app(settings: Settings, on_loaded: Callable[[], None] = lambda: None)
         description=_description(),
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
         exception_handlers={HTTPException: refused, Exception: failed},
     )
@@ -83,6 +84,7 @@ def create_app(settings: Settings, on_loaded: Callable[[], None] = lambda: None)
     v2.add(app.router, inference)
     health.add(app.router, store)
     metrics.add(app.router, observed)
+    docs.add(app.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     limited = BodyLimits(DirectPaths(app), settings.max_body_bytes, settings.body_timeout_seconds, budget)
     return RequestEdge(limited, observed, linger_bytes=2 * settings.max_body_bytes)

@@ -109,7 +109,10 @@ def pictures_body() -> dict[str, Any]:
                     "additionalProperties": False,
                 }
             },
-            "application/json": {"schema": schema_reference(schemas.ImagesRequest)},
+            "application/json": {
+                "schema": schema_reference(schemas.ImagesRequest),
+                "example": {"images": [{"data": schemas.EXAMPLE_PNG}]},
+            },
         },
     }
 
@@ -127,7 +130,10 @@ def pair_body() -> dict[str, Any]:
                     "additionalProperties": False,
                 }
             },
-            "application/json": {"schema": schema_reference(schemas.RecombineRequest)},
+            "application/json": {
+                "schema": schema_reference(schemas.RecombineRequest),
+                "example": {name: {"data": schemas.EXAMPLE_PNG} for name in ("content", "style")},
+            },
         },
     }
 

@@ -15,6 +15,7 @@ from service.errors import InvalidParameter, Problem, UnsupportedMediaType
 from service.inference import INLINE_BODY_BYTES, Inference
 from service.routes.direct import DirectRoute, protocol_responses, query_parameters, schema_reference
 from service.routes.v2_models import NOT_FOUND, find_graph, of_model, path_parameters
+from service.schemas import EXAMPLE_PNG
 from service.tensors import JSON_LENGTH_HEADER, InferAnswer, InferRequest, json_size, read_infer, write_answer
 
 _PROBLEMS = (
@@ -40,6 +41,7 @@ _PROBLEMS = (
 )
 Item = TypeVar("Item")
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
+_EXAMPLE = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [EXAMPLE_PNG]}]}
 _PARAMETERS = [
     {
         "name": JSON_LENGTH_HEADER,
@@ -115,7 +117,7 @@ def add(router: APIRouter, inference: Inference) -> None:
                 "requestBody": {
                     "required": True,
                     "content": {
-                        "application/json": {"schema": schema_reference(InferRequest)},
+                        "application/json": {"schema": schema_reference(InferRequest), "example": _EXAMPLE},
                         "application/octet-stream": _BINARY,
                     },
                 },

@@ -143,10 +143,20 @@ def index(store: ModelStore) -> list[IndexEntry]:
 
 def path_parameters(path: str) -> list[dict[str, Any]]:
     """OpenAPI's `parameters` for the placeholders of a path."""
-    described = {"model": "`<model>.<capability>`, or `<model>`.", "version": "A positive integer."}
+    described = {
+        "model": ("`<model>.<capability>`, or `<model>`.", "equivae-mnist.classify"),
+        "version": ("A positive integer.", "1"),
+    }
     return [
-        {"name": name, "in": "path", "required": True, "description": text, "schema": {"type": "string"}}
-        for name, text in described.items()
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": text,
+            "schema": {"type": "string"},
+            "example": example,
+        }
+        for name, (text, example) in described.items()
         if f"{{{name}}}" in path
     ]
 
@@ -221,7 +231,7 @@ def add(router: APIRouter, store: ModelStore, version: str) -> None:
         response_model=list[IndexEntry],
         responses=protocol_responses(InvalidJson, InvalidTensor, BodyTooLarge, BodyTimeout),
         openapi_extra={
-            "requestBody": {"content": {"application/json": {"schema": schema_reference(IndexRequest)}}},
+            "requestBody": {"content": {"application/json": {"schema": schema_reference(IndexRequest), "example": {}}}},
         },
         route_class_override=DirectRoute,
     )

@@ -124,10 +124,17 @@ def test_a_route_describes_every_problem_it_can_answer(document: dict[str, Any],
     assert described == {(kind.slug, kind.status) for kind in problem_types() if kind.slug not in elsewhere}
 
 
-def test_the_documentation_page_opens(client: httpx.Client) -> None:
+def test_the_documentation_page_opens_without_a_network(client: httpx.Client) -> None:
     response = client.get("/docs")
     assert response.status_code == 200
-    assert "swagger" in response.text
+    links = re.findall(r'(?:src|href)="([^"]+)"', response.text)
+    assert "docs/swagger-ui-bundle.js" in links
+    for link in links:
+        if not link.startswith("data:"):
+            file = client.get(f"/{link}")
+            assert file.status_code == 200 and len(file.content) > 50, link
+    assert "://" not in response.text
+    assert "script-src 'self';" in response.headers["content-security-policy"]
 
 
 def test_a_problem_keeps_its_standard_members_last_word() -> None:
