@@ -78,6 +78,10 @@ def use_data_folder(folder: Path | None) -> None:
         os.environ["EQUIPOISE_TRAINING_DATA"] = str(folder)
 
 
+def _said(metrics: dict[str, float], name: str) -> str:
+    return f"{name} {metrics[name]:.2f}" + (" %" if name == "error" else "")
+
+
 @app.command(epilog="Example: `python -m training train training/configs/equivae-digits.yaml --set fit.epochs=20`")
 def train(
     config: ConfigPath,
@@ -117,9 +121,8 @@ def train(
         if seed is not None:
             chosen = chosen.with_seed(seed)
         outcome = fit(chosen, run or default_folder(runs, chosen), resume=resume, restart=restart, console=Console())
-        typer.echo(
-            f"{outcome.folder}: validation error {outcome.metrics['error']:.2f} % after {outcome.minutes:.1f} min"
-        )
+        found = _said(outcome.metrics, chosen.fit.select)
+        typer.echo(f"{outcome.folder}: validation {found} after {outcome.minutes:.1f} min")
 
 
 @app.command(
@@ -159,7 +162,7 @@ def seeds(
         rows = run_seeds(chosen, [first, *(others or ())], output, runs, test=test, console=Console())
         part = "test" if test else "validation"
         for row in rows:
-            typer.echo(f"seed {row['seed']}: {part} error {row[part]['error']:.2f} %, {row['minutes']:.1f} min")
+            typer.echo(f"seed {row['seed']}: {part} {_said(row[part], chosen.fit.select)}, {row['minutes']:.1f} min")
 
 
 @app.command(epilog="Example: `python -m training evaluate runs/equivae-digits-1 --split test`")

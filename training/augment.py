@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["AugmentConfig", "augment", "outliers"]
+__all__ = ["AugmentConfig", "augment", "distorted_grid", "outliers"]
 
 
 class AugmentConfig(BaseModel):
@@ -50,6 +50,17 @@ def _smooth_field(count: int, height: int, width: int, cells: int, generator: to
     return F.interpolate(knots, size=(height, width), mode="bicubic", align_corners=True)
 
 
+def distorted_grid(count: int, height: int, width: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Where `F.grid_sample` finds each pixel of turned, sheared, scaled, shifted and bent pictures: [N,H,W,2]"""
+    matrices = _affine(count, config, generator)
+    grid = F.affine_grid(matrices, [count, 1, height, width], align_corners=False)
+    if config.elastic:
+        field = _smooth_field(count, height, width, config.elastic_cells, generator)
+        pixels = torch.tensor([2 / width, 2 / height]).view(1, 2, 1, 1)
+        grid = grid + (field * pixels * config.elastic).permute(0, 2, 3, 1)
+    return grid
+
+
 def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """Turn, shear, scale, shift, bend, re-expose and erase each image by its own draws.
 
@@ -60,12 +71,7 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
         [N,C,H,W] in [0,1]
     """
     count, _, height, width = images.shape
-    matrices = _affine(count, config, generator)
-    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
-    if config.elastic:
-        field = _smooth_field(count, height, width, config.elastic_cells, generator)
-        pixels = torch.tensor([2 / width, 2 / height]).view(1, 2, 1, 1)
-        grid = grid + (field * pixels * config.elastic).permute(0, 2, 3, 1)
+    grid = distorted_grid(count, height, width, config, generator)
     changed = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     if config.contrast:
         power = torch.exp(_uniform((count, 1, 1, 1), config.contrast, generator))

@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from contract.manifest import Preprocessing
 from training.errors import ConfigError
-from training.models.equivae import EquiVAEConfig
+from training.models.equivae_config import EquiVAEConfig
+from training.models.mcevae_config import MCEVAEConfig
 
-# The next model makes this a union discriminated by `kind`.
-ModelConfig = EquiVAEConfig
+ModelConfig = Annotated[EquiVAEConfig | MCEVAEConfig, Field(discriminator="kind")]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -30,6 +31,9 @@ class Section(BaseModel):
 
 class Data(Section):
     exclude: tuple[str, ...] = Field(default=(), description="classes to leave out, by name")
+    canvas: int | None = Field(
+        default=None, ge=4, le=1024, description="side to which the pictures are padded with 0, pixels"
+    )
 
 
 class DigitsData(Data):
@@ -91,10 +95,6 @@ class BatchDoubling(Section):
 Schedule = Annotated[Constant | Cosine | BatchDoubling, Field(discriminator="kind")]
 
 
-# What a model's `validate` returns.
-Metric = Literal["error", "reconstruction", "kl", "elbo", "active_dims"]
-
-
 class Fit(Section):
     seed: Seed = Field(default=1, description="weights, order, augmentation and noise all follow from it")
     epochs: int | None = Field(default=None, ge=1)
@@ -108,7 +108,7 @@ class Fit(Section):
     validate_epochs: float = Field(default=1.0, gt=0, description="epochs between two validations")
     patience: int | None = Field(default=None, ge=1, description="validations without a better one before stopping")
     keep: Literal["best", "last"] = Field(default="last", description="which weights become the model")
-    select: Metric = Field(default="error", description="validation metric that best and patience go by")
+    select: str = Field(default="error", description="validation metric that best and patience go by")
     select_mode: Literal["min", "max"] = "min"
     checkpoint_steps: int = Field(default=500, ge=1, description="steps between two checkpoints")
     log_steps: int = Field(default=50, ge=1, description="steps over which the logged terms are averaged")
@@ -135,6 +135,14 @@ class Config(Section):
     data: DataConfig
     model: ModelConfig
     fit: Fit
+
+    @model_validator(mode="after")
+    def _model_measures_what_is_selected(self) -> Self:
+        known = self.model.metrics
+        if self.fit.select not in known:
+            message = f"{self.model.kind} measures {', '.join(map(repr, known))}, not {json.dumps(self.fit.select)}"
+            raise PydanticCustomError("unknown_metric", "{message}", {"message": message, "at": ("fit", "select")})
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, defaults included: what is stored beside the weights."""
@@ -207,7 +215,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         # As JSON, so that strict checking takes a list for a tuple and a string for a path but never "3" for 3.
         return Config.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        problems = [_explain(path, root, changed, problem["loc"], problem) for problem in error.errors()]
+        problems = [_explain(path, root, changed, _location(problem), problem) for problem in error.errors()]
         raise ConfigError("; ".join(dict.fromkeys(problems[:3]))) from error
 
 
@@ -233,6 +241,12 @@ def _override(values: dict[str, Any], text: str) -> list[str]:
             raise ConfigError(f"--set {text}: {name} is not a section")
     section[names[-1]] = parsed
     return names
+
+
+def _location(problem: Any) -> tuple[str | int, ...]:
+    """Where a mistake is: what two sections disagree about says so itself."""
+    at: tuple[str | int, ...] = problem.get("ctx", {}).get("at", problem["loc"])
+    return at
 
 
 def _explain(

@@ -118,7 +118,7 @@ class _Evaluation:
         self.data: LabelledImages = splits.parts[options.split]
         self.labels = self.data.labels
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = run.model.to(device)
+        self.model = run.equivae().to(device)
         self.report = Report(_describe(run))
 
     def run(self) -> Report:
@@ -270,7 +270,7 @@ def _describe(run: LoadedRun) -> dict[str, Any]:
         "step": run.step,
         "minutes": run.minutes,
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "distance_weight": run.config.model.distance_weight,
+        "distance_weight": run.equivae().config.distance_weight,
         "data": run.data,
     }
 

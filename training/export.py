@@ -12,6 +12,7 @@ from rich.console import Console
 from contract.manifest import OPSET, Manifest, ModelCard, verify, write_model_folder
 from training.errors import RunError
 from training.graphs import export_graphs
+from training.models.registry import KINDS, graphs
 from training.run import MODEL_FILE, LoadedRun, load_run
 
 __all__ = ["export_run"]
@@ -30,13 +31,15 @@ def export_run(run: Path, store: Path, licence: str | None = None, console: Cons
         RunError: the run is not finished, an evaluation in it is damaged, or the store cannot be written.
     """
     loaded = load_run(run)
-    exported = export_graphs(loaded.model, loaded.input)
+    kind = loaded.config.model.kind
+    exported = export_graphs(graphs(kind, loaded.model), loaded.input)
     card = ModelCard(
         name=loaded.config.name,
-        kind=loaded.config.model.kind,
+        kind=KINDS[kind].family,
         input=loaded.input,
         preprocessing=loaded.preprocessing,
-        labels=loaded.class_names,
+        labels=loaded.class_names if "classify" in exported.graphs else (),
+        group=loaded.config.model.group,
         graphs=exported.graphs,
         opset=OPSET,
         parity=exported.parity,
@@ -92,8 +95,7 @@ def _protocol(run: LoadedRun) -> str:
     split_seed = getattr(data, "split_seed", None)
     split = "the last of the training file" if split_seed is None else f"split seed {split_seed}"
     parts = [
-        "error (%) by distance to the class means of all training images",
-        "reconstruction and kl in nats an image, v = mu",
+        *run.model.protocol,
         f"validation split of {run.data['name']}, {run.data['counts']['validation']:,} images, {split}",
     ]
     if fit.keep == "best":

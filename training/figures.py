@@ -50,15 +50,16 @@ def draw_figures(run: Path, output: Path, seed: int = 0, console: Console | None
     """
     console = console or Console()
     loaded = load_run(run)
+    model = loaded.equivae()
     splits = loaded.splits()
     make_folder(output)
     data = splits.validation
-    encoded = encode(loaded.model, data.images)
-    means = loaded.model.class_means(data)
+    encoded = encode(model, data.images)
+    means = model.class_means(data)
     figures = {
-        "prior-samples": prior_samples(loaded.model, means, data.class_names, seed),
-        "interpolation": interpolation(loaded.model, data, encoded, means, seed),
-        "swap-grid": swap_grid(loaded.model, data, encoded, seed),
+        "prior-samples": prior_samples(model, means, data.class_names, seed),
+        "interpolation": interpolation(model, data, encoded, means, seed),
+        "swap-grid": swap_grid(model, data, encoded, seed),
         "elbo": curves(loaded),
     }
     if importlib.util.find_spec("umap") is None:
@@ -66,7 +67,7 @@ def draw_figures(run: Path, output: Path, seed: int = 0, console: Console | None
     else:
         chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:UMAP_IMAGES]
         some = data.subset(chosen)
-        means_of_five, labels = pooled_embeddings(loaded.model, some, COMPLEMENTS, seed)
+        means_of_five, labels = pooled_embeddings(model, some, COMPLEMENTS, seed)
         figures["umap-r"] = umap(means_of_five, labels, data.class_names, f"r, m = {COMPLEMENTS}", seed)
         figures["umap-v"] = umap(encoded.v[chosen], some.labels, data.class_names, "v", seed)
     paths = []

@@ -1,6 +1,6 @@
 """One loop for all models, on one CPU, one GPU or several processes (Lightning Fabric).
 
-A model offers `prepare`, `batch`, `loss`, `validate` and `calibrate` (training/models/equivae.py); what step t does is
+A model offers `prepare`, `batch`, `loss`, `validate` and `calibrate` (training/models/base.py); what step t does is
 decided by training/plan.py, and what is kept of it by training/checkpoint.py.
 """
 
@@ -22,7 +22,8 @@ from training.config import Config, Fit, Optimiser
 from training.datasets import Splits
 from training.datasets.images import first_of_each_class
 from training.errors import DataError, DeviceError, RunError, RunFailed
-from training.models.equivae import EquiVAE
+from training.models.base import Model
+from training.models.registry import build
 from training.plan import Plan, Stream, derived_seed, generator
 from training.progress import Reporter, describe
 from training.run import SKIPPED_FILE, is_complete, load_run, open_folder, save_model
@@ -144,7 +145,7 @@ class Loop:
         self.fit = config.fit
         self.layout = torch.channels_last if self.fit.channels_last else torch.preserve_format
         torch.manual_seed(derived_seed(self.fit.seed, Stream.WEIGHTS))
-        self.module = EquiVAE(config.model, splits.input, len(splits.class_names))
+        self.module = build(config.model, splits.input, len(splits.class_names))
         try:
             self.module.prepare(splits.train)
         except ValueError as error:
@@ -159,11 +160,11 @@ class Loop:
         self.reference = first_of_each_class(splits.train, REFERENCE_IMAGES)
 
     @property
-    def kept(self) -> EquiVAE:
+    def kept(self) -> Model:
         """The weights that are validated and, in the end, kept."""
         if self.average is None:
             return self.module
-        averaged: EquiVAE = self.average.module  # type: ignore[assignment]
+        averaged: Model = self.average.module  # type: ignore[assignment]
         return averaged
 
     def run(self) -> Outcome:

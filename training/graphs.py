@@ -12,19 +12,19 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from contract.manifest import GOLDEN_FILE, OPSET, Capability, GraphSpec, InputSpec, TensorSpec
 from training.errors import TrainingError
-from training.models.equivae import EquiVAE
+from training.models.base import Graph
 
 __all__ = ["ATOL", "RTOL", "ExportError", "Exported", "digit_pictures", "export_graphs"]
 
@@ -53,65 +53,19 @@ class Exported:
     parity: dict[Capability, float]
 
 
-class Graph(nn.Module):
-    """One capability of a model: named inputs to named outputs, as the model folder has them."""
-
-    inputs: ClassVar[tuple[str, ...]] = ("image",)
-    outputs: ClassVar[tuple[str, ...]]
-    model: EquiVAE
-
-    def __init__(self, model: EquiVAE) -> None:
-        super().__init__()
-        self.model = model
-
-
-class Embed(Graph):
-    outputs = ("embedding",)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.model.invariant(image)
-
-
-class Classify(Graph):
-    outputs = ("embedding", "distances", "probabilities", "novelty")
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return self.model.classify(image)
-
-
-class Recombine(Graph):
-    """`EquiVAE.recombine` with one pass of f_inv over both pictures.
-
-    Two passes would share their weights, and a weight used twice keeps its batch norm as a node of its own.
-    """
-
-    inputs = ("content", "style")
-    outputs = ("image",)
-
-    def forward(self, content: Tensor, style: Tensor) -> Tensor:
-        both = torch.stack([content, style], 1).reshape(-1, *content.shape[1:])
-        content_r, style_r = self.model.invariant(both).reshape(content.shape[0], 2, -1).unbind(1)
-        style_v, _ = self.model.covariant(style_r, style)
-        return self.model.decode(content_r, style_v)
-
-
-CAPABILITIES: dict[Capability, type[Graph]] = {"embed": Embed, "classify": Classify, "recombine": Recombine}
-
-
-def export_graphs(model: EquiVAE, spec: InputSpec) -> Exported:
-    """Export and check every capability of an EquiVAE model on the CPU, in evaluation mode.
+def export_graphs(capabilities: Mapping[Capability, Graph], spec: InputSpec) -> Exported:
+    """Export and check every graph of a model on the CPU, in evaluation mode.
 
     Raises:
         ExportError: a graph differs from torch, or is not what a model folder may hold.
     """
-    model.cpu().eval()
     pictures = digit_pictures(spec, 2 * max(PARITY_BATCHES))
     graphs: dict[Capability, GraphSpec] = {}
     contents: dict[str, bytes] = {}
     parity: dict[Capability, float] = {}
     golden: dict[str, Any] = {}  # Any: numpy's stub takes the names of **arrays for its own options
-    for capability, make in CAPABILITIES.items():
-        graph = make(model).eval()
+    for capability, graph in capabilities.items():
+        graph.cpu().eval()
         data = _to_onnx(graph, spec)
         _check_graph(capability, data, graph)
         parity[capability] = _parity(capability, data, graph, pictures)

@@ -36,7 +36,7 @@ def held_out_class(
     config = _without(run.config, name, len(splits.class_names), epochs)
     folder = run.folder / (f"without-class-{label}" + (f"-{epochs}-epochs" if epochs else ""))
     train(config, folder, resume=folder.exists(), console=console)
-    model = load_run(folder).model
+    model = load_run(folder).equivae()
     whole = splits.parts[split]
     novel = whole.images[whole.labels == label]
     known = whole.without((name,))

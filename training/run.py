@@ -27,7 +27,9 @@ from training.checkpoint import serialise, write_atomically
 from training.config import Config, restore_config
 from training.datasets import Splits
 from training.errors import DataError, RunError
+from training.models.base import Model
 from training.models.equivae import EquiVAE
+from training.models.registry import build
 
 CONFIG_FILE, METRICS_FILE, SKIPPED_FILE, MODEL_FILE = "config.yaml", "metrics.jsonl", "skipped.txt", "model.pt"
 
@@ -38,7 +40,7 @@ class LoadedRun:
 
     folder: Path
     config: Config
-    model: EquiVAE
+    model: Model
     input: InputSpec
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
@@ -46,6 +48,16 @@ class LoadedRun:
     metrics: dict[str, float]
     step: int
     minutes: float
+
+    def equivae(self) -> EquiVAE:
+        """The model, where what is asked of it makes sense for an EquiVAE alone.
+
+        Raises:
+            RunError: it is another kind of model.
+        """
+        if not isinstance(self.model, EquiVAE):
+            raise RunError(f"{self.folder} holds a model of kind {self.config.model.kind}: expected equivae")
+        return self.model
 
     def splits(self) -> Splits:
         """The data that the model was trained on, read again.
@@ -141,7 +153,7 @@ def _differences(one: Any, other: Any, name: str = "") -> Iterator[str]:
 
 
 def save_model(
-    folder: Path, config: Config, splits: Splits, model: EquiVAE, metrics: dict[str, float], step: int, minutes: float
+    folder: Path, config: Config, splits: Splits, model: Model, metrics: dict[str, float], step: int, minutes: float
 ) -> Path:
     """Write the finished model; the last act of a run."""
     content = {
@@ -175,7 +187,7 @@ def load_run(folder: Path) -> LoadedRun:
         content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
         config = restore_config(content["config"])
         input = InputSpec(**content["input"])
-        model = EquiVAE(config.model, input, len(content["class_names"]))
+        model = build(config.model, input, len(content["class_names"]))
         model.load_state_dict(content["state"])
         return LoadedRun(
             folder=folder,

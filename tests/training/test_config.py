@@ -70,7 +70,7 @@ def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path) -> None:
         ("  source: digits", "  source: folder", 3, ["data.path", "missing"]),
         ("  kind: equivae", "  kind: equivae\n  r_dimension: 3", 7, ["model.r_dimension", "unknown key"]),
         ("  kind: equivae", "  kind: equivae\n  encoder: {filters: [8, x]}", 7, ["model.encoder.filters.1", '"x"']),
-        ("  kind: equivae", "  kind: mcevae", 6, ["model.kind", "equivae"]),
+        ("  kind: equivae", "  kind: vae", 5, ["model", "'equivae'", "'mcevae'"]),
         ("name: small", "name: Sm all", 1, ["name", "pattern"]),
         ("name: small", "nam: small", 1, ["name", "missing"]),
         ("fit:", "fits:", 7, ["fits", "unknown key"]),

@@ -21,7 +21,9 @@ from training.config import MnistData
 from training.errors import RunError
 from training.export import _metrics, _protocol, export_run
 from training.graphs import ATOL, RTOL, ExportError, digit_pictures, export_graphs
+from training.models import equivae_graphs
 from training.models.equivae import EquiVAE, EquiVAEConfig
+from training.models.registry import graphs as graphs_of
 from training.run import load_run
 
 TABLE = {
@@ -139,7 +141,7 @@ def test_every_kind_of_layer_exports() -> None:
     spec = InputSpec(channels=3, height=32, width=32)
     encoder = {"filters": (8, 8), "strides": (1, 2), "kernel": 3, "norm": True, "pool": "depthwise"}
     config = EquiVAEConfig(kind="equivae", likelihood="gaussian", encoder=encoder)
-    exported = export_graphs(EquiVAE(config, spec, 4), spec)
+    exported = export_graphs(graphs_of("equivae", EquiVAE(config, spec, 4)), spec)
     assert set(exported.parity) == set(TABLE)
     assert exported.graphs["recombine"].outputs[0].shape == ("N", 3, 32, 32)
     for capability in TABLE:
@@ -182,14 +184,14 @@ def hand_made(operator: str, opset: int = 18, batch: int | str = "N") -> bytes:
     ],
 )
 def test_graphs_that_may_not_be_served_are_refused(data: bytes, reason: str, finished_run: Path) -> None:
-    graph = graphs.Embed(load_run(finished_run).model)
+    graph = equivae_graphs.Embed(load_run(finished_run).equivae())
     graphs._check_graph("embed", hand_made("Relu"), graph)
     with pytest.raises(ExportError, match=reason):
         graphs._check_graph("embed", data, graph)
 
 
 def test_other_names_are_refused(finished_run: Path) -> None:
-    graph = graphs.Classify(load_run(finished_run).model)
+    graph = equivae_graphs.Classify(load_run(finished_run).equivae())
     with pytest.raises(ExportError, match="inputs and outputs"):
         graphs._check_graph("classify", hand_made("Relu"), graph)
 

@@ -10,7 +10,7 @@ __all__ = ["LabelledImages", "Splits", "load"]
 
 
 def load(config: DataConfig) -> Splits:
-    """Read, split and, where asked, leave out classes.
+    """Read, split and, where asked, leave out classes and pad the pictures.
 
     Raises:
         DataError: the data is absent, broken or too small; the message says what to do.
@@ -26,4 +26,5 @@ def load(config: DataConfig) -> Splits:
             splits = folder.load(config)
         case _:
             assert_never(config)
-    return splits.without(config.exclude)
+    splits = splits.without(config.exclude)
+    return splits if config.canvas is None else splits.on_canvas(config.canvas)

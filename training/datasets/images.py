@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from contract.manifest import InputSpec, Preprocessing
 from training.errors import DataError
@@ -42,6 +43,12 @@ class LabelledImages:
 
     def subset(self, indices: Tensor) -> "LabelledImages":
         return LabelledImages(self.images[indices], self.labels[indices], self.class_names)
+
+    def padded(self, side: int) -> "LabelledImages":
+        """Each image in the middle of a square of 0."""
+        (top, left), (height, width) = ((side - size) // 2 for size in self.images.shape[2:]), self.images.shape[2:]
+        images = F.pad(self.images, (left, side - width - left, top, side - height - top))
+        return LabelledImages(images, self.labels, self.class_names)
 
     def without(self, excluded: tuple[str, ...]) -> "LabelledImages":
         """The images of the other classes; labels are renumbered in the order that remains."""
@@ -90,6 +97,26 @@ class Splits:
         """What the model folder says of its data: name, digest, images in each part, files that were left out."""
         counts = {name: len(part) for name, part in self.parts.items()}
         return {"name": self.name, "digest": self.digest, "counts": counts, "skipped": len(self.skipped)}
+
+    def on_canvas(self, side: int) -> "Splits":
+        """The pictures in the middle of a canvas of 0, so that they can be turned and moved without a loss.
+
+        Raises:
+            DataError: the canvas is smaller than the pictures, or 0 is not their ground.
+        """
+        before = self.input.height
+        if side < before or self.preprocessing.polarity != "light":
+            reason = f"is smaller than {before}" if side < before else "needs light ink on a dark ground"
+            raise DataError(f"{self.name}: canvas {side} {reason}")
+        margin = (self.preprocessing.margin * before + (side - before) / 2) / side
+        return replace(
+            self,
+            train=self.train.padded(side),
+            validation=self.validation.padded(side),
+            test=self.test.padded(side) if self.test is not None else None,
+            input=self.input.model_copy(update={"height": side, "width": side}),
+            preprocessing=self.preprocessing.model_copy(update={"margin": margin}),
+        )
 
     def without(self, excluded: tuple[str, ...]) -> "Splits":
         """The data set without some classes (models for novelty are trained this way)."""

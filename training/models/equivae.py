@@ -59,6 +59,7 @@ from training.distances import (
     squared_distances,
 )
 from training.latent import class_mean_energy, kl_per_dimension
+from training.models.base import Model
 from training.models.equivae_config import ConvBodyConfig, DenseBodyConfig, DenseDecoderConfig, EquiVAEConfig
 from training.networks import ConvBody, DenseDecoder, TransposedDecoder, dense, he_initialise
 
@@ -111,8 +112,13 @@ def _decoder(config: EquiVAEConfig, input: InputSpec) -> nn.Module:
     return TransposedDecoder(*sizes, config.decoder.filters, config.decoder.hidden, config.decoder.units)
 
 
-class EquiVAE(nn.Module):
+class EquiVAE(Model):
     """Images are float32 [N,C,H,W] in [0,1] at every public method; scaling for the likelihood is inside."""
+
+    protocol = (
+        "error (%) by distance to the class means of all training images",
+        "reconstruction and kl in nats an image, v = mu",
+    )
 
     pixel_mean: Tensor
     pixel_deviation: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -57,6 +57,9 @@ class DenseDecoderConfig(_Config):
 
 class EquiVAEConfig(_Config):
     """The model and its objective; the defaults are the paper's for MNIST."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("error", "reconstruction", "kl", "elbo", "active_dims")
+    group: ClassVar[None] = None
 
     kind: Literal["equivae"]
     r_dim: int = Field(16, ge=1)

@@ -1,0 +1,42 @@
+"""The graphs of a model with poses."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from training.models.base import Graph
+from training.models.mcevae import MCEVAE
+
+__all__ = ["Canonicalize", "Embed", "Transform"]
+
+POSE = ("coefficients", "coefficients_std", "matrix", "modes", "weights")
+
+
+class _MCEVAEGraph(Graph):
+    model: MCEVAE
+
+    def __init__(self, model: MCEVAE) -> None:
+        super().__init__()
+        self.model = model
+
+
+class Transform(_MCEVAEGraph):
+    outputs = POSE
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.pose(image))
+
+
+class Canonicalize(_MCEVAEGraph):
+    outputs = (*POSE, "canonical", "rectified")
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        pose, canonical, rectified = self.model.canonicalize(image)
+        return (*pose, canonical, rectified)
+
+
+class Embed(_MCEVAEGraph):
+    outputs = ("embedding",)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model.embed(image)

@@ -1,0 +1,60 @@
+"""The kinds of model, each under the name that `model.kind` of a configuration has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from contract.manifest import Capability, InputSpec
+from training.models import equivae_graphs, mcevae_graphs
+from training.models.base import Graph, Model
+from training.models.equivae import EquiVAE
+from training.models.mcevae import MCEVAE
+
+__all__ = ["KINDS", "Kind", "build", "graphs"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of model.
+
+    family: what the manifest calls it. make: config, input and number of classes -> model. graphs: a capability -> the
+    graph made from a model of this kind.
+    """
+
+    family: Literal["equivae", "mcevae", "symmetry"]
+    make: Callable[[Any, InputSpec, int], Model]
+    graphs: dict[Capability, Callable[[Any], Graph]]
+
+
+KINDS: dict[str, Kind] = {
+    "equivae": Kind(
+        family="equivae",
+        make=EquiVAE,
+        graphs={
+            "embed": equivae_graphs.Embed,
+            "classify": equivae_graphs.Classify,
+            "recombine": equivae_graphs.Recombine,
+        },
+    ),
+    "mcevae": Kind(
+        family="mcevae",
+        make=MCEVAE,
+        graphs={
+            "embed": mcevae_graphs.Embed,
+            "transform": mcevae_graphs.Transform,
+            "canonicalize": mcevae_graphs.Canonicalize,
+        },
+    ),
+}
+
+
+def build(config: Any, input: InputSpec, num_classes: int) -> Model:
+    """A model with fresh weights, from the `model` section of a configuration."""
+    return KINDS[config.kind].make(config, input, num_classes)
+
+
+def graphs(kind: str, model: Model) -> dict[Capability, Graph]:
+    """One graph a capability of the model."""
+    return {capability: make(model) for capability, make in KINDS[kind].graphs.items()}
