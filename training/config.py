@@ -61,7 +61,17 @@ class FolderData(Data):
     split_seed: Seed = 0
 
 
-DataConfig = Annotated[DigitsData | MnistData | SvhnData | FolderData, Field(discriminator="source")]
+class TextData(Data):
+    source: Literal["text"]
+    path: Path = Field(default=Path("/usr/share/fonts"), description="folder of the fonts, in any depth")
+    size: int = Field(default=96, ge=32, le=256, description="height and width of the model's input, pixels")
+    train: int = Field(default=40_000, ge=8, description="crops drawn for training")
+    validation: int = Field(default=2_000, ge=8)
+    test: int = Field(default=4_000, ge=8)
+    seed: Seed = Field(default=0, description="of everything that is drawn")
+
+
+DataConfig = Annotated[DigitsData | MnistData | SvhnData | FolderData | TextData, Field(discriminator="source")]
 
 
 class Optimiser(Section):

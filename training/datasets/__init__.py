@@ -2,8 +2,8 @@
 
 from typing import assert_never
 
-from training.config import DataConfig, DigitsData, FolderData, MnistData, SvhnData
-from training.datasets import digits, folder, mnist, svhn
+from training.config import DataConfig, DigitsData, FolderData, MnistData, SvhnData, TextData
+from training.datasets import digits, folder, mnist, svhn, text
 from training.datasets.images import LabelledImages, Splits
 
 __all__ = ["LabelledImages", "Splits", "load"]
@@ -24,6 +24,8 @@ def load(config: DataConfig) -> Splits:
             splits = svhn.load(config.path)
         case FolderData():
             splits = folder.load(config)
+        case TextData():
+            splits = text.load(config)
         case _:
             assert_never(config)
     splits = splits.without(config.exclude)

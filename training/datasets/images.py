@@ -15,17 +15,23 @@ from training.errors import DataError
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images uint8 [N,C,H,W] in 0..255, labels int64 [N] that index `class_names`."""
+    """Images uint8 [N,C,H,W] in 0..255, labels int64 [N] that index `class_names`.
+
+    turns: float32 [N], radians counter-clockwise as seen by which each image is known to be turned; None: not known.
+    """
 
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
+    turns: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise ValueError(f"images must be uint8 [N,C,H,W], not {self.images.dtype} {tuple(self.images.shape)}")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise ValueError(f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {self.labels.shape}")
+        if self.turns is not None and (self.turns.dtype != torch.float32 or self.turns.shape != self.labels.shape):
+            raise ValueError(f"turns must be float32 [{len(self.images)}], not {self.turns.dtype} {self.turns.shape}")
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
             raise ValueError("a label lies outside class_names")
 
@@ -41,8 +47,18 @@ class LabelledImages:
         """Indices of every class's images, ascending: K tensors int64 [N_k]."""
         return tuple(torch.nonzero(self.labels == k).flatten() for k in range(self.num_classes))
 
+    @property
+    def required_turns(self) -> Tensor:
+        """Raises:
+        DataError: they are not known.
+        """
+        if self.turns is None:
+            raise DataError("this data set does not know by how much its images are turned")
+        return self.turns
+
     def subset(self, indices: Tensor) -> "LabelledImages":
-        return LabelledImages(self.images[indices], self.labels[indices], self.class_names)
+        turns = None if self.turns is None else self.turns[indices]
+        return LabelledImages(self.images[indices], self.labels[indices], self.class_names, turns)
 
     def padded(self, side: int) -> "LabelledImages":
         """Each image in the middle of a square of 0."""
@@ -57,12 +73,15 @@ class LabelledImages:
         renumbered[kept] = torch.arange(len(kept))
         rows = renumbered[self.labels] >= 0
         names = tuple(self.class_names[k] for k in kept)
-        return LabelledImages(self.images[rows], renumbered[self.labels[rows]], names)
+        turns = None if self.turns is None else self.turns[rows]
+        return LabelledImages(self.images[rows], renumbered[self.labels[rows]], names, turns)
 
     def digest(self) -> str:
-        """SHA-256 over shape, class names, labels and pixels: equal data, equal digest, wherever it was read from."""
+        """SHA-256 over shape, class names, labels, turns and pixels: equal data, equal digest, wherever it was read from."""
         sha = hashlib.sha256(repr((tuple(self.images.shape), self.class_names)).encode())
         sha.update(self.labels.contiguous().numpy().astype("<i8").tobytes())
+        if self.turns is not None:
+            sha.update(self.turns.contiguous().numpy().astype("<f4").tobytes())
         sha.update(self.images.contiguous().numpy().data)
         return sha.hexdigest()
 

@@ -1,0 +1,154 @@
+"""Rendered text: words and short lines of eight scripts, turned by any angle, framed as the service frames a picture.
+
+Crop i of a part is a function of the seed, the part and i alone. Families of fonts and real words belong to one part
+each. What was drawn is kept in the data folder, under a name that follows from all that it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+import torch
+
+from contract.manifest import InputSpec, Preprocessing
+from contract.preprocess import prepare
+from training.config import TextData
+from training.datasets.images import LabelledImages, Splits
+from training.datasets.storage import data_root
+from training.datasets.text_crops import draw_look, draw_mask, load_font, require_shaping, take_picture
+from training.datasets.text_fonts import Part, Script, find_fonts
+from training.datasets.text_words import SCRIPTS, draw_text
+from training.errors import DataError
+
+__all__ = ["PREPROCESSING", "Crop", "Fonts", "crops", "load", "prepared"]
+
+PREPROCESSING = Preprocessing(polarity="light", fit="circle", margin=0.04)
+DRAWING = 1  # to be raised with every change to what is drawn
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+# Latin more often: the service's users send it more often. The others alike.
+SHARES: dict[Script, float] = {script: 0.3 if script == "latin" else 0.1 for script in SCRIPTS}
+
+Fonts = dict[Script, dict[str, tuple[Path | None, ...]]]
+"""script -> family -> files; a file of None is Pillow's own font."""
+
+
+class Crop(NamedTuple):
+    """A picture uint8 [H,W] or [H,W,3] of text that is turned counter-clockwise by `degrees`, as seen."""
+
+    pixels: npt.NDArray[np.uint8]
+    degrees: float
+    script: Script
+    family: str
+    text: str
+
+
+def crops(
+    fonts: Fonts, part: Part, count: int, seed: int, degrees: Sequence[float] | None = None, first: int = 0
+) -> Iterator[Crop]:
+    """Draw `count` crops of one part, from number `first` on.
+
+    Args:
+        degrees: angles that the crops take in turn; None: uniform over the circle.
+    """
+    scripts = [script for script in SCRIPTS if fonts.get(script)]
+    weights = np.array([SHARES[script] for script in scripts])
+    for index in range(first, first + count):
+        rng = np.random.default_rng((seed, PARTS.index(part), index))
+        script = scripts[int(rng.choice(len(scripts), p=weights / weights.sum()))]
+        family = sorted(fonts[script])[int(rng.integers(len(fonts[script])))]
+        files = fonts[script][family]
+        look = draw_look(rng)
+        font = load_font(files[int(rng.integers(len(files)))], look.size)
+        text = "\n".join(draw_text(script, part, rng) for _ in range(look.lines))
+        angle = float(rng.uniform(-180, 180)) if degrees is None else float(degrees[index % len(degrees)])
+        pixels = take_picture(draw_mask(text, script, font, look), look, angle, rng)
+        yield Crop(pixels, angle, script, family, text)
+
+
+def prepared(drawn: Iterator[Crop], count: int, spec: InputSpec) -> LabelledImages:
+    """Crops as the service hands them to a model; the labels are the scripts, `turns` the angles."""
+    images = np.zeros((count, 1, spec.height, spec.width), np.uint8)
+    labels, turns = np.zeros(count, np.int64), np.zeros(count, np.float32)
+    for index, crop in enumerate(drawn):
+        framed = prepare(crop.pixels, spec, PREPROCESSING, fit="content")
+        images[index] = np.rint(framed.image * 255)
+        labels[index], turns[index] = SCRIPTS.index(crop.script), math.radians(crop.degrees)
+    return LabelledImages(
+        torch.from_numpy(images), torch.from_numpy(labels), tuple(SCRIPTS), turns=torch.from_numpy(turns)
+    )
+
+
+def load(config: TextData) -> Splits:
+    """Draw all three parts, or read what was drawn before.
+
+    Raises:
+        DataError: fonts are missing (the message names Debian's packages), or the data folder cannot be written.
+    """
+    require_shaping()
+    spec = InputSpec(channels=1, height=config.size, width=config.size)
+    counts = {"train": config.train, "validation": config.validation, "test": config.test}
+    parts = {part: _part(config, part, counts[part], spec) for part in PARTS}
+    return Splits(
+        name="text",
+        train=parts["train"],
+        validation=parts["validation"],
+        test=parts["test"],
+        input=spec,
+        preprocessing=PREPROCESSING,
+    )
+
+
+def _part(config: TextData, part: Part, count: int, spec: InputSpec) -> LabelledImages:
+    """One part, from the data folder where it lies there already."""
+    fonts: Fonts = {script: dict(families) for script, families in find_fonts(config.path, part, SCRIPTS).items()}
+    path = data_root() / "text" / f"{part}-{_key(config, part, count, fonts)}.npz"
+    if path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                images, labels, turns = (torch.from_numpy(stored[name]) for name in ("images", "labels", "turns"))
+            return LabelledImages(images, labels, tuple(SCRIPTS), turns=turns)
+        except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
+            raise DataError(f"text: {path} is damaged ({error}): delete it, and it is drawn anew") from error
+    data = prepared(crops(fonts, part, count, config.seed), count, spec)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                images=data.images.numpy(),
+                labels=data.labels.numpy(),
+                turns=data.required_turns.numpy(),
+            )
+        partial.rename(path)
+    except OSError as error:
+        raise DataError(f"text: {path.parent} cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return data
+
+
+def _key(config: TextData, part: Part, count: int, fonts: Fonts) -> str:
+    """All that the crops depend on, digested: the drawing, its options, the files of the fonts, the library."""
+    files = sorted({file for families in fonts.values() for names in families.values() for file in names if file})
+    what = {
+        "drawing": DRAWING,
+        "pillow": PIL.__version__,
+        "part": part,
+        "count": count,
+        "seed": config.seed,
+        "size": config.size,
+        "preprocessing": PREPROCESSING.model_dump(mode="json"),
+        "fonts": [(file.name, file.stat().st_size) for file in files],
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
