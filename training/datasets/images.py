@@ -77,7 +77,7 @@ class LabelledImages:
         return LabelledImages(self.images[rows], renumbered[self.labels[rows]], names, turns)
 
     def digest(self) -> str:
-        """SHA-256 over shape, class names, labels, turns and pixels: equal data, equal digest, wherever it was read from."""
+        """SHA-256 over shape, class names, labels, turns and pixels: equal data, equal digest, from anywhere."""
         sha = hashlib.sha256(repr((tuple(self.images.shape), self.class_names)).encode())
         sha.update(self.labels.contiguous().numpy().astype("<i8").tobytes())
         if self.turns is not None:

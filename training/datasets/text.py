@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from contract.preprocess import prepare
 from training.config import TextData
 from training.datasets.images import LabelledImages, Splits
 from training.datasets.storage import data_root
-from training.datasets.text_crops import draw_look, draw_mask, load_font, require_shaping, take_picture
+from training.datasets.text_crops import Look, draw_look, draw_mask, load_font, require_shaping, take_picture
 from training.datasets.text_fonts import Part, Script, find_fonts
 from training.datasets.text_words import SCRIPTS, draw_text
 from training.errors import DataError
@@ -50,6 +51,7 @@ class Crop(NamedTuple):
     script: Script
     family: str
     text: str
+    look: Look
 
 
 def crops(
@@ -72,7 +74,7 @@ def crops(
         text = "\n".join(draw_text(script, part, rng) for _ in range(look.lines))
         angle = float(rng.uniform(-180, 180)) if degrees is None else float(degrees[index % len(degrees)])
         pixels = take_picture(draw_mask(text, script, font, look), look, angle, rng)
-        yield Crop(pixels, angle, script, family, text)
+        yield Crop(pixels, angle, script, family, text, look)
 
 
 def prepared(drawn: Iterator[Crop], count: int, spec: InputSpec) -> LabelledImages:
@@ -114,18 +116,18 @@ def _part(config: TextData, part: Part, count: int, spec: InputSpec) -> Labelled
     path = data_root() / "text" / f"{part}-{_key(config, part, count, fonts)}.npz"
     if path.is_file():
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 images, labels, turns = (torch.from_numpy(stored[name]) for name in ("images", "labels", "turns"))
             return LabelledImages(images, labels, tuple(SCRIPTS), turns=turns)
-        except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
+        except (OSError, ValueError, LookupError, EOFError, zlib.error, BadZipFile) as error:
             raise DataError(f"text: {path} is damaged ({error}): delete it, and it is drawn anew") from error
     data = prepared(crops(fonts, part, count, config.seed), count, spec)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with partial.open("wb") as target:
             np.savez_compressed(
-                file,
+                target,
                 images=data.images.numpy(),
                 labels=data.labels.numpy(),
                 turns=data.required_turns.numpy(),

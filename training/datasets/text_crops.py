@@ -1,4 +1,4 @@
-"""Pictures of text as people send them: some lines in one font, turned, inked on paper, and seen by a camera or a scanner.
+"""Pictures of text as people send them: some lines in one font, turned, inked on paper, and scanned or photographed.
 
 Everything follows from the caller's generator. The ink's mask is drawn upright, turned once, and only then laid on its
 paper, so that light, noise, blur and JPEG's blocks know nothing of the text's direction.
@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from training.datasets.text_fonts import Script
 from training.datasets.text_words import RIGHT_TO_LEFT
 from training.errors import DataError
 
-__all__ = ["Look", "draw_look", "draw_mask", "require_shaping", "take_picture"]
+__all__ = ["Look", "draw_look", "draw_mask", "load_font", "require_shaping", "take_picture"]
 
 Font = ImageFont.FreeTypeFont
 Pixels = npt.NDArray[np.uint8]
@@ -118,10 +119,9 @@ def load_font(file: Path | None, size: int) -> Font:
 
 def draw_mask(text: str, script: Script, font: Font, look: Look) -> Image.Image:
     """The upright ink, mode L, 255 where it is solid, with its margin; lines are separated by newlines."""
-    direction = "rtl" if script in RIGHT_TO_LEFT else None
-    options = {"font": font, "align": look.align, "spacing": look.spacing * look.size, "direction": direction}
-    if not features.check("raqm"):
-        del options["direction"]
+    options: Any = {"font": font, "align": look.align, "spacing": look.spacing * look.size}
+    if script in RIGHT_TO_LEFT:
+        options["direction"] = "rtl"
     ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
     left, top, right, bottom = ruler.multiline_textbbox((0, 0), text, **options)
     width, height = (math.ceil(far - near) + 2 * look.margin for near, far in ((left, right), (top, bottom)))
@@ -141,7 +141,7 @@ def take_picture(mask: Image.Image, look: Look, degrees: float, rng: np.random.G
     alpha = np.asarray(turned, np.float32) / 255
     height, width = alpha.shape
     grey = len(set(look.ink)) == len(set(look.paper)) == 1
-    ink, paper = (np.float32(colour[:1] if grey else colour) for colour in (look.ink, look.paper))
+    ink, paper = (np.array(colour[:1] if grey else colour, np.float32) for colour in (look.ink, look.paper))
     picture = paper + alpha[:, :, None] * (ink - paper)
     if look.shade:
         across, down = look.towards

@@ -1,8 +1,8 @@
 """The fonts of the rendered text: families of Debian's packages, each in one part of the data.
 
 A family stands in exactly one of train, validation and test, and so does a design under several names (Carlito is cut
-from Lato, Caladea's metrics are Cambria's, FreeSans and Liberation Sans both follow Helvetica). docs/fonts.md lists the
-packages with their licences; no font is part of this project.
+from Lato; FreeSans and Liberation Sans both follow Helvetica). docs/fonts.md lists the packages with their licences; no
+font is part of this project.
 """
 
 from __future__ import annotations
@@ -37,8 +37,13 @@ class Family:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("DejaVu Sans", "fonts-dejavu-core", "train", LGC, ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf")),
-    Family("DejaVu Sans (Arabic)", "fonts-dejavu-core", "train", ("arabic", "hebrew"), ("DejaVuSans.ttf",)),
+    Family(
+        "DejaVu Sans",
+        "fonts-dejavu-core",
+        "train",
+        (*LGC, "hebrew", "arabic"),
+        ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf"),
+    ),
     Family("DejaVu Serif", "fonts-dejavu-core", "train", LGC, ("DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf")),
     Family("DejaVu Sans Mono", "fonts-dejavu-core", "train", LGC, ("DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf")),
     Family("Liberation Serif", "fonts-liberation2", "train", (*LGC, "hebrew"), ("LiberationSerif-*.ttf",)),
@@ -47,7 +52,13 @@ FAMILIES: tuple[Family, ...] = (
     Family("Carlito", "fonts-crosextra-carlito", "train", LGC, ("Carlito-*.ttf",)),
     Family("Roboto", "fonts-roboto-unhinted", "train", LGC, ("Roboto-*.ttf", "RobotoCondensed-*.ttf")),
     Family("Roboto Slab", "fonts-roboto-slab", "train", LGC, ("RobotoSlab-*.otf",)),
-    Family("Linux Libertine", "fonts-linuxlibertine", "train", (*LGC, "hebrew"), ("LinLibertine_R.otf", "LinLibertine_RB.otf", "LinLibertine_RI.otf")),
+    Family(
+        "Linux Libertine",
+        "fonts-linuxlibertine",
+        "train",
+        (*LGC, "hebrew"),
+        ("LinLibertine_R.otf", "LinLibertine_RB.otf", "LinLibertine_RI.otf"),
+    ),
     Family("Linux Biolinum", "fonts-linuxlibertine", "train", LGC, ("LinBiolinum_R*.otf",)),
     Family("CMU Serif", "fonts-cmu", "train", LGC, ("cmunrm.ttf", "cmunbx.ttf", "cmunti.ttf", "cmunbi.ttf")),
     Family("CMU Sans Serif", "fonts-cmu", "train", LGC, ("cmunss.ttf", "cmunsx.ttf", "cmunsi.ttf")),
