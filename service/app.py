@@ -1,7 +1,6 @@
 """The app: its parts, made from settings and wired together."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -34,23 +33,30 @@ from service.inference import Inference
 from service.middleware import CALL, BodyLimits, RequestEdge, unexpected
 from service.model_store import CAPABILITIES, ModelStore
 from service.observability import Metrics
+from service.pool import Pool
 from service.routes import classify, docs, embed, health, metrics, models, recombine, v2, v2_models
 from service.routes.direct import DirectPaths
 from service.settings import Settings
 from service.store_watch import StoreLog, serve_store
-
-_NICE = 10  # how far the pool's threads stand back behind the event loop
 
 
 def create_app(settings: Settings, on_loaded: Callable[[], None] = lambda: None) -> ASGIApp:
     """An app that loads its models when it starts, then calls `on_loaded`; nothing is shared between two apps."""
     budget = Budget(settings.queue_images, settings.queue_bytes)
     observed = Metrics(budget)
-    pool = ThreadPoolExecutor(settings.decode_threads, "pictures", initializer=_lower_priority)
+    pool = Pool(settings.decode_threads)
     device = ThreadPoolExecutor(1, "device")
     loader = ThreadPoolExecutor(1, "loader")
     store = create_store(settings, observed, device, loader)
-    inference = Inference(store, budget, observed, pool, limits_of(settings), settings.max_images)
+    inference = Inference(
+        store,
+        budget,
+        observed,
+        pool,
+        limits_of(settings),
+        max_images=settings.max_images,
+        timeout_seconds=settings.request_timeout_seconds,
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -58,8 +64,9 @@ def create_app(settings: Settings, on_loaded: Callable[[], None] = lambda: None)
         yield
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-        for executor in (loader, pool, device):
-            executor.shutdown()
+        pool.shutdown()
+        for executor in (loader, device):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     async def refused(request: Request, error: Exception) -> Response:
         return _problem_response(_as_problem(request.scope["path"], error, store), request, observed)
@@ -137,13 +144,6 @@ def _version() -> str:
         return metadata.version("equipoise")
     except metadata.PackageNotFoundError:  # run from the source tree without being installed
         return "unknown"
-
-
-def _lower_priority() -> None:
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE)  # on Linux 0 is the calling thread
-    except (AttributeError, OSError):
-        return
 
 
 def _description() -> str:

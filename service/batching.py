@@ -5,15 +5,18 @@ picture at once. Requests that arrive in one turn of the event loop are one batc
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
+from service.deadlines import CallerGone, Deadline, smoothed
 from service.engine import Array, Engine
+from service.errors import DeadlineExceeded
 
 Row = tuple[Array, ...]
 """One picture's inputs of the graph, [C,H,W] each, in the order of the manifest."""
@@ -27,11 +30,11 @@ class BatchObserver(Protocol):
 
     def batch(self, images: int, seconds: float) -> None: ...
 
-    def dropped(self, images: int) -> None: ...
+    def dropped(self, images: int, reason: "DropReason") -> None: ...
 
 
-class CallerGone(Exception):
-    """The caller left before his work was begun; nobody is waiting for an answer."""
+DropReason = Literal["caller_left", "deadline"]
+"""Why rows that waited were never run."""
 
 
 class Entry:
@@ -45,6 +48,7 @@ class Entry:
     __slots__ = (
         "_given",
         "_parts",
+        "deadline",
         "done",
         "enqueued",
         "gone",
@@ -55,8 +59,11 @@ class Entry:
         "taken",
     )
 
-    def __init__(self, rows: Sequence[Row], gone: Callable[[], bool], done: "asyncio.Future[None]") -> None:
+    def __init__(
+        self, rows: Sequence[Row], deadline: Deadline, gone: Callable[[], bool], done: "asyncio.Future[None]"
+    ) -> None:
         self.rows = rows
+        self.deadline = deadline
         self.gone = gone
         self.done = done
         self.enqueued = time.perf_counter()
@@ -85,6 +92,10 @@ class Entry:
         if not self.done.done():
             self.done.set_result(None)
 
+    def expire(self) -> None:
+        """Its time is up, wherever its rows are."""
+        self.fail(DeadlineExceeded("the deadline passed before the pictures were answered"))
+
     def fail(self, error: BaseException) -> None:
         if not self.done.done():
             self.done.set_exception(error)
@@ -99,6 +110,10 @@ class Batcher:
 
     A turn takes one batch and runs it. The next turn is due while anything waits, after other connections had theirs;
     none is while nothing does, so an idle queue is no task and holds nothing alive.
+
+    Attributes:
+        depth: rows that wait.
+        running_since: when the batch in the thread was handed over, by `time.perf_counter`; None where there is none.
     """
 
     def __init__(self, engine: Engine, executor: Executor, observer: BatchObserver) -> None:
@@ -106,16 +121,19 @@ class Batcher:
         self._executor = executor
         self._observer = observer
         self._waiting: deque[Entry] = deque()
+        self._run_seconds = engine.run_seconds  # that a run takes, of late
+        self.depth = 0
+        self.running_since: float | None = None
         self._turning = False  # a turn is due, or its batch is in the thread
         # So that one large request does not hold up those behind it, it has at most this part of a shared batch.
         self._share = max(1, engine.max_batch // 4)
 
     @property
-    def depth(self) -> int:
-        """Rows that wait."""
-        return sum(len(entry.rows) - entry.taken for entry in self._waiting)
+    def wait_seconds(self) -> float:
+        """How long new rows would wait for those before them, by what the last runs took."""
+        return math.ceil(self.depth / self.engine.max_batch) * self._run_seconds
 
-    async def run(self, rows: Sequence[Row], gone: Callable[[], bool]) -> Entry:
+    async def run(self, rows: Sequence[Row], deadline: Deadline, gone: Callable[[], bool]) -> Entry:
         """Put one request's rows in the queue and wait for their outputs.
 
         Args:
@@ -123,15 +141,34 @@ class Batcher:
 
         Raises:
             CallerGone: he has.
+            DeadlineExceeded: it would pass while waiting, or it has passed.
         """
+        deadline.check(self.wait_seconds)
         loop = asyncio.get_running_loop()
-        entry = Entry(rows, gone, loop.create_future())
+        entry = Entry(rows, deadline, gone, loop.create_future())
         self._waiting.append(entry)
+        self.depth += len(rows)
         if not self._turning:
             self._turning = True
             loop.call_soon(self._turn)
-        await entry.done
+        if self.engine.inline:  # the next turn comes for sure, and drops what is late
+            await entry.done
+            return entry
+        late = loop.call_later(deadline.seconds_left(), self._expire, entry)
+        try:
+            await entry.done
+        finally:
+            late.cancel()
         return entry
+
+    def _expire(self, entry: Entry) -> None:
+        """Answer a caller whose time is up, whatever the thread does, and keep nothing of what it has not yet taken."""
+        entry.expire()
+        if entry in self._waiting:
+            self._waiting.remove(entry)
+            left = len(entry.rows) - entry.taken
+            self.depth -= left
+            self._observer.dropped(left, "deadline")
 
     def _turn(self) -> None:
         batch: Batch = []
@@ -156,9 +193,10 @@ class Batcher:
             self._turning = False
 
     def _run_in_thread(self, batch: Batch, inputs: list[Array]) -> None:
-        start = time.perf_counter()
+        start = self.running_since = time.perf_counter()
 
         def finish(running: "asyncio.Future[list[Array]]") -> None:
+            self.running_since = None
             try:
                 self._give_back(batch, running.result(), time.perf_counter() - start)
             except (Exception, asyncio.CancelledError) as error:  # cancelled: the service stops
@@ -174,21 +212,31 @@ class Batcher:
         now = time.perf_counter()
         while self._waiting and room:
             entry = self._waiting.popleft()
-            if entry.done.done():
-                continue
-            if not entry.taken:
-                entry.queue_seconds = now - entry.enqueued
-                if entry.queue_seconds > _ASK_AFTER_SECONDS and entry.has_left():
-                    entry.fail(CallerGone())
-                    self._observer.dropped(len(entry.rows))
-                    continue
             left = len(entry.rows) - entry.taken
+            self.depth -= left
+            if not self._is_wanted(entry, now):
+                continue
             count = min(room, left, self._share if self._waiting else room)
             batch.append((entry, entry.taken, entry.taken + count))
             entry.taken += count
             room -= count
             if count < left:
                 self._waiting.append(entry)
+                self.depth += left - count
+
+    def _is_wanted(self, entry: Entry, now: float) -> bool:
+        """Whether somebody waits for this entry, in time; who does not is told so and counted."""
+        if entry.done.done():
+            return False
+        if now > entry.deadline.at:
+            entry.expire()
+            self._observer.dropped(len(entry.rows) - entry.taken, "deadline")
+        elif not entry.taken:
+            entry.queue_seconds = now - entry.enqueued
+            if entry.queue_seconds > _ASK_AFTER_SECONDS and entry.has_left():
+                entry.fail(CallerGone())
+                self._observer.dropped(len(entry.rows), "caller_left")
+        return not entry.done.done()
 
     def _stack(self, batch: Batch) -> list[Array]:
         rows = [row for entry, start, stop in batch for row in entry.rows[start:stop]]
@@ -206,10 +254,10 @@ class Batcher:
             count = stop - start
             entry.give([output[at : at + count] for output in outputs], count)
             at += count
+        self._run_seconds = smoothed(self._run_seconds, seconds)
         self._observer.batch(at, seconds)
 
     def _fail(self, batch: Batch, error: BaseException) -> None:
-        """The answer of these callers, of whom the other rows are forgotten."""
+        """The answer of these callers; what else waits of them is skipped in its turn."""
         for entry, _, _ in batch:
             entry.fail(error)
-        self._waiting = deque(entry for entry in self._waiting if not entry.done.done())

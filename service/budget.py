@@ -30,6 +30,18 @@ class Budget:
         Raises:
             QueueFull: there is no room; with the seconds after which there should be.
         """
+        self.check(images, size)
+        if not self.images:
+            self._rated_at = time.monotonic()
+        self.images += images
+        self.bytes += size
+        return Permit(self, images, size)
+
+    def check(self, images: int, size: int = 0) -> None:
+        """
+        Raises:
+            QueueFull: there is no room now for `images` pictures and `size` bytes.
+        """
         if self.images + images > self.image_limit or self.bytes + size > self.byte_limit:
             seconds = self.retry_after_seconds()
             raise QueueFull(
@@ -37,11 +49,6 @@ class Budget:
                 headers={"Retry-After": str(seconds)},
                 retry_after=seconds,
             )
-        if not self.images:
-            self._rated_at = time.monotonic()
-        self.images += images
-        self.bytes += size
-        return Permit(self, images, size)
 
     def retry_after_seconds(self) -> int:
         """How long the work at hand takes at the rate of the last seconds of work, at least 1."""

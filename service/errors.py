@@ -110,6 +110,10 @@ class InvalidParameter(Problem):
     slug, title, status = "invalid-parameter", "A query parameter has a value that is not allowed", 422
 
 
+class InvalidHeader(Problem):
+    slug, title, status = "invalid-header", "A request header has a value that is not allowed", 400
+
+
 class TooManyImages(Problem):
     slug, title, status = "too-many-images", "The request has more pictures than the limit", 413
 
@@ -193,6 +197,10 @@ class QueueFull(Problem):
 
 class NotReady(Problem):
     slug, title, status = "not-ready", "The service is not ready", 503
+
+
+class DeadlineExceeded(Problem):
+    slug, title, status = "deadline-exceeded", "The answer cannot be ready by the deadline", 504
 
 
 class InternalError(Problem):

@@ -4,10 +4,8 @@ Small work stays on the event loop, since a thread hop costs more than a small p
 pictures' headers) goes to the pool.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 import orjson
@@ -19,13 +17,15 @@ from contract.picture_header import PictureLimits
 from service import images
 from service.batching import Entry, Row
 from service.budget import Budget, Permit
+from service.deadlines import Deadline, read_deadline
 from service.engine import Array
 from service.errors import Problem
 from service.images import ModelInput
-from service.middleware import CALL, FREE_BODY_BYTES, Call, has_left, read_body
+from service.middleware import CALL, FREE_BODY_BYTES, Call, read_body
 from service.model_store import LoadedModel, ModelStore
 from service.observability import Metrics
 from service.payloads import Encoded, Payload, read_pictures
+from service.pool import Pool
 from service.queries import Options, read_options
 
 _INLINE_PIXELS = 100_000  # about 5 ms, content search included
@@ -45,9 +45,10 @@ class Inference:
         store: ModelStore,
         budget: Budget,
         metrics: Metrics,
-        pool: Executor,
+        pool: Pool,
         limits: PictureLimits,
         max_images: int,
+        timeout_seconds: float,
     ) -> None:
         self.store = store
         self._budget = budget
@@ -55,6 +56,7 @@ class Inference:
         self._pool = pool
         self._limits = limits
         self.max_images = max_images
+        self._timeout_seconds = timeout_seconds
 
     async def answer_pictures(self, request: Request, capability: str, render: Render) -> Response:
         """Every picture of the request by itself: one object, or `results` in order with problems in their place."""
@@ -63,15 +65,17 @@ class Inference:
         model = self.select(call, capability, options.model, options.version)
         content_type = call.headers.get(b"content-type", b"")
         if len(body) > INLINE_BODY_BYTES:
-            payload = await self.pooled(read_pictures, content_type, body, self.max_images)
-            encoded = await self.pooled(self.accept, payload.pictures)
+            payload = await self.pooled(call, read_pictures, content_type, body, self.max_images)
+            self._budget.check(len(payload.pictures))
+            encoded = await self.pooled(call, self.accept, payload.pictures)
         else:
             payload = read_pictures(content_type, body, self.max_images)
+            self._budget.check(len(payload.pictures))
             encoded = self.accept(payload.pictures)
         if payload.single and isinstance(encoded[0], Problem):
             raise encoded[0]
         with self.permit(encoded, body):
-            inputs = await self.prepare(encoded, model, options)
+            inputs = await self.prepare(call, encoded, model, options)
             if payload.single and isinstance(inputs[0], Problem):
                 raise inputs[0]
             self.record(call, "decode", time.perf_counter() - start)
@@ -83,38 +87,54 @@ class Inference:
         return Response(content, media_type="application/json")
 
     async def begin(self, request: Request, endpoint: str) -> tuple[Call, Options, bytes]:
-        """The request's facts, its options and its whole body."""
+        """The request's facts, its options and its whole body.
+
+        Raises:
+            QueueFull: not even one picture is accepted now, so that nothing is spent on looking at it.
+        """
         call: Call = request.scope[CALL]
         call.endpoint = endpoint
+        call.deadline = read_deadline(call.headers, call.start, self._timeout_seconds)
         options = read_options(request.scope["query_string"])
-        return call, options, await read_body(request.receive)
+        body = await read_body(request.receive)
+        self._budget.check(1)
+        return call, options, body
 
     def select(self, call: Call, capability: str, name: str | None, version: int | None) -> LoadedModel:
         """The model that answers, see `ModelStore.select`, held by the request."""
         model = self.store.select(capability, name, version)
-        self.hold(call, model)
+        self.hold(call, model, capability)
         return model
 
-    def hold(self, call: Call, model: LoadedModel) -> None:
-        """From here until its answer is sent the request is answered by this version, whatever is loaded meanwhile."""
+    def hold(self, call: Call, model: LoadedModel, capability: str) -> None:
+        """From here until its answer is sent the request is answered by this version, whatever is loaded meanwhile.
+
+        Raises:
+            DeadlineExceeded: by what is waiting for this graph, it cannot be answered in time.
+        """
+        call.deadline.check(model.batchers[capability].wait_seconds)
         model.enter()
         call.model = model
 
     async def prepare(
-        self, encoded: Sequence[EncodedPicture | Problem], model: LoadedModel, options: Options
+        self, call: Call, encoded: Sequence[EncodedPicture | Problem], model: LoadedModel, options: Options
     ) -> list[ModelInput | Problem]:
         """Decoded and brought to the model's frame, in order; what was or became a problem stays in its place."""
         pixels = sum(picture.width * picture.height for picture in encoded if not isinstance(picture, Problem))
         if pixels > _INLINE_PIXELS or len(encoded) > _INLINE_PICTURES:
-            return await self.pooled(_prepare_all, encoded, model, options)
-        return _prepare_all(encoded, model, options)
+            return await self.pooled(call, _prepare_all, encoded, model, options, call.deadline)
+        return _prepare_all(encoded, model, options, call.deadline)
 
     async def run(self, request: Request, model: LoadedModel, capability: str, rows: Sequence[Row]) -> dict[str, Array]:
-        """Outputs by name for rows of inputs; the request's turn in the queue."""
+        """Outputs by name for rows of inputs; the request's turn in the queue.
+
+        Raises:
+            CallerGone: the client left while waiting. DeadlineExceeded: there is no time left to write the answer.
+        """
         call: Call = request.scope[CALL]
         batcher = model.batchers[capability]
-        receive = request.receive
-        entry: Entry = await batcher.run(rows, lambda: has_left(receive))
+        entry: Entry = await batcher.run(rows, call.deadline, call.has_left)
+        call.deadline.check()
         self.record(call, "queue", entry.queue_seconds)
         self.record(call, "infer", entry.infer_seconds)
         return dict(zip(batcher.engine.output_names, entry.outputs, strict=True))
@@ -145,9 +165,9 @@ class Inference:
                 accepted.append(problem)
         return accepted
 
-    async def pooled(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Large work: done by the pool, while the event loop goes on."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+    async def pooled(self, call: Call, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Large work: done by the pool, while the event loop goes on; see `Pool.run`."""
+        return await self._pool.run(call.deadline, call.has_left, work, *arguments)
 
     def _write(
         self,
@@ -177,10 +197,11 @@ def to_json(document: Any) -> bytes:
 
 
 def _prepare_all(
-    encoded: Sequence[EncodedPicture | Problem], model: LoadedModel, options: Options
+    encoded: Sequence[EncodedPicture | Problem], model: LoadedModel, options: Options, deadline: Deadline
 ) -> list[ModelInput | Problem]:
     prepared: list[ModelInput | Problem] = []
     for picture in encoded:
+        deadline.check()
         try:
             prepared.append(
                 picture if isinstance(picture, Problem) else images.to_input(picture, model.manifest, options)

@@ -6,6 +6,7 @@ Nothing here makes a task, a context or a record a request: two wrapped callable
 import asyncio
 import itertools
 import logging
+import math
 import re
 import secrets
 import time
@@ -13,8 +14,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.batching import CallerGone
 from service.budget import Budget
+from service.deadlines import CallerGone, Deadline
 from service.errors import BodyTimeout, BodyTooLarge, InternalError, Problem, render
 from service.model_store import LoadedModel
 from service.observability import Metrics, say
@@ -25,6 +26,7 @@ _LINGER_SECONDS = 1.0
 FREE_BODY_BYTES = 1024 * 1024
 """What of a body is in no budget while it arrives: what a connection may cost, and more than a small picture."""
 UNKNOWN_ENDPOINT = "other"
+_NEVER = Deadline(math.inf)
 
 
 class Call:
@@ -32,16 +34,30 @@ class Call:
 
     Attributes:
         headers: by lower-case name; of a repeated header the last.
+        deadline: set by the route.
         endpoint: set by the route, a label of the metrics.
         model: the version that answers, entered by this request.
         stages: (name, seconds) for the Server-Timing header, in order.
         unread: the request was refused while its body was still arriving.
     """
 
-    __slots__ = ("endpoint", "headers", "model", "request_id", "stages", "start", "status", "unread")
+    __slots__ = (
+        "_receive",
+        "deadline",
+        "endpoint",
+        "headers",
+        "model",
+        "request_id",
+        "stages",
+        "start",
+        "status",
+        "unread",
+    )
 
-    def __init__(self, headers: dict[bytes, bytes], request_id: str) -> None:
+    def __init__(self, headers: dict[bytes, bytes], request_id: str, receive: Receive) -> None:
         self.headers = headers
+        self.deadline = _NEVER
+        self._receive = receive
         self.request_id = request_id
         self.start = time.perf_counter()
         self.endpoint = UNKNOWN_ENDPOINT
@@ -49,6 +65,21 @@ class Call:
         self.stages: list[tuple[str, float]] = []
         self.status = 0
         self.unread = False
+
+    def has_left(self) -> bool:
+        """Whether the client of a request whose body was read has gone, without waiting.
+
+        `receive` has nothing more to give but the client's leaving: one step of it either ends with that or blocks.
+        """
+        step: Any = self._receive()
+        try:
+            step.send(None)
+        except StopIteration as stop:
+            message: Message = stop.value
+            return bool(message["type"] == "http.disconnect")
+        else:
+            step.close()
+            return False
 
     def server_timing(self) -> bytes:
         timings = [*self.stages, ("total", time.perf_counter() - self.start)]
@@ -75,7 +106,7 @@ class RequestEdge:
             request_id = given.decode()
         else:
             request_id = f"{self._prefix}-{next(self._numbers):x}"
-        call = scope[CALL] = Call(headers, request_id)
+        call = scope[CALL] = Call(headers, request_id, receive)
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -215,19 +246,3 @@ async def read_body(receive: Receive) -> bytes:
         if not message.get("more_body", False):
             return b"".join(chunks)
         message = await receive()
-
-
-def has_left(receive: Receive) -> bool:
-    """Whether the client of a request whose body was read has gone, without waiting.
-
-    `receive` has nothing more to give but the client's leaving: one step of it either ends with that or blocks.
-    """
-    step: Any = receive()
-    try:
-        step.send(None)
-    except StopIteration as stop:
-        message: Message = stop.value
-        return bool(message["type"] == "http.disconnect")
-    else:
-        step.close()
-        return False

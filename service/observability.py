@@ -8,13 +8,13 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
-from service.batching import Batcher
+from service.batching import Batcher, DropReason
 from service.budget import Budget
 from service.errors import problem_types
 from service.histograms import Histogram, Series
@@ -25,6 +25,7 @@ _SECONDS = tuple(50e-6 * 2**power for power in range(19))
 _IMAGES = tuple(float(2**power) for power in range(11))
 
 _QUEUE = ("model", "version", "capability")
+_DROP_REASONS: tuple[DropReason, ...] = get_args(DropReason)
 
 log = logging.getLogger("equipoise")
 
@@ -67,13 +68,16 @@ class Metrics:
             "equipoise_batch_duration_seconds", "One run of a graph.", _QUEUE, _SECONDS, registry
         )
         self._dropped = Counter(
-            "equipoise_dropped_images", "Pictures whose caller left before their run.", _QUEUE, registry=registry
+            "equipoise_dropped_images",
+            "Pictures that waited and were never run: their caller left, or their deadline passed.",
+            (*_QUEUE, "reason"),
+            registry=registry,
         )
         self._depth = Gauge("equipoise_queue_depth_images", "Pictures that wait for a run.", _QUEUE, registry=registry)
         self._model_info = Gauge(
             "equipoise_model_info", "1 for every version that serves.", ("model", "version", "kind"), registry=registry
         )
-        self._of_queues = (self._images, self._batch_images, self._batch_seconds, self._dropped, self._depth)
+        self._of_queues = (self._images, self._batch_images, self._batch_seconds, self._depth)
         self.refused_models = Gauge("equipoise_models_refused", "Model folders that were refused.", registry=registry)
         for name, text, value in (
             ("accepted_images", "Pictures accepted and not yet answered.", lambda: budget.images),
@@ -109,6 +113,8 @@ class Metrics:
         for capability in capabilities:
             for family in self._of_queues:
                 family.remove(model, str(version), capability)
+            for reason in _DROP_REASONS:
+                self._dropped.remove(model, str(version), capability, reason)
 
     def queue(self, model: str, version: int, capability: str) -> "QueueMetrics":
         names = (model, str(version), capability)
@@ -116,7 +122,7 @@ class Metrics:
             self._images.labels(*names),
             self._batch_images.series(*names),
             self._batch_seconds.series(*names),
-            self._dropped.labels(*names),
+            {reason: self._dropped.labels(*names, reason) for reason in _DROP_REASONS},
         )
 
     def watch(self, batcher: Batcher, model: str, version: int, capability: str) -> None:
@@ -127,7 +133,9 @@ class Metrics:
 class QueueMetrics:
     """What a queue tells: `batching.BatchObserver`."""
 
-    def __init__(self, images: Counter, batches: Series, seconds: Series, dropped: Counter) -> None:
+    def __init__(
+        self, images: Counter, batches: Series, seconds: Series, dropped: Mapping[DropReason, Counter]
+    ) -> None:
         self._images = images
         self._batches = batches
         self._seconds = seconds
@@ -138,8 +146,8 @@ class QueueMetrics:
         self._batches.observe(images)
         self._seconds.observe(seconds)
 
-    def dropped(self, images: int) -> None:
-        self._dropped.inc(images)
+    def dropped(self, images: int, reason: DropReason) -> None:
+        self._dropped[reason].inc(images)
 
 
 class _PlainFormatter(logging.Formatter):

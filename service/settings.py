@@ -84,6 +84,12 @@ class Settings(BaseSettings):
         "Retry-After. At least what the largest picture takes: 18 times max_pixels, and max_body_bytes. Lower all "
         "three together where memory is short.",
     )
+    request_timeout_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="Deadline of a request from its head to its answer, seconds; past it, or where the work that waits "
+        "already takes longer, 504. A client may ask for less in X-Request-Timeout-Ms. Longer lets slow work pile up.",
+    )
     max_batch: int = Field(
         default=32,
         ge=1,

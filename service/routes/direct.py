@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import schemas
+from service.deadlines import TIMEOUT_HEADER
 from service.errors import PROBLEM_MEDIA_TYPE, Problem
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -170,3 +171,15 @@ def query_parameters() -> list[dict[str, Any]]:
             default="apply",
         ),
     ]
+
+
+def timeout_parameter() -> dict[str, Any]:
+    """OpenAPI's description of the header that `deadlines.read_deadline` reads."""
+    return {
+        "name": TIMEOUT_HEADER,
+        "in": "header",
+        "required": False,
+        "description": "Milliseconds from the request's head within which its answer is of use, at most the service's "
+        "own limit. Where it cannot be kept the request is refused at once, and work that is late is not begun.",
+        "schema": {"type": "integer", "minimum": 1},
+    }

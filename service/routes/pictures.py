@@ -7,10 +7,11 @@ from starlette.responses import Response
 
 from service import errors
 from service.inference import Inference, Render
-from service.routes.direct import DirectRoute, pictures_body, problem_responses, query_parameters
+from service.routes.direct import DirectRoute, pictures_body, problem_responses, query_parameters, timeout_parameter
 
 FRAMING_PROBLEMS = (
     errors.EmptyBody,
+    errors.InvalidHeader,
     errors.InvalidJson,
     errors.JsonTooDeep,
     errors.NonFiniteNumber,
@@ -39,6 +40,7 @@ FRAMING_PROBLEMS = (
     errors.QueueFull,
     errors.InternalError,
     errors.NotReady,
+    errors.DeadlineExceeded,
 )
 
 
@@ -66,6 +68,6 @@ def add_picture_route(
         response_model=one | batch,
         response_description="One object for a single picture; `results` for JSON and for form parts `images`.",
         responses=problem_responses(*FRAMING_PROBLEMS),
-        openapi_extra={"requestBody": pictures_body(), "parameters": query_parameters()},
+        openapi_extra={"requestBody": pictures_body(), "parameters": [*query_parameters(), timeout_parameter()]},
         route_class_override=DirectRoute,
     )

@@ -12,7 +12,7 @@ from service import errors, images
 from service.inference import INLINE_BODY_BYTES, Inference, to_json
 from service.negotiation import choose
 from service.payloads import read_content_and_style
-from service.routes.direct import DirectRoute, pair_body, problem_responses, query_parameters
+from service.routes.direct import DirectRoute, pair_body, problem_responses, query_parameters, timeout_parameter
 from service.routes.pictures import FRAMING_PROBLEMS
 from service.schemas import RecombineAnswer
 
@@ -33,12 +33,12 @@ def add(router: APIRouter, inference: Inference) -> None:
         model = inference.select(call, "recombine", options.model, options.version)
         content_type = call.headers.get(b"content-type", b"")
         if len(body) > INLINE_BODY_BYTES:
-            pair = await inference.pooled(read_content_and_style, content_type, body)
-            encoded = await inference.pooled(inference.accept, pair)
+            pair = await inference.pooled(call, read_content_and_style, content_type, body)
+            encoded = await inference.pooled(call, inference.accept, pair)
         else:
             encoded = inference.accept(read_content_and_style(content_type, body))
         with inference.permit(encoded, body):
-            content, style = good(await inference.prepare(encoded, model, options))
+            content, style = good(await inference.prepare(call, encoded, model, options))
             inference.record(call, "decode", time.perf_counter() - start)
             outputs = await inference.run(request, model, "recombine", [(content.image, style.image)])
             start = time.perf_counter()
@@ -75,6 +75,6 @@ def add(router: APIRouter, inference: Inference) -> None:
             200: {"content": {kind: picture for kind in images.PICTURE_TYPES}},
             **problem_responses(*FRAMING_PROBLEMS, errors.NotAcceptable),
         },
-        openapi_extra={"requestBody": pair_body(), "parameters": query_parameters()},
+        openapi_extra={"requestBody": pair_body(), "parameters": [*query_parameters(), timeout_parameter()]},
         route_class_override=DirectRoute,
     )

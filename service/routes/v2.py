@@ -13,7 +13,7 @@ from service import errors
 from service.batching import Row
 from service.errors import InvalidParameter, Problem, UnsupportedMediaType
 from service.inference import INLINE_BODY_BYTES, Inference
-from service.routes.direct import DirectRoute, protocol_responses, query_parameters, schema_reference
+from service.routes.direct import DirectRoute, protocol_responses, query_parameters, schema_reference, timeout_parameter
 from service.routes.v2_models import NOT_FOUND, find_graph, of_model, path_parameters
 from service.schemas import EXAMPLE_PNG
 from service.tensors import JSON_LENGTH_HEADER, InferAnswer, InferRequest, json_size, read_infer, write_answer
@@ -37,7 +37,9 @@ _PROBLEMS = (
     errors.InvalidParameter,
     errors.ImageTooSmall,
     errors.NoContent,
+    errors.InvalidHeader,
     errors.QueueFull,
+    errors.DeadlineExceeded,
 )
 Item = TypeVar("Item")
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -50,6 +52,7 @@ _PARAMETERS = [
         "description": "Bytes of JSON before binary tensor data; 0: the body is one raw FP32 tensor.",
         "schema": {"type": "integer", "minimum": 0},
     },
+    timeout_parameter(),
     *(parameter for parameter in query_parameters() if parameter["name"] not in ("model", "version")),
 ]
 
@@ -73,21 +76,21 @@ def add(router: APIRouter, inference: Inference) -> None:
             raise UnsupportedMediaType(f"the body is encoded as {encoding.decode('latin-1')[:40]!r}; send it plain")
         name = request.path_params["model"]
         model, capability = find_graph(inference.store, name, request.path_params.get("version"))
-        inference.hold(call, model)
+        inference.hold(call, model, capability)
         graph = model.batchers[capability].engine.spec
         size = json_size(call.headers, body)
         if size > INLINE_BODY_BYTES:
-            asked = await inference.pooled(read_infer, body, size, graph, inference.max_images)
+            asked = await inference.pooled(call, read_infer, body, size, graph, inference.max_images)
         else:
             asked = read_infer(body, size, graph, inference.max_images)
         files = [file for given in asked.inputs if isinstance(given, list) for file in given]
         if len(body) > INLINE_BODY_BYTES and files:
-            encoded = await inference.pooled(inference.accept, files)
+            encoded = await inference.pooled(call, inference.accept, files)
         else:
             encoded = inference.accept(files)
         arrays = sum(given.nbytes for given in asked.inputs if not isinstance(given, list))
         with inference.permit(_good(encoded), body, rows=asked.rows, size=arrays):
-            prepared = iter(_good(await inference.prepare(encoded, model, options)) if files else ())
+            prepared = iter(_good(await inference.prepare(call, encoded, model, options)) if files else ())
             columns = [
                 [picture.image for picture in islice(prepared, asked.rows)] if isinstance(given, list) else given
                 for given in asked.inputs

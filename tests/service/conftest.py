@@ -1,6 +1,7 @@
 """One server with a tiny model and low limits, shared by the tests that do not change it."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -40,3 +41,9 @@ def url(tiny_store: Path) -> Iterator[str]:
 def client(url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=url, trust_env=False, timeout=10) as opened:
         yield opened
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool

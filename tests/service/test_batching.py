@@ -4,14 +4,15 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from service.batching import Batcher, CallerGone
+from service.batching import Batcher
+from service.deadlines import CallerGone, Deadline
 from service.engine import Array, Engine
 
 
@@ -22,6 +23,7 @@ class Doubler:
         self.max_batch = max_batch
         self.inline = inline
         self.seconds = seconds
+        self.run_seconds = 1e-4
         self.batches: list[list[float]] = []
         self.threads: set[int] = set()
 
@@ -38,19 +40,13 @@ class Doubler:
 class Counts:
     def __init__(self) -> None:
         self.images: list[int] = []
-        self.gone = 0
+        self.gone: dict[str, int] = {}
 
     def batch(self, images: int, seconds: float) -> None:
         self.images.append(images)
 
-    def dropped(self, images: int) -> None:
-        self.gone += images
-
-
-@pytest.fixture
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as pool:
-        yield pool
+    def dropped(self, images: int, reason: str) -> None:
+        self.gone[reason] = self.gone.get(reason, 0) + images
 
 
 def run(engine: Doubler, executor: ThreadPoolExecutor, scenario: Callable[[Batcher], Any]) -> tuple[Any, Counts]:
@@ -70,9 +66,15 @@ def here() -> bool:
     return False
 
 
+def soon(seconds: float = 30.0) -> Deadline:
+    return Deadline(time.perf_counter() + seconds)
+
+
 def test_requests_of_one_turn_are_one_batch(executor: ThreadPoolExecutor) -> None:
     engine = Doubler(max_batch=8)
-    _, counts = run(engine, executor, lambda batcher: asyncio.gather(*(batcher.run(rows(i), here) for i in range(5))))
+    _, counts = run(
+        engine, executor, lambda batcher: asyncio.gather(*(batcher.run(rows(i), soon(), here) for i in range(5)))
+    )
     assert engine.batches == [[0, 1, 2, 3, 4]]
     assert counts.images == [5]
 
@@ -93,7 +95,7 @@ def test_each_caller_gets_its_own_rows(executor: ThreadPoolExecutor, inline: boo
             if number in failing:
                 values[-1] = -1.0
             try:
-                entry = await batcher.run(rows(*values), here)
+                entry = await batcher.run(rows(*values), soon(), here)
             except RuntimeError:
                 return
             assert number not in failing
@@ -111,8 +113,8 @@ def test_each_caller_gets_its_own_rows(executor: ThreadPoolExecutor, inline: boo
 def test_a_failing_run_fails_its_callers_and_serves_the_next(executor: ThreadPoolExecutor) -> None:
     async def scenario(batcher: Batcher) -> None:
         with pytest.raises(RuntimeError, match="negative"):
-            await batcher.run(rows(-1), here)
-        entry = await batcher.run(rows(3), here)
+            await batcher.run(rows(-1), soon(), here)
+        entry = await batcher.run(rows(3), soon(), here)
         assert entry.outputs[0].tolist() == [[6]]
 
     run(Doubler(), executor, scenario)
@@ -124,8 +126,8 @@ def test_rows_that_cannot_be_stacked_fail_and_the_next_are_served(executor: Thre
         ragged = [*rows(1), (np.zeros(7, np.float32),)]
         async with asyncio.timeout(5):
             with pytest.raises(ValueError, match="broadcast"):
-                await batcher.run(ragged, here)
-            assert (await batcher.run(rows(3), here)).outputs[0].tolist() == [[6]]
+                await batcher.run(ragged, soon(), here)
+            assert (await batcher.run(rows(3), soon(), here)).outputs[0].tolist() == [[6]]
 
     run(Doubler(inline=inline), executor, scenario)
 
@@ -138,12 +140,12 @@ def test_an_observer_that_fails_stops_nobody_else(
         async with asyncio.timeout(5):
             with monkeypatch.context() as patch:
                 patch.setattr(Counts, told, lambda self, *facts: 1 / 0)
-                first = asyncio.create_task(batcher.run(rows(1), here))
+                first = asyncio.create_task(batcher.run(rows(1), soon(), here))
                 await asyncio.sleep(0.01)
                 with pytest.raises(CallerGone):
-                    await batcher.run(rows(2), lambda: True)
+                    await batcher.run(rows(2), soon(), lambda: True)
                 await first
-            assert (await batcher.run(rows(3), here)).outputs[0].tolist() == [[6]]
+            assert (await batcher.run(rows(3), soon(), here)).outputs[0].tolist() == [[6]]
 
     run(Doubler(max_batch=1, inline=False, seconds=0.05), executor, scenario)
 
@@ -151,9 +153,9 @@ def test_an_observer_that_fails_stops_nobody_else(
 def test_a_caller_who_cannot_be_asked_is_still_there(executor: ThreadPoolExecutor) -> None:
     async def scenario(batcher: Batcher) -> None:
         async with asyncio.timeout(5):
-            first = asyncio.create_task(batcher.run(rows(1), here))
+            first = asyncio.create_task(batcher.run(rows(1), soon(), here))
             await asyncio.sleep(0.01)
-            entry = await batcher.run(rows(2), lambda: bool(1 / 0))
+            entry = await batcher.run(rows(2), soon(), lambda: bool(1 / 0))
             assert entry.outputs[0].tolist() == [[4]]
             await first
 
@@ -164,7 +166,7 @@ def test_a_run_counts_once_for_a_request_that_stands_in_it_twice(executor: Threa
     engine = Doubler(max_batch=8, seconds=0.05)
 
     async def scenario(batcher: Batcher) -> Any:
-        return await asyncio.gather(batcher.run(rows(1, 2, 3, 4), here), batcher.run(rows(5), here))
+        return await asyncio.gather(batcher.run(rows(1, 2, 3, 4), soon(), here), batcher.run(rows(5), soon(), here))
 
     entries, _ = run(engine, executor, scenario)
     assert engine.batches == [[1, 2, 5, 3, 4]]
@@ -177,7 +179,7 @@ def test_a_large_request_does_not_hold_up_small_ones(executor: ThreadPoolExecuto
 
     async def scenario(batcher: Batcher) -> None:
         async def request(name: str, size: int) -> None:
-            await batcher.run(rows(*range(size)), here)
+            await batcher.run(rows(*range(size)), soon(), here)
             order.append(name)
 
         await asyncio.gather(request("large", 200), request("small", 1), request("other", 1))
@@ -191,20 +193,20 @@ def test_who_left_while_waiting_is_dropped(executor: ThreadPoolExecutor) -> None
     engine = Doubler(max_batch=1, inline=False, seconds=0.05)
 
     async def scenario(batcher: Batcher) -> None:
-        first = asyncio.create_task(batcher.run(rows(1), here))
+        first = asyncio.create_task(batcher.run(rows(1), soon(), here))
         await asyncio.sleep(0.01)
         with pytest.raises(CallerGone):
-            await batcher.run(rows(2), lambda: True)
+            await batcher.run(rows(2), soon(), lambda: True)
         await first
 
     _, counts = run(engine, executor, scenario)
     assert engine.batches == [[1]]
-    assert counts.gone == 1
+    assert counts.gone == {"caller_left": 1}
 
 
 def test_an_idle_queue_runs_a_single_picture_at_once(executor: ThreadPoolExecutor) -> None:
     async def scenario(batcher: Batcher) -> list[float]:
-        return [(await batcher.run(rows(1), here)).queue_seconds for _ in range(20)]
+        return [(await batcher.run(rows(1), soon(), here)).queue_seconds for _ in range(20)]
 
     waited, _ = run(Doubler(), executor, scenario)
     assert sorted(waited)[10] < 0.005

@@ -163,7 +163,7 @@ def test_a_client_who_leaves_while_waiting_is_not_worked_for(
         time.sleep(0.1)
         gate.set()
         assert first.result().status_code == 200
-    dropped = 'equipoise_dropped_images_total{capability="classify",model="tiny",version="1"} 1.0'
+    dropped = 'equipoise_dropped_images_total{capability="classify",model="tiny",reason="caller_left",version="1"} 1.0'
     until(lambda: dropped in httpx.get(metrics, trust_env=False).text)
     assert "equipoise_accepted_images 0.0" in httpx.get(metrics, trust_env=False).text
 
