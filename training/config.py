@@ -34,6 +34,8 @@ class Data(Section):
     canvas: int | None = Field(
         default=None, ge=4, le=1024, description="side to which the pictures are padded with 0, pixels"
     )
+    labels: int | None = Field(default=None, ge=4, description="training labels to keep, class-balanced; null: all")
+    label_seed: Seed = Field(default=0, description="seed of which labels are kept")
 
 
 class DigitsData(Data):

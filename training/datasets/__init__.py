@@ -10,7 +10,7 @@ __all__ = ["LabelledImages", "Splits", "load"]
 
 
 def load(config: DataConfig) -> Splits:
-    """Read, split and, where asked, leave out classes and pad the pictures.
+    """Read, split and, where asked, leave out classes, hide labels and pad the pictures.
 
     Raises:
         DataError: the data is absent, broken or too small; the message says what to do.
@@ -28,5 +28,5 @@ def load(config: DataConfig) -> Splits:
             splits = text.load(config)
         case _:
             assert_never(config)
-    splits = splits.without(config.exclude)
+    splits = splits.without(config.exclude).with_few_labels(config.labels, config.label_seed)
     return splits if config.canvas is None else splits.on_canvas(config.canvas)

@@ -2,6 +2,7 @@
 
     pictures/<class>/**/*                       split into training and validation by a seed
     pictures/train/<class>/... and test/<class>/...    the same, with a test set of its own
+    pictures/unlabelled/**/*                    beside the classes: more pictures of them that nobody has sorted
 
 Every picture goes through the decoder and the framing that the service uses. What cannot be used is listed with its
 reason and counted; names that begin with a dot are no part of the data.
@@ -11,6 +12,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from training.errors import DataError
 # One image for validation and two for training: an image needs another of its class as its complement (EquiVAE, Eq. 2).
 FEWEST_KEPT = 2
 FEWEST_IMAGES = FEWEST_KEPT + 1
+UNLABELLED = "unlabelled"
 
 
 def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
@@ -46,7 +49,7 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
     skipped: list[str] = []
     base = parts.get("train", root)
     names = _class_names(base, skipped, root)
-    whole = _read(base, names, config, limits, skipped, root)
+    whole = _read(base, _of_classes(base, names, skipped, root), names, config, limits, skipped, root)
     test = None
     if "train" in parts and "test" in parts:
         skipped.extend(
@@ -54,12 +57,17 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
             for path in _visible(parts["test"])
             if path.name not in names
         )
-        test = _read(parts["test"], names, config, limits, skipped, root)
+        files = _of_classes(parts["test"], names, skipped, root)
+        test = _read(parts["test"], files, names, config, limits, skipped, root)
     _require_enough(whole, root, skipped)
     train, validation = stratified_split(whole.labels, config.validation, config.split_seed, fewest_kept=FEWEST_KEPT)
+    labelled = whole.subset(train)
+    if (base / UNLABELLED).is_dir():
+        files = [(path, 0) for path in _files(base / UNLABELLED, skipped, root)]
+        labelled = replace(labelled, unlabelled=_read(base, files, names, config, limits, skipped, root).images)
     return Splits(
         name=root.resolve().name or "folder",
-        train=whole.subset(train),
+        train=labelled,
         validation=whole.subset(validation),
         test=test,
         input=_input(config),
@@ -81,7 +89,7 @@ def _visible(folder: Path) -> list[Path]:
 
 def _class_names(base: Path, skipped: list[str], root: Path) -> tuple[str, ...]:
     entries = _visible(base)
-    names = tuple(path.name for path in entries if path.is_dir())
+    names = tuple(path.name for path in entries if path.is_dir() and path.name != UNLABELLED)
     if len(names) < 2:
         found = f"one class ({names[0]})" if names else "no folder"
         raise DataError(f"folder: {base} holds {found}: expected one folder a class, two classes at least")
@@ -99,10 +107,19 @@ def _files(folder: Path, skipped: list[str], root: Path) -> Iterator[Path]:
         yield from (Path(parent) / name for name in sorted(files) if not name.startswith("."))
 
 
+def _of_classes(base: Path, names: tuple[str, ...], skipped: list[str], root: Path) -> list[tuple[Path, int]]:
+    return [(path, k) for k, name in enumerate(names) for path in _files(base / name, skipped, root)]
+
+
 def _read(
-    base: Path, names: tuple[str, ...], config: FolderData, limits: PictureLimits, skipped: list[str], root: Path
+    base: Path,
+    files: list[tuple[Path, int]],
+    names: tuple[str, ...],
+    config: FolderData,
+    limits: PictureLimits,
+    skipped: list[str],
+    root: Path,
 ) -> LabelledImages:
-    files = [(path, k) for k, name in enumerate(names) for path in _files(base / name, skipped, root)]
     shape = (len(files), config.channels, config.size, config.size)
     if math.prod(shape) > _memory_bytes() // 2:
         size = f"{config.size} x {config.size} x {config.channels}"

@@ -18,12 +18,14 @@ class LabelledImages:
     """Images uint8 [N,C,H,W] in 0..255, labels int64 [N] that index `class_names`.
 
     turns: float32 [N], radians counter-clockwise as seen by which each image is known to be turned; None: not known.
+    unlabelled: uint8 [M,C,H,W], more pictures of these classes, of which nobody says which.
     """
 
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
     turns: Tensor | None = None
+    unlabelled: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -34,6 +36,9 @@ class LabelledImages:
             raise ValueError(f"turns must be float32 [{len(self.images)}], not {self.turns.dtype} {self.turns.shape}")
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
             raise ValueError("a label lies outside class_names")
+        more = self.unlabelled
+        if more is not None and (more.dtype != torch.uint8 or more.shape[1:] != self.images.shape[1:]):
+            raise ValueError(f"unlabelled images must be as the others, not {more.dtype} {tuple(more.shape)}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,6 +62,7 @@ class LabelledImages:
         return self.turns
 
     def subset(self, indices: Tensor) -> "LabelledImages":
+        """Some of the labelled images, without the unlabelled ones."""
         turns = None if self.turns is None else self.turns[indices]
         return LabelledImages(self.images[indices], self.labels[indices], self.class_names, turns)
 
@@ -76,6 +82,27 @@ class LabelledImages:
         turns = None if self.turns is None else self.turns[rows]
         return LabelledImages(self.images[rows], renumbered[self.labels[rows]], names, turns)
 
+    def with_few_labels(self, count: int, seed: int) -> "LabelledImages":
+        """Keep `count` labels, equally many of every class and chosen by the seed; the other images lose theirs.
+
+        Raises:
+            ValueError: `count` does not divide among the classes, is under two a class, or is more than there are.
+        """
+        each, remainder = divmod(count, self.num_classes)
+        fewest = min(len(members) for members in self.by_class)
+        if remainder or not 2 <= each <= fewest:
+            raise ValueError(
+                f"{count} labels are not equally many of each of {self.num_classes} classes, two at least and "
+                f"{fewest} at most"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        chosen = [members[torch.randperm(len(members), generator=generator)[:each]] for members in self.by_class]
+        kept = torch.zeros(len(self), dtype=torch.bool)
+        kept[torch.cat(chosen)] = True
+        others = self.images[~kept]
+        others = others if self.unlabelled is None else torch.cat([others, self.unlabelled])
+        return replace(self.subset(torch.nonzero(kept).flatten()), unlabelled=others)
+
     def digest(self) -> str:
         """SHA-256 over shape, class names, labels, turns and pixels: equal data, equal digest, from anywhere."""
         sha = hashlib.sha256(repr((tuple(self.images.shape), self.class_names)).encode())
@@ -83,6 +110,8 @@ class LabelledImages:
         if self.turns is not None:
             sha.update(self.turns.contiguous().numpy().astype("<f4").tobytes())
         sha.update(self.images.contiguous().numpy().data)
+        if self.unlabelled is not None:
+            sha.update(self.unlabelled.contiguous().numpy().data)
         return sha.hexdigest()
 
 
@@ -115,6 +144,8 @@ class Splits:
     def summary(self) -> dict[str, Any]:
         """What the model folder says of its data: name, digest, images in each part, files that were left out."""
         counts = {name: len(part) for name, part in self.parts.items()}
+        if self.train.unlabelled is not None:
+            counts["unlabelled"] = len(self.train.unlabelled)
         return {"name": self.name, "digest": self.digest, "counts": counts, "skipped": len(self.skipped)}
 
     def on_canvas(self, side: int) -> "Splits":
@@ -141,6 +172,8 @@ class Splits:
         """The data set without some classes (models for novelty are trained this way)."""
         if not excluded:
             return self
+        if self.train.unlabelled is not None:
+            raise DataError(f"{self.name}: classes cannot be excluded where some pictures have no label")
         if unknown := [name for name in excluded if name not in self.class_names]:
             raise DataError(f"{self.name}: no class {', '.join(unknown)}; there are {', '.join(self.class_names)}")
         if len(self.class_names) - len(set(excluded)) < 2:
@@ -149,6 +182,15 @@ class Splits:
         return replace(
             self, train=self.train.without(excluded), validation=self.validation.without(excluded), test=test
         )
+
+    def with_few_labels(self, count: int | None, seed: int) -> "Splits":
+        """The data set with only `count` of its training labels (None: all of them)."""
+        if count is None:
+            return self
+        try:
+            return replace(self, train=self.train.with_few_labels(count, seed))
+        except ValueError as error:
+            raise DataError(f"{self.name}: {error}") from error
 
 
 def stratified_split(labels: Tensor, share: float, seed: int, fewest_kept: int = 1) -> tuple[Tensor, Tensor]:
