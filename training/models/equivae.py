@@ -18,7 +18,8 @@ What the paper leaves open, and what is done here:
    of 64 units in q as in the decoder, mu and log variance one hidden layer of 64 each; 128 units as printed make a
    map of 32 x 2 x 2; "same" padding (28 -> 28, 14, 7, 4, 2), mirrored by the decoder through output padding.
    32 x 32 ends at 2 x 2 too. Weights are He's (not stated): PyTorch's default left v collapsed.
-4. Labelled and unlabelled terms are summed without a ratio: only the supervised half is here, so nothing is to settle.
+4. Labelled and unlabelled terms are summed without a ratio: here is the supervised half, the other and its answer are
+   in training/models/equivae_few.py.
 5. Error bars over seeds are std / sqrt(n - 1), which is the standard error when std is the population's (ddof = 0).
 6. A class needs two images at least, or x has no complement: fewer is an error that names the class.
 
@@ -66,7 +67,7 @@ from training.networks import ConvBody, DenseDecoder, TransposedDecoder, dense, 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
 
-__all__ = ["EquiVAE", "EquiVAEConfig", "kl_per_dimension", "squared_distances"]
+__all__ = ["EquiVAE", "EquiVAEConfig", "body_of", "body_width", "chunks", "kl_per_dimension", "squared_distances"]
 
 CHUNK = 500  # images a forward pass where no gradient is kept
 KNOTS = 101  # quantiles of the validation distances kept for each class: whole per cents, 99 among them
@@ -79,19 +80,23 @@ class Posterior(nn.Module):
 
     def __init__(self, config: EquiVAEConfig, input: InputSpec) -> None:
         super().__init__()
-        self.body = _body(config.posterior, input)
-        width = _body_width(config.posterior)
+        self.body = body_of(config.posterior, input)
+        width = body_width(config.posterior)
         hidden = config.posterior_hidden
         self.from_r = dense(config.r_dim, hidden)
         self.mean = dense(width + hidden, hidden, config.v_dim, final_relu=False)
         self.log_variance = dense(width + hidden, hidden, config.v_dim, final_relu=False)
 
     def forward(self, r: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        both = torch.cat([self.body(images), self.from_r(r)], 1)
+        return self.given(self.body(images), r)
+
+    def given(self, features: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        """Of images whose body has been run: features [N,hidden], r [N,D]"""
+        both = torch.cat([features, self.from_r(r)], 1)
         return self.mean(both), self.log_variance(both)
 
 
-def _body(config: ConvBodyConfig | DenseBodyConfig, input: InputSpec) -> nn.Sequential:
+def body_of(config: ConvBodyConfig | DenseBodyConfig, input: InputSpec) -> nn.Sequential:
     """[N,C,H,W] -> [N,hidden]"""
     if isinstance(config, DenseBodyConfig):
         return nn.Sequential(nn.Flatten(), *dense(input.channels * input.height * input.width, *config.widths))
@@ -101,7 +106,7 @@ def _body(config: ConvBodyConfig | DenseBodyConfig, input: InputSpec) -> nn.Sequ
     return nn.Sequential(convolutions, *dense(convolutions.out_features, config.hidden))
 
 
-def _body_width(config: ConvBodyConfig | DenseBodyConfig) -> int:
+def body_width(config: ConvBodyConfig | DenseBodyConfig) -> int:
     return config.widths[-1] if isinstance(config, DenseBodyConfig) else config.hidden
 
 
@@ -131,7 +136,7 @@ class EquiVAE(Model):
         self.config = config
         self.input = input
         self.num_classes = num_classes
-        self.body = _body(config.encoder, input)
+        self.body = body_of(config.encoder, input)
         self.head = dense(config.encoder.hidden, config.encoder_head, config.r_dim, final_relu=False)
         self.posterior = Posterior(config, input)
         self.decoder = _decoder(config, input)
@@ -333,7 +338,7 @@ class EquiVAE(Model):
         prototypes = self.class_means(train, train_limit)
         wrong = nats = 0.0
         kl = torch.zeros(self.config.v_dim)
-        for images, labels in _chunks(validation, self.prototypes.device):
+        for images, labels in chunks(validation, self.prototypes.device):
             distances = squared_distances(self.invariant(images), prototypes)
             wrong += float((distances.argmin(1) != labels).sum())
             r = prototypes[labels]
@@ -355,7 +360,7 @@ class EquiVAE(Model):
     @torch.no_grad()
     def embed(self, data: LabelledImages) -> Tensor:
         """f_inv of every image [N,D], in the mode that the model is in."""
-        return torch.cat([self.invariant(images).float() for images, _ in _chunks(data, self.prototypes.device)])
+        return torch.cat([self.invariant(images).float() for images, _ in chunks(data, self.prototypes.device)])
 
     def class_means(self, data: LabelledImages, limit: int | None = None) -> Tensor:
         """r_y [K,D], the mean of f_inv over the (first `limit`) images of the data.
@@ -387,7 +392,7 @@ class EquiVAE(Model):
         self.distance_knots.copy_(class_quantiles(torch.log(nearest), predicted, self.num_classes, KNOTS))
 
 
-def _chunks(data: LabelledImages, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def chunks(data: LabelledImages, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Images [N,C,H,W] in [0,1] and labels [N], `CHUNK` at a time."""
     for start in range(0, len(data.labels), CHUNK):
         stop = start + CHUNK

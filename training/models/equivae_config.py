@@ -9,7 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from training.augment import AugmentConfig
 from training.networks import Pool
 
-__all__ = ["ConvBodyConfig", "DenseBodyConfig", "DenseDecoderConfig", "EquiVAEConfig", "TransposedDecoderConfig"]
+__all__ = [
+    "ConvBodyConfig",
+    "DenseBodyConfig",
+    "DenseDecoderConfig",
+    "EquiVAEConfig",
+    "FewLabelsConfig",
+    "TransposedDecoderConfig",
+]
 
 
 class _Config(BaseModel):
@@ -55,6 +62,19 @@ class DenseDecoderConfig(_Config):
     widths: tuple[int, ...]
 
 
+class FewLabelsConfig(_Config):
+    """Training with unlabelled images (training/models/equivae_few.py); the defaults are the paper's, d = 8 apart."""
+
+    encoder: ConvBodyConfig = ConvBodyConfig()
+    widths: tuple[int, ...] = (128, 64)
+    dropout: float = Field(0.5, ge=0, lt=1)
+    unlabelled_batch: int = Field(32, ge=1, description="unlabelled images a step")
+    unlabelled_weight: float = Field(1.0, ge=0, description="1 is Eq. 7")
+    consistency_weight: float = Field(0.0, ge=0, description="nats; 0 is the paper's objective")
+    threshold: float = Field(0.95, ge=0, le=1, description="probability from which q(y|x) counts as sure")
+    strong: AugmentConfig | None = Field(None, description="of the copies that must agree")
+
+
 class EquiVAEConfig(_Config):
     """The model and its objective; the defaults are the paper's for MNIST."""
 
@@ -81,6 +101,7 @@ class EquiVAEConfig(_Config):
     swap_weight: float = Field(0.0, ge=0, description="nats; needs distance_weight")
     swap_share: float = Field(0.2, gt=0, le=1, description="pictures made for the swap term, as a share of the batch")
     augment: AugmentConfig | None = None
+    few_labels: FewLabelsConfig | None = Field(None, description="set where some training images have no label")
 
     @model_validator(mode="after")
     def _consistent(self) -> EquiVAEConfig:
@@ -91,4 +112,7 @@ class EquiVAEConfig(_Config):
             raise ValueError("swap_weight needs distance_weight: it uses that classifier")
         if bool(self.outlier_share) != (self.reject_distance is not None):
             raise ValueError("outlier_share and reject_distance go together")
+        few = self.few_labels
+        if few is not None and few.consistency_weight and (few.strong is None or self.augment is None):
+            raise ValueError("few_labels.consistency_weight needs strong and, for the weak copies, augment")
         return self

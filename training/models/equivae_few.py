@@ -1,0 +1,194 @@
+"""EquiVAE with few labels (Feige, ICML 2019, Section 3.3): most images come without their class.
+
+    x --q--> q(y|x) [N,K]                             a net of its own, which sees f_inv(x) without a gradient (App. B)
+    L_unlab = sum_y q(y|x) [E_q log p(x|r_y,v) - KL_v(y)] - KL[q(y|x) || p(y)]         every y, no sampling (Eq. 6)
+    L = mean of L_lab + log q(y|x) over labelled, mean of L_unlab over unlabelled images      (Eq. 7)
+
+r_y are means over labelled images alone. What the paper leaves open, and what is done here:
+
+1. Eq. 7 sums over all images and gives no ratio of labelled to unlabelled ones within a step: each step takes a batch
+   of both, and each half counts by its mean.
+2. p(y) is uniform: labels are class-balanced here, and the frequencies of the unlabelled images are not known.
+3. The complements of an unlabelled x are m labelled images of every class, drawn once a step for all of them
+   (`complements: encoded`), or all labelled images of the batch (`in_batch`).
+4. The dropout rate is not stated: 0.5.
+
+`consistency_weight` adds FixMatch (Sohn et al. 2020, Eqs. 3 and 4) on q(y|x): where it is sure of an augmented
+unlabelled image, a more strongly augmented copy must get the same class, from q and from the distances to the class
+means. Such a model is EquiVAE + consistency.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contract.manifest import InputSpec
+from training.augment import augment
+from training.complements import draw_complements
+from training.distances import batch_means, squared_distances
+from training.latent import kl_per_dimension
+from training.models.equivae import EquiVAE, body_of, body_width, chunks
+from training.models.equivae_config import EquiVAEConfig, FewLabelsConfig
+from training.networks import he_initialise
+
+if TYPE_CHECKING:
+    from training.datasets import LabelledImages
+
+__all__ = ["FewLabelEquiVAE"]
+
+
+class Classifier(nn.Module):
+    """Logits of q(y|x): convolutions on x beside f_inv(x), whose gradient stops here, then dense layers with dropout.
+
+    Shape: [N,C,H,W], [N,D] -> [N,K]
+    """
+
+    def __init__(self, config: EquiVAEConfig, few: FewLabelsConfig, input: InputSpec, num_classes: int) -> None:
+        super().__init__()
+        self.body = body_of(few.encoder, input)
+        layers: list[nn.Module] = []
+        width = body_width(few.encoder) + config.r_dim
+        for hidden in few.widths:
+            layers += [nn.Dropout(few.dropout), nn.Linear(width, hidden), nn.ReLU()]
+            width = hidden
+        self.layers = nn.Sequential(*layers, nn.Linear(width, num_classes))
+
+    def forward(self, images: Tensor, r: Tensor) -> Tensor:
+        logits: Tensor = self.layers(torch.cat([self.body(images), r.detach()], 1))
+        return logits
+
+
+class FewLabelEquiVAE(EquiVAE):
+    """EquiVAE whose training set has `unlabelled` images; what is served is the same."""
+
+    def __init__(self, config: EquiVAEConfig, input: InputSpec, num_classes: int) -> None:
+        super().__init__(config, input, num_classes)
+        assert config.few_labels is not None
+        self.few = config.few_labels
+        self.classifier = Classifier(config, self.few, input, num_classes)
+        he_initialise(self.classifier)
+
+    def prepare(self, train: LabelledImages) -> None:
+        """As the base class; the pixels' mean and deviation are taken of all images.
+
+        Raises:
+            ValueError: there is no unlabelled image, or a class has fewer than two.
+        """
+        if train.unlabelled is None or not len(train.unlabelled):
+            raise ValueError("model.few_labels needs unlabelled images: set data.labels, or add a folder unlabelled")
+        super().prepare(train)
+        if self.config.likelihood == "gaussian":
+            pixels = train.unlabelled.float() / 255
+            self.pixel_mean.copy_(pixels.mean(0))
+            self.pixel_deviation.copy_(pixels.std(0).clamp_min(1e-2))
+
+    # --- one step of training -------------------------------------------------------------------------------------
+
+    def batch(self, data: LabelledImages, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """The base class's labelled batch, and beside it
+
+        Returns:
+            unlabelled [U,C,H,W]; for `encoded` of_classes [K,m,C,H,W], labelled images of every class; for consistency
+            weak and strong [U,C,H,W].
+        """
+        batch = super().batch(data, indices, generator)
+        assert data.unlabelled is not None
+        count = min(self.few.unlabelled_batch, len(data.unlabelled))
+        chosen = torch.randperm(len(data.unlabelled), generator=generator)[:count]
+        unlabelled = data.unlabelled[chosen].float() / 255
+        batch["unlabelled"] = unlabelled
+        if self.config.complements == "encoded":
+            # One image a class is passed over as if it were x: another one each step.
+            skipped = [int(torch.randint(len(members), (1,), generator=generator)) for members in data.by_class]
+            anchors = torch.stack([members[k] for members, k in zip(data.by_class, skipped, strict=True)])
+            drawn = draw_complements(data.labels, anchors, self.config.max_complements, generator)
+            batch["of_classes"] = data.images[drawn].float() / 255
+        if self.few.consistency_weight:
+            assert self.config.augment is not None and self.few.strong is not None
+            batch["weak"] = augment(unlabelled, self.config.augment, generator)
+            batch["strong"] = augment(unlabelled, self.few.strong, generator)
+        return batch
+
+    def loss(
+        self, batch: dict[str, Tensor], generator: torch.Generator | None = None, progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """-L of Eq. 7, plus the terms that are asked for; nats an image.
+
+        Returns:
+            the base class's terms, classifier (-log q(y|x), labelled), unlabelled (-L_unlab), and with consistency
+            consistency and sure, the share of unlabelled images that are above the threshold.
+        """
+        terms = super().loss(batch, generator, progress)
+        images, labels = batch["images"], batch["labels"]
+        seen = batch["encoded"][: len(labels)] if "encoded" in batch else images
+        terms["classifier"] = F.cross_entropy(self.logits(seen).float(), labels)
+        terms["unlabelled"] = self._unlabelled_term(batch["unlabelled"], self._class_representations(batch), generator)
+        loss = terms.pop("loss") + terms["classifier"] + self.few.unlabelled_weight * terms["unlabelled"]
+        if self.few.consistency_weight:
+            consistency, terms["sure"] = self._consistency(batch, seen, labels)
+            terms["consistency"] = consistency
+            loss = loss + self.few.consistency_weight * consistency
+        return {"loss": loss, **terms}
+
+    def _class_representations(self, batch: dict[str, Tensor]) -> Tensor:
+        """r_y of every class [K,D], of labelled images (Eq. 2)."""
+        if "of_classes" in batch:
+            images = batch["of_classes"]
+            hidden = self.body(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+            return self.head(hidden.mean(1))
+        labels = batch["labels"]
+        return self.head(batch_means(self.body(batch["encoded"][: len(labels)]), labels, self.num_classes))
+
+    def _unlabelled_term(self, images: Tensor, r: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Mean of -L_unlab over images [U,C,H,W] given r_y [K,D] (Eq. 6)."""
+        count, classes = len(images), self.num_classes
+        log_q = torch.log_softmax(self.logits(images).float(), 1)  # [U,K]
+        features = self.posterior.body(images).repeat_interleave(classes, 0)  # [U*K,hidden], y runs fastest
+        of_y = r.repeat(count, 1)
+        mean, log_variance = (value.float() for value in self.posterior.given(features, of_y))
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        v = mean + torch.exp(0.5 * log_variance) * noise
+        nats = self.reconstruction(images.repeat_interleave(classes, 0), of_y, v)
+        nats = (nats + kl_per_dimension(mean, log_variance).sum(1)).view(count, classes)
+        q = log_q.exp()
+        return (q * (nats + log_q + math.log(classes))).sum(1).mean()
+
+    def _consistency(self, batch: dict[str, Tensor], seen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """FixMatch's term, and the share of images that take part in it."""
+        with torch.no_grad():
+            sure, target = torch.softmax(self.logits(batch["weak"]).float(), 1).max(1)
+            counts = (sure >= self.few.threshold).float()
+        embeddings = self.invariant(torch.cat([seen, batch["strong"]])).float()
+        means = batch_means(embeddings[: len(labels)], labels, self.num_classes)
+        strong = embeddings[len(labels) :]
+        logits = self.classifier(batch["strong"], strong).float()
+        wrong = F.cross_entropy(logits, target, reduction="none")
+        far = F.cross_entropy(-squared_distances(strong, means), target, reduction="none")
+        return ((wrong + far) * counts).mean(), counts.mean()
+
+    # --- the parts ------------------------------------------------------------------------------------------------
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Of q(y|x): [N,C,H,W] -> [N,K]"""
+        logits: Tensor = self.classifier(images, self.invariant(images))
+        return logits
+
+    @torch.no_grad()
+    def validate(
+        self, train: LabelledImages, validation: LabelledImages, train_limit: int | None = 10_000
+    ) -> dict[str, float]:
+        """As the base class, and classifier_error (%), of argmax q(y|x)."""
+        figures = super().validate(train, validation, train_limit)
+        was_training = self.training
+        self.eval()
+        wrong = sum(
+            float((self.logits(images).argmax(1) != labels).sum())
+            for images, labels in chunks(validation, self.prototypes.device)
+        )
+        self.train(was_training)
+        return figures | {"classifier_error": 100 * wrong / len(validation)}
