@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from contract.manifest import Preprocessing
 from training.errors import ConfigError
-from training.models.equivae_config import EquiVAEConfig
+from training.models.equivae_config import EquiVAEConfig, FewLabelsConfig
 from training.models.mcevae_config import MCEVAEConfig
 
 ModelConfig = Annotated[EquiVAEConfig | MCEVAEConfig, Field(discriminator="kind")]
@@ -155,6 +155,12 @@ class Config(Section):
             message = f"{self.model.kind} measures {', '.join(map(repr, known))}, not {json.dumps(self.fit.select)}"
             raise PydanticCustomError("unknown_metric", "{message}", {"message": message, "at": ("fit", "select")})
         return self
+
+    def for_data(self, *, unlabelled: bool) -> Self:
+        """Unlabelled images make an EquiVAE one of few labels, with the defaults where nothing is said of them."""
+        if not unlabelled or not isinstance(self.model, EquiVAEConfig) or self.model.few_labels is not None:
+            return self
+        return self.model_copy(update={"model": self.model.model_copy(update={"few_labels": FewLabelsConfig()})})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, defaults included: what is stored beside the weights."""

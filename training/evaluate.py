@@ -22,6 +22,7 @@ from training.checkpoint import make_folder, write_atomically
 from training.datasets import LabelledImages, Splits
 from training.errors import DataError, RunError
 from training.held_out import held_out_class
+from training.models.equivae_few import FewLabelEquiVAE
 from training.pages import PAGES, read_from_pages
 from training.run import MODEL_FILE, LoadedRun, load_run, read_metrics
 from training.scores import percent
@@ -152,6 +153,9 @@ class _Evaluation:
         self.add("error_distance_hidden_mean", other, "%", "the same, class means of the hidden units through the head")
         self.add("ece", scores["ece"], "", "served probabilities, 15 bins; temperature from the validation split")
         self.add("nll", scores["nll"], "nats", "served probabilities")
+        if isinstance(self.model, FewLabelEquiVAE):
+            wrong = measures.classifier_error(self.model, self.data)
+            self.add("error_classifier", wrong, "%", "argmax of q(y|x)")
 
     def elbo(self) -> None:
         seed = self.options.seed

@@ -72,6 +72,7 @@ def train(
     fabric = make_fabric(fit)
     fabric.launch()
     splits = datasets.load(config.data)
+    config = config.for_data(unlabelled=splits.train.unlabelled is not None)
     plan = Plan(fit, splits.train)
     with _prepared_folder(fabric, config, folder, splits, console, resume=resume, restart=restart):
         if is_complete(folder):

@@ -15,6 +15,7 @@ from torch import Tensor
 from training import negatives
 from training.datasets import LabelledImages
 from training.models.equivae import EquiVAE, kl_per_dimension, squared_distances
+from training.models.equivae_few import FewLabelEquiVAE
 from training.probes import Judge, predict
 from training.scores import auroc, expected_calibration_error, percent
 
@@ -87,6 +88,13 @@ def class_scores(model: EquiVAE, data: LabelledImages) -> dict[str, float]:
         "ece": expected_calibration_error(served.probabilities, labels),
         "nll": float(-np.log(np.maximum(own, 1e-12)).mean()),
     }
+
+
+@torch.no_grad()
+def classifier_error(model: FewLabelEquiVAE, data: LabelledImages) -> float:
+    """Error (%) of argmax q(y|x)."""
+    predicted = torch.cat([model.logits(chunk).argmax(1).cpu() for chunk in _chunks(data.images, model)])
+    return percent((predicted != data.labels).numpy())
 
 
 @torch.no_grad()

@@ -69,8 +69,9 @@ class LabelledImages:
     def padded(self, side: int) -> "LabelledImages":
         """Each image in the middle of a square of 0."""
         (top, left), (height, width) = ((side - size) // 2 for size in self.images.shape[2:]), self.images.shape[2:]
-        images = F.pad(self.images, (left, side - width - left, top, side - height - top))
-        return LabelledImages(images, self.labels, self.class_names)
+        margins = (left, side - width - left, top, side - height - top)
+        more = None if self.unlabelled is None else F.pad(self.unlabelled, margins)
+        return replace(self, images=F.pad(self.images, margins), unlabelled=more)
 
     def without(self, excluded: tuple[str, ...]) -> "LabelledImages":
         """The images of the other classes; labels are renumbered in the order that remains."""

@@ -78,7 +78,12 @@ class FewLabelsConfig(_Config):
 class EquiVAEConfig(_Config):
     """The model and its objective; the defaults are the paper's for MNIST."""
 
-    metrics: ClassVar[tuple[str, ...]] = ("error", "reconstruction", "kl", "elbo", "active_dims")
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What `validate` measures."""
+        of_all = ("error", "reconstruction", "kl", "elbo", "active_dims")
+        return of_all if self.few_labels is None else (*of_all, "classifier_error")
+
     group: ClassVar[None] = None
 
     kind: Literal["equivae"]

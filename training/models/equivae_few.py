@@ -186,9 +186,7 @@ class FewLabelEquiVAE(EquiVAE):
         figures = super().validate(train, validation, train_limit)
         was_training = self.training
         self.eval()
-        wrong = sum(
-            float((self.logits(images).argmax(1) != labels).sum())
-            for images, labels in chunks(validation, self.prototypes.device)
-        )
+        device = self.prototypes.device
+        wrong = sum(float((self.logits(x).argmax(1) != y).sum()) for x, y in chunks(validation, device))
         self.train(was_training)
         return figures | {"classifier_error": 100 * wrong / len(validation)}

@@ -10,6 +10,8 @@ from contract.manifest import Capability, InputSpec
 from training.models import equivae_graphs, mcevae_graphs
 from training.models.base import Graph, Model
 from training.models.equivae import EquiVAE
+from training.models.equivae_config import EquiVAEConfig
+from training.models.equivae_few import FewLabelEquiVAE
 from training.models.mcevae import MCEVAE
 
 __all__ = ["KINDS", "Kind", "build", "graphs"]
@@ -28,10 +30,14 @@ class Kind:
     graphs: dict[Capability, Callable[[Any], Graph]]
 
 
+def _equivae(config: EquiVAEConfig, input: InputSpec, num_classes: int) -> EquiVAE:
+    return (EquiVAE if config.few_labels is None else FewLabelEquiVAE)(config, input, num_classes)
+
+
 KINDS: dict[str, Kind] = {
     "equivae": Kind(
         family="equivae",
-        make=EquiVAE,
+        make=_equivae,
         graphs={
             "embed": equivae_graphs.Embed,
             "classify": equivae_graphs.Classify,
