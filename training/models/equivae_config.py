@@ -67,12 +67,12 @@ class FewLabelsConfig(_Config):
 
     encoder: ConvBodyConfig = ConvBodyConfig()
     widths: tuple[int, ...] = (128, 64)
-    dropout: float = Field(0.5, ge=0, lt=1)
-    unlabelled_batch: int = Field(32, ge=1, description="unlabelled images a step")
-    unlabelled_weight: float = Field(1.0, ge=0, description="1 is Eq. 7")
-    consistency_weight: float = Field(0.0, ge=0, description="nats; 0 is the paper's objective")
-    threshold: float = Field(0.95, ge=0, le=1, description="probability from which q(y|x) counts as sure")
-    strong: AugmentConfig | None = Field(None, description="of the copies that must agree")
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    unlabelled_batch: int = Field(default=32, ge=1, description="unlabelled images a step")
+    unlabelled_weight: float = Field(default=1.0, ge=0, description="1 is Eq. 7")
+    consistency_weight: float = Field(default=0.0, ge=0, description="nats; 0 is the paper's objective")
+    threshold: float = Field(default=0.95, ge=0, le=1, description="probability from which q(y|x) counts as sure")
+    strong: AugmentConfig | None = Field(default=None, description="of the copies that must agree")
 
 
 class EquiVAEConfig(_Config):
