@@ -1,0 +1,64 @@
+"""Render every overlay into k8s/rendered/: `python k8s/render.py`, or with `--check` only say what is out of date.
+
+What is committed there is what the tests read and what `kubectl apply -f` takes. Needs kubectl (kustomize is built in).
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RENDERED = HERE / "rendered"
+
+
+class Missing(Exception):
+    """No kubectl on this machine."""
+
+
+def overlays() -> dict[str, Path]:
+    """Name of the rendered file -> folder with its kustomization."""
+    named = {path.parent.name: path.parent for path in sorted((HERE / "overlays").glob("*/kustomization.yaml"))}
+    for variant in ("cpu", "gpu"):
+        named[f"training-{variant}"] = HERE / "training" / variant
+    return named
+
+
+def render(folder: Path) -> str:
+    """
+    Raises:
+        Missing: kubectl is not installed.
+        subprocess.CalledProcessError: the kustomization is wrong; kubectl has said why on standard error.
+    """
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        raise Missing("kubectl is not installed: nothing was rendered or compared")
+    return subprocess.run([kubectl, "kustomize", str(folder)], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def stale() -> list[str]:
+    """The rendered files that are not what their overlay gives, that no overlay gives any more, or that are missing."""
+    wanted = {f"{name}.yaml": render(folder) for name, folder in overlays().items()}
+    present = {path.name: path.read_text() for path in RENDERED.glob("*.yaml")}
+    return sorted(name for name in wanted.keys() | present.keys() if wanted.get(name) != present.get(name))
+
+
+def main() -> int:
+    try:
+        if sys.argv[1:] == ["--check"]:
+            out_of_date = stale()
+            print(*(f"out of date: k8s/rendered/{name}" for name in out_of_date), sep="\n")
+            return 1 if out_of_date else 0
+        RENDERED.mkdir(exist_ok=True)
+        for path in RENDERED.glob("*.yaml"):
+            path.unlink()
+        for name, folder in overlays().items():
+            (RENDERED / f"{name}.yaml").write_text(render(folder))
+    except Missing as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""For every rule at least one way to break it: (rule, overlay, change). The change is made to a copy of good objects."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.deploy.manifests import Object, of_kind
+
+Change = Callable[[list[Object]], None]
+
+
+def _one(objects: list[Object], kind: str) -> Object:
+    return of_kind(objects, kind)[0]
+
+
+def _pod(objects: list[Object]) -> dict[str, Any]:
+    spec: dict[str, Any] = of_kind(objects, "Deployment", "Job")[0]["spec"]["template"]["spec"]
+    return spec
+
+
+def _container(objects: list[Object]) -> dict[str, Any]:
+    container: dict[str, Any] = _pod(objects)["containers"][0]
+    return container
+
+
+def at(kind: str, path: str, value: object) -> Change:
+    """Set what stands at `path` (dots; numbers index lists) of the first object of a kind; `...` removes it."""
+
+    def change(objects: list[Object]) -> None:
+        place: Any = {"pod": _pod, "container": _container}.get(kind, lambda items: _one(items, kind))(objects)
+        *way, last = [int(step) if step.isdigit() else step for step in path.split(".")]
+        for step in way:
+            place = place[step] if isinstance(place, list) else place.setdefault(step, {})
+        if value is ...:
+            del place[last]
+        elif isinstance(last, int) and last == len(place):
+            place.append(value)
+        else:
+            place[last] = value
+
+    return change
+
+
+def remove(kind: str) -> Change:
+    def change(objects: list[Object]) -> None:
+        objects.remove(_one(objects, kind))
+
+    return change
+
+
+def annotation(name: str, value: str) -> Change:
+    def change(objects: list[Object]) -> None:
+        _one(objects, "Ingress")["metadata"]["annotations"][f"nginx.ingress.kubernetes.io/{name}"] = value
+
+    return change
+
+
+def policy_port(port: str) -> Change:
+    def change(objects: list[Object]) -> None:
+        for policy in of_kind(objects, "NetworkPolicy"):
+            for way in policy["spec"].get("ingress", []):
+                way["ports"][0]["port"] = port
+
+    return change
+
+
+def open_policy(objects: list[Object]) -> None:
+    for policy in of_kind(objects, "NetworkPolicy"):
+        for way in policy["spec"].get("ingress", []):
+            del way["from"]
+
+
+def add(thing: Object) -> Change:
+    return lambda objects: objects.append(thing)
+
+
+LOOSE = {"name": "loose", "emptyDir": {}}
+HOST = {"name": "host", "hostPath": {"path": "/"}}
+KEYS = {"name": "keys", "secret": {"secretName": "equipoise-api-keys"}}
+SECRET = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "stringData": {"keys": "abc"}}
+BY_SUB_PATH = {"name": "keys", "mountPath": "/etc/keys", "subPath": "keys", "readOnly": True}
+FROM_SECRET = {"name": "EQUIPOISE_LOG_LEVEL", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "keys"}}}
+
+
+def mount_by_sub_path(objects: list[Object]) -> None:
+    _pod(objects).setdefault("volumes", []).append(KEYS)
+    _container(objects)["volumeMounts"].append(BY_SUB_PATH)
+
+
+BROKEN: list[tuple[str, str, Change]] = [
+    ("probes_are_answered", "cpu", at("container", "livenessProbe.httpGet.path", "/alive")),
+    ("probes_are_answered", "cpu", at("container", "readinessProbe.httpGet.port", 9000)),
+    ("probes_are_answered", "kserve", at("ServingRuntime", "spec.containers.0.readinessProbe.httpGet.port", 8000)),
+    ("probes_mean_different_things", "cpu", at("container", "livenessProbe.httpGet.path", "/readyz")),
+    ("probes_mean_different_things", "cpu", at("container", "startupProbe", ...)),
+    ("probes_mean_different_things", "cpu", at("container", "livenessProbe.failureThreshold", 1)),
+    ("probes_mean_different_things", "cpu", at("container", "startupProbe.failureThreshold", 3)),
+    ("container_ports_are_listened_on", "cpu", at("container", "ports.0.containerPort", 8080)),
+    ("container_ports_are_listened_on", "kserve", at("ServingRuntime", "spec.containers.0.env.1.value", "8000")),
+    ("environment_names_are_settings", "cpu", at("ConfigMap", "data.EQUIPOISE_QUEUE_IMAGE", "10")),
+    ("environment_names_are_settings", "training-cpu", at("container", "env.0.name", "EQUIPOISE_TRAINING_DATAS")),
+    ("settings_can_be_used", "cpu", at("ConfigMap", "data.EQUIPOISE_QUEUE_BYTES", "1048576")),
+    ("names_refer_to_objects", "cpu", at("pod", "serviceAccountName", "default-account")),
+    ("names_refer_to_objects", "cpu", remove("ConfigMap")),
+    ("names_refer_to_objects", "cpu-pvc", remove("PersistentVolumeClaim")),
+    ("names_refer_to_objects", "cpu", at("HorizontalPodAutoscaler", "spec.scaleTargetRef.name", "equipoise-cpu")),
+    ("names_refer_to_objects", "cpu", remove("Service")),
+    ("names_refer_to_objects", "kserve", remove("ServingRuntime")),
+    ("labels_match", "cpu", at("Service", "spec.selector", {"app": "equipoise"})),
+    ("labels_match", "cpu", at("PodDisruptionBudget", "spec.selector.matchLabels", {"app": "equipoise"})),
+    ("labels_match", "cpu", at("Deployment", "spec.selector.matchLabels", {"app": "equipoise"})),
+    ("labels_match", "cpu", at("pod", "topologySpreadConstraints.0.labelSelector.matchLabels", {"app": "equipoise"})),
+    ("service_ports_exist", "cpu", at("Service", "spec.ports.0.targetPort", "web")),
+    ("service_ports_exist", "cpu", at("Ingress", "spec.rules.0.http.paths.0.backend.service.port.name", "web")),
+    ("grace_covers_the_drain", "cpu", at("pod", "terminationGracePeriodSeconds", 15)),
+    ("grace_covers_the_drain", "cpu", at("container", "lifecycle", ...)),
+    ("rollouts_lose_nothing", "cpu", at("Deployment", "spec.strategy.rollingUpdate.maxSurge", 0)),
+    ("rollouts_lose_nothing", "cpu", at("Deployment", "spec.strategy.rollingUpdate.maxUnavailable", 2)),
+    ("rollouts_lose_nothing", "cpu", at("Deployment", "spec.replicas", 2)),
+    ("rollouts_lose_nothing", "gpu-no-spare-node", at("HorizontalPodAutoscaler", "spec.minReplicas", 1)),
+    ("rollouts_lose_nothing", "cpu", at("PodDisruptionBudget", "spec.maxUnavailable", 0)),
+    ("images_are_pinned", "cpu", at("container", "image", "registry.example.com/equipoise:latest")),
+    ("images_are_pinned", "cpu", at("container", "image", "registry.example.com/equipoise")),
+    ("images_are_pinned", "cpu-image-volume", at("pod", "volumes.0.image.reference", "registry.example.com/models")),
+    ("resources_are_bounded", "cpu", at("container", "resources.limits.cpu", ...)),
+    ("resources_are_bounded", "cpu", at("pod", "volumes.1", LOOSE)),
+    ("memory_holds_the_queue", "cpu", at("container", "resources.limits.memory", "1Gi")),
+    ("threads_come_from_the_limit", "cpu", at("ConfigMap", "data.EQUIPOISE_INFERENCE_THREADS", "8")),
+    ("scaling_metrics_exist", "cpu", at("HorizontalPodAutoscaler", "spec.metrics.0.pods.metric.name", "equipoise_load")),
+    ("network_policies_fit", "cpu", policy_port("metrics")),
+    ("network_policies_fit", "cpu", open_policy),
+    ("network_policies_fit", "cpu", remove("NetworkPolicy")),
+    ("ingress_fits_the_service", "cpu", annotation("proxy-body-size", "1m")),
+    ("ingress_fits_the_service", "cpu", annotation("proxy-next-upstream", "error timeout http_429 non_idempotent")),
+    ("ingress_fits_the_service", "cpu", annotation("proxy-request-buffering", "off")),
+    ("ingress_fits_the_service", "cpu", at("ConfigMap", "data.EQUIPOISE_KEEP_ALIVE_SECONDS", "5")),
+    ("no_secret_is_in_a_file", "cpu", add(SECRET)),
+    ("no_secret_is_in_a_file", "cpu", mount_by_sub_path),
+    ("no_secret_is_in_a_file", "cpu", at("container", "env", [FROM_SECRET])),
+    ("namespace_enforces_restricted", "cpu", at("Namespace", "metadata.labels", {})),
+    ("host_namespaces_are_not_shared", "cpu", at("pod", "hostNetwork", True)),
+    ("host_namespaces_are_not_shared", "cpu", at("pod", "hostPID", True)),
+    ("host_namespaces_are_not_shared", "cpu", at("pod", "hostIPC", True)),
+    ("containers_are_not_privileged", "cpu", at("container", "securityContext.privileged", True)),
+    ("capabilities_are_dropped", "cpu", at("container", "securityContext.capabilities.drop", [])),
+    ("capabilities_are_dropped", "cpu", at("container", "securityContext.capabilities.add", ["SYS_ADMIN"])),
+    ("volumes_are_of_allowed_kinds", "cpu", at("pod", "volumes.1", HOST)),
+    ("host_ports_are_not_used", "cpu", at("container", "ports.0.hostPort", 8000)),
+    ("privileges_cannot_grow", "cpu", at("container", "securityContext.allowPrivilegeEscalation", ...)),
+    ("users_are_not_root", "cpu", at("pod", "securityContext.runAsNonRoot", ...)),
+    ("users_are_not_root", "cpu", at("container", "securityContext.runAsUser", 0)),
+    ("seccomp_is_on", "cpu", at("pod", "securityContext.seccompProfile", ...)),
+    ("seccomp_is_on", "cpu", at("container", "securityContext.seccompProfile", {"type": "Unconfined"})),
+    ("kernel_settings_are_left_alone", "cpu", at("container", "securityContext.procMount", "Unmasked")),
+    ("kernel_settings_are_left_alone", "cpu", at("pod", "securityContext.sysctls", [{"name": "kernel.msgmax", "value": "1"}])),
+    ("root_file_systems_are_read_only", "cpu", at("container", "securityContext.readOnlyRootFilesystem", False)),
+    ("no_token_and_no_service_links", "cpu", at("pod", "automountServiceAccountToken", ...)),
+    ("no_token_and_no_service_links", "cpu", at("pod", "enableServiceLinks", ...)),
+]

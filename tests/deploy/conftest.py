@@ -1,0 +1,51 @@
+"""The running service as the rules ask it: which paths answer, which metrics exist, which variables training reads."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.settings import Settings
+from tests.deploy.rules import Service
+from tests.server import running_server
+from tests.service import tiny
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    store = tmp_path_factory.mktemp("deployed-store")
+    tiny.write(store)
+    with (
+        running_server(Settings(model_store=store)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=10) as client,
+    ):
+        yield Service(
+            status=lambda path: client.get(path).status_code,
+            metrics=metric_names(client.get("/metrics").text),
+            training_variables=training_variables(),
+        )
+
+
+def metric_names(exposed: str) -> frozenset[str]:
+    """Every name that Prometheus stores: families and the series of their samples."""
+    return frozenset(re.findall(r"^(?:# TYPE )?([a-zA-Z_:][a-zA-Z0-9_:]*)", exposed.replace("# HELP", "#"), re.MULTILINE))
+
+
+def training_variables() -> frozenset[str]:
+    """Variables that the training command line documents in its help."""
+    package = Path(__file__).parents[2]
+    shown = ""
+    for command in ("train", "evaluate", "export"):
+        run = [sys.executable, "-m", "training", command, "--help"]
+        shown += subprocess.run(run, cwd=package, capture_output=True, text=True, check=True, env=_wide()).stdout
+    return frozenset(re.findall(r"EQUIPOISE_TRAINING_[A-Z_]+", shown))
+
+
+def _wide() -> dict[str, str]:
+    import os
+
+    return os.environ | {"COLUMNS": "200", "TERM": "dumb"}

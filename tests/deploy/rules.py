@@ -1,0 +1,332 @@
+"""What we hold our own Kubernetes objects to, beside their schemas. A rule takes the objects of one overlay and the
+running service, and gives its complaints; none means that the rule holds.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from service.settings import ENV_PREFIX, TRAINING_PREFIX, Settings, SettingsError, load_settings
+from tests.deploy.manifests import Object, environment, of_kind, pods, quantity, selects
+
+MADE_BY_HAND = {"equipoise-tls", "equipoise-api-keys"}  # secrets: docs/deploy.md creates them, no file holds them
+MEMORY_BESIDE_THE_QUEUE = 512 * 2**20  # interpreter, models, ONNX Runtime's arena; measured in docs/sizing.md
+
+
+@dataclass(frozen=True)
+class Service:
+    """The running service, as far as a rule asks it."""
+
+    status: Callable[[str], int]
+    metrics: frozenset[str]
+    training_variables: frozenset[str]
+
+
+Rule = Callable[[list[Object], Service], Iterator[str]]
+RULES: dict[str, Rule] = {}
+
+
+def rule(check: Rule) -> Rule:
+    RULES[check.__name__] = check
+    return check
+
+
+def settings_of(objects: list[Object], container: dict[str, Any]) -> Settings:
+    given = environment(objects, container)
+    fields = {
+        name.removeprefix(ENV_PREFIX).lower(): value
+        for name, value in given.items()
+        if name.startswith(ENV_PREFIX) and not name.startswith(TRAINING_PREFIX)
+    }
+    return load_settings(fields, {})
+
+
+def _probes(container: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        if kind in container:
+            yield kind, container[kind]
+
+
+@rule
+def probes_are_answered(objects: list[Object], service: Service) -> Iterator[str]:
+    for pod in pods(objects):
+        for container in pod.servers():
+            ports = {port.get("name"): port["containerPort"] for port in container["ports"]}
+            listening = {settings_of(objects, container).port}
+            for kind, probe in _probes(container):
+                asked = probe["httpGet"]
+                if ports.get(asked["port"], asked["port"]) not in listening:
+                    yield f"{pod.name}: {kind} asks port {asked['port']}, the service listens on {listening}"
+                if service.status(asked["path"]) != 200:
+                    yield f"{pod.name}: {kind} asks {asked['path']}, which answers {service.status(asked['path'])}"
+
+
+@rule
+def probes_mean_different_things(objects: list[Object], service: Service) -> Iterator[str]:
+    for pod in pods(objects):
+        for container in pod.servers():
+            probes = dict(_probes(container))
+            if len(probes) != 3:
+                yield f"{pod.name}: has only {sorted(probes)}"
+                continue
+            if probes["livenessProbe"]["httpGet"]["path"] == probes["readinessProbe"]["httpGet"]["path"]:
+                yield f"{pod.name}: a pod that is not ready would be killed"
+            patience = {kind: probe["periodSeconds"] * probe["failureThreshold"] for kind, probe in probes.items()}
+            if patience["startupProbe"] < 60:
+                yield f"{pod.name}: only {patience['startupProbe']} s to start"
+            if patience["livenessProbe"] < 30 or patience["readinessProbe"] >= patience["livenessProbe"]:
+                yield f"{pod.name}: killed after {patience['livenessProbe']} s, drained after {patience['readinessProbe']} s"
+
+
+@rule
+def container_ports_are_listened_on(objects: list[Object], service: Service) -> Iterator[str]:
+    for pod in pods(objects):
+        for container in pod.servers():
+            declared = {port["containerPort"] for port in container["ports"]}
+            if declared != {settings_of(objects, container).port}:
+                yield f"{pod.name}: declares {declared}, the service listens on {settings_of(objects, container).port}"
+
+
+@rule
+def environment_names_are_settings(objects: list[Object], service: Service) -> Iterator[str]:
+    for pod in pods(objects):
+        for container in pod.containers():
+            for name in environment(objects, container):
+                if name.startswith(TRAINING_PREFIX):
+                    known = name in service.training_variables
+                else:
+                    known = name.startswith(ENV_PREFIX) and name.removeprefix(ENV_PREFIX).lower() in Settings.model_fields
+                if not known:
+                    yield f"{pod.name}: {name} is no setting"
+
+
+@rule
+def settings_can_be_used(objects: list[Object], service: Service) -> Iterator[str]:
+    for pod in pods(objects):
+        for container in pod.containers():
+            try:
+                settings_of(objects, container)
+            except SettingsError as error:
+                yield f"{pod.name}: {error}"
+
+
+@rule
+def names_refer_to_objects(objects: list[Object], service: Service) -> Iterator[str]:
+    present = {(item["kind"], item["metadata"]["name"]) for item in objects}
+    for owner, kind, name in _references(objects):
+        if (kind, name) not in present and not (kind == "Secret" and name in MADE_BY_HAND):
+            yield f"{owner}: no {kind} {name}"
+
+
+def _references(objects: list[Object]) -> Iterator[tuple[str, str, str]]:
+    for pod in pods(objects):
+        if account := pod.spec.get("serviceAccountName"):
+            yield pod.name, "ServiceAccount", account
+        for container in pod.containers():
+            for source in container.get("envFrom", []):
+                yield pod.name, "ConfigMap", source["configMapRef"]["name"]
+        for volume in pod.spec.get("volumes", []):
+            if "persistentVolumeClaim" in volume and pod.owner["kind"] != "Job":  # a job's claims are made beside it
+                yield pod.name, "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
+            if "secret" in volume:
+                yield pod.name, "Secret", volume["secret"]["secretName"]
+    for scaler in of_kind(objects, "HorizontalPodAutoscaler"):
+        target = scaler["spec"]["scaleTargetRef"]
+        yield "HorizontalPodAutoscaler", target["kind"], target["name"]
+    for ingress in of_kind(objects, "Ingress"):
+        for each in ingress["spec"]["rules"]:
+            for path in each["http"]["paths"]:
+                yield "Ingress", "Service", path["backend"]["service"]["name"]
+        for secret in ingress["spec"].get("tls", []):
+            yield "Ingress", "Secret", secret["secretName"]
+    for inference in of_kind(objects, "InferenceService"):
+        yield "InferenceService", "ServingRuntime", inference["spec"]["predictor"]["model"]["runtime"]
+
+
+@rule
+def labels_match(objects: list[Object], service: Service) -> Iterator[str]:
+    running = [pod for pod in pods(objects) if pod.labels]
+    for owner, selector in _selectors(objects):
+        if not any(selects(selector, pod.labels) for pod in running):
+            yield f"{owner}: selects no pod with {selector}"
+    for pod in running:
+        for spread in pod.spec.get("topologySpreadConstraints", []):
+            if not selects(spread["labelSelector"]["matchLabels"], pod.labels):
+                yield f"{pod.name}: spreads by labels that it has not"
+    for deployment in of_kind(objects, "Deployment"):
+        if not selects(deployment["spec"]["selector"]["matchLabels"], deployment["spec"]["template"]["metadata"]["labels"]):
+            yield f"Deployment/{deployment['metadata']['name']}: does not select its own pods"
+
+
+def _selectors(objects: list[Object]) -> Iterator[tuple[str, dict[str, str]]]:
+    for item in of_kind(objects, "Service"):
+        yield f"Service/{item['metadata']['name']}", item["spec"]["selector"]
+    for item in of_kind(objects, "PodDisruptionBudget"):
+        yield f"PodDisruptionBudget/{item['metadata']['name']}", item["spec"]["selector"]["matchLabels"]
+    for item in of_kind(objects, "NetworkPolicy"):
+        yield f"NetworkPolicy/{item['metadata']['name']}", item["spec"]["podSelector"].get("matchLabels", {})
+
+
+@rule
+def service_ports_exist(objects: list[Object], service: Service) -> Iterator[str]:
+    services = {item["metadata"]["name"]: item for item in of_kind(objects, "Service")}
+    for name, item in services.items():
+        for pod in pods(objects):
+            if pod.labels and selects(item["spec"]["selector"], pod.labels):
+                names = {port["name"] for container in pod.servers() for port in container["ports"]}
+                for port in item["spec"]["ports"]:
+                    if port["targetPort"] not in names:
+                        yield f"Service/{name}: {pod.name} has no port {port['targetPort']}"
+    for ingress in of_kind(objects, "Ingress"):
+        for each in ingress["spec"]["rules"]:
+            for path in each["http"]["paths"]:
+                backend = path["backend"]["service"]
+                known = {port["name"] for port in services.get(backend["name"], {"spec": {"ports": []}})["spec"]["ports"]}
+                if backend["port"]["name"] not in known:
+                    yield f"Ingress: Service/{backend['name']} has no port {backend['port']['name']}"
+
+
+@rule
+def grace_covers_the_drain(objects: list[Object], service: Service) -> Iterator[str]:
+    for pod in pods(objects):
+        for container in pod.servers():
+            sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+            drain = getattr(settings_of(objects, container), "drain_seconds", 0)
+            grace = pod.spec.get("terminationGracePeriodSeconds", 30)
+            if pod.owner["kind"] == "Deployment" and sleep < 5:
+                yield f"{pod.name}: {sleep} s between the end of the endpoint and SIGTERM"
+            if grace < sleep + drain + 10:
+                yield f"{pod.name}: killed after {grace} s; preStop takes {sleep} s, the drain {drain} s"
+
+
+@rule
+def rollouts_lose_nothing(objects: list[Object], service: Service) -> Iterator[str]:
+    for deployment in of_kind(objects, "Deployment"):
+        rolling = deployment["spec"]["strategy"]["rollingUpdate"]
+        if rolling["maxSurge"] + rolling["maxUnavailable"] < 1 or rolling["maxUnavailable"] > 1:
+            yield f"rolling update with {rolling}"
+        if "replicas" in deployment["spec"]:
+            yield "replicas would be set back at every apply: the autoscaler sets them"
+    for scaler in of_kind(objects, "HorizontalPodAutoscaler"):
+        surge = [item["spec"]["strategy"]["rollingUpdate"]["maxSurge"] for item in of_kind(objects, "Deployment")]
+        if surge == [0] and scaler["spec"]["minReplicas"] < 2:
+            yield "one replica without surge: away during every rollout"
+    for budget in of_kind(objects, "PodDisruptionBudget"):
+        if budget["spec"].get("maxUnavailable") != 1:
+            yield "the disruption budget is not one pod at a time"
+
+
+@rule
+def images_are_pinned(objects: list[Object], service: Service) -> Iterator[str]:
+    for pod in pods(objects):
+        images = [container["image"] for container in pod.containers()]
+        images += [volume["image"]["reference"] for volume in pod.spec.get("volumes", []) if "image" in volume]
+        for image in images:
+            tag = image.rpartition("/")[2].partition(":")[2]
+            if "/" not in image or not tag or tag == "latest":
+                yield f"{pod.name}: {image}"
+
+
+@rule
+def resources_are_bounded(objects: list[Object], service: Service) -> Iterator[str]:
+    for pod in pods(objects):
+        for container in pod.containers():
+            resources = container.get("resources", {})
+            for kind in ("requests", "limits"):
+                for resource in ("cpu", "memory"):
+                    if resource not in resources.get(kind, {}):
+                        yield f"{pod.name}/{container['name']}: no {resource} in {kind}"
+        for volume in pod.spec.get("volumes", []):
+            if "emptyDir" in volume and "sizeLimit" not in volume["emptyDir"]:
+                yield f"{pod.name}: emptyDir {volume['name']} may fill the node"
+
+
+@rule
+def memory_holds_the_queue(objects: list[Object], service: Service) -> Iterator[str]:
+    for pod in pods(objects):
+        for container in pod.servers():
+            limit = quantity(container.get("resources", {}).get("limits", {}).get("memory", 0))
+            needed = settings_of(objects, container).queue_bytes + MEMORY_BESIDE_THE_QUEUE
+            if limit < needed:
+                yield f"{pod.name}: {limit / 2**20:.0f} MiB, full queues take {needed / 2**20:.0f} MiB"
+
+
+@rule
+def threads_come_from_the_limit(objects: list[Object], service: Service) -> Iterator[str]:
+    for pod in pods(objects):
+        for container in pod.servers():
+            if settings_of(objects, container).inference_threads != 0:
+                yield f"{pod.name}: a fixed number of threads, whatever the CPU limit is"
+
+
+@rule
+def scaling_metrics_exist(objects: list[Object], service: Service) -> Iterator[str]:
+    for scaler in of_kind(objects, "HorizontalPodAutoscaler"):
+        for metric in scaler["spec"]["metrics"]:
+            if metric["type"] == "Pods" and metric["pods"]["metric"]["name"] not in service.metrics:
+                yield f"no metric {metric['pods']['metric']['name']}"
+
+
+@rule
+def network_policies_fit(objects: list[Object], service: Service) -> Iterator[str]:
+    """Everything is denied; what is allowed is a port of the pods it is for; every port is allowed to somebody."""
+    policies = of_kind(objects, "NetworkPolicy")
+    servers = [pod for pod in pods(objects) if pod.owner["kind"] == "Deployment"]
+    if servers and not any(
+        policy["spec"]["podSelector"] == {}
+        and set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+        and "ingress" not in policy["spec"]
+        and "egress" not in policy["spec"]
+        for policy in policies
+    ):
+        yield "no policy denies everything"
+    for pod in servers:
+        named = {port["name"] for container in pod.servers() for port in container["ports"]}
+        allowed = set()
+        for policy in policies:
+            if selects(policy["spec"]["podSelector"].get("matchLabels", {}), pod.labels):
+                for way in policy["spec"].get("ingress", []):
+                    if not way.get("from") or not way.get("ports"):
+                        yield f"{policy['metadata']['name']}: open to everybody or on every port"
+                    allowed |= {port["port"] for port in way.get("ports", [])}
+        if allowed != named:
+            yield f"{pod.name}: ports {named}, allowed {allowed}"
+
+
+@rule
+def ingress_fits_the_service(objects: list[Object], service: Service) -> Iterator[str]:
+    prefix = "nginx.ingress.kubernetes.io/"
+    for ingress in of_kind(objects, "Ingress"):
+        notes = {name.removeprefix(prefix): value for name, value in ingress["metadata"]["annotations"].items()}
+        for pod in pods(objects):
+            for container in pod.servers():
+                settings = settings_of(objects, container)
+                if int(notes["proxy-body-size"].removesuffix("m")) * 2**20 != settings.max_body_bytes:
+                    yield f"proxy-body-size {notes['proxy-body-size']}, the service takes {settings.max_body_bytes} bytes"
+                if settings.keep_alive_seconds <= 60:
+                    yield f"keep-alive {settings.keep_alive_seconds} s: nginx keeps idle connections for 60 s"
+                if int(notes["proxy-read-timeout"]) <= getattr(settings, "deadline_seconds", 0):
+                    yield "the proxy gives up before the service's own deadline"
+        retried = set(notes["proxy-next-upstream"].split())
+        if not {"error", "timeout", "http_503", "non_idempotent"} <= retried or "http_429" in retried:
+            yield f"proxy-next-upstream: {retried}"
+        if notes["proxy-request-buffering"] != "on":
+            yield "a request that is not buffered cannot be sent to another pod"
+
+
+@rule
+def no_secret_is_in_a_file(objects: list[Object], service: Service) -> Iterator[str]:
+    """Secrets are made in the cluster and mounted as whole folders: a key rotated there arrives without a restart."""
+    for item in of_kind(objects, "Secret"):
+        yield f"Secret/{item['metadata']['name']} in the files"
+    for pod in pods(objects):
+        secret = {volume["name"] for volume in pod.spec.get("volumes", []) if "secret" in volume}
+        for container in pod.containers():
+            for mount in container.get("volumeMounts", []):
+                if mount["name"] in secret and ("subPath" in mount or not mount.get("readOnly")):
+                    yield f"{pod.name}: secret {mount['name']} mounted by subPath, or writable"
+            for entry in container.get("env", []):
+                if "secretKeyRef" in entry.get("valueFrom", {}):
+                    yield f"{pod.name}: secret in {entry['name']}"
+
+

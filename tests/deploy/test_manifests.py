@@ -1,0 +1,29 @@
+"""Every overlay keeps every rule, and a broken copy for each rule is found out."""
+
+import copy
+
+import pytest
+
+from tests.deploy import restricted
+from tests.deploy.broken import BROKEN, Change
+from tests.deploy.manifests import OVERLAYS, load
+from tests.deploy.rules import RULES, Service
+
+assert restricted  # its rules register themselves
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("name", RULES)
+def test_every_overlay_keeps_the_rule(name: str, overlay: str, service: Service) -> None:
+    assert list(RULES[name](load(overlay), service)) == []
+
+
+@pytest.mark.parametrize(("name", "overlay", "change"), BROKEN)
+def test_a_broken_copy_is_found_out(name: str, overlay: str, change: Change, service: Service) -> None:
+    objects = copy.deepcopy(load(overlay))
+    change(objects)
+    assert list(RULES[name](objects, service))
+
+
+def test_every_rule_has_a_broken_copy() -> None:
+    assert {name for name, _, _ in BROKEN} == RULES.keys()
