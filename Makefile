@@ -5,10 +5,11 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 RUNS ?= runs
 STORE ?= model_store
+TARGET ?= cpu
 bin := $(VENV)/bin
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: serve test lint format train bench bench-peers lock clean
+.PHONY: serve test lint format train bench bench-peers lock clean image manifests
 
 serve: $(VENV)/.serve  ## start the service on http://127.0.0.1:8000 with the shipped models
 	@exec $(bin)/python -m service --host $(HOST) --port $(PORT) --model-store $(STORE)
@@ -36,6 +37,12 @@ bench: $(VENV)/.serve  ## this service beside plain FastAPI, each on one core, w
 
 bench-peers: $(VENV)/.serve  ## the same beside LitServe, BentoML, MLServer and Ray Serve, about half an hour
 	$(bin)/python -m benchmarks.serving --peers --clients 1 8 32 64 --repeats 3 --json results/serving.json
+
+image:  ## build TARGET (cpu, gpu, training) with buildah on a Debian machine as root, and run what was built
+	docker/build.sh $(TARGET)
+
+manifests:  ## render the Kubernetes objects that are committed; needs kubectl
+	$(PYTHON) k8s/render.py
 
 lock:  ## resolve constraints.txt anew; torch brings its CUDA packages by itself where a machine wants them
 	uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --no-header --no-annotate \

@@ -42,6 +42,7 @@ mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 echo "base: debootstrap $suite from $mirror"
 debootstrap --variant=minbase "$suite" "$work/base" "$mirror" >"$work/debootstrap.log" 2>&1 ||
     { tail -5 "$work/debootstrap.log" >&2; not_here "debootstrap could not make a base from $mirror"; }
+echo force-unsafe-io >"$work/base/etc/dpkg/dpkg.cfg.d/docker-apt-speedup" # as Debian's own images have it
 rm -rf "$work"/base/var/cache/apt/archives/*.deb "$work"/base/var/lib/apt/lists/*
 base_size=$(du -sm "$work/base" | cut -f1)
 base=$(buildah from scratch)

@@ -31,7 +31,9 @@ STOP_SECONDS = 30
 def check_configuration(config: dict) -> None:
     user, _, group = config["User"].partition(":")
     assert user.isdigit() and int(user) >= 10_000 and group.isdigit(), f"not a numeric, unprivileged user: {user}"
-    assert isinstance(config["Entrypoint"], list) and config["Entrypoint"][0].startswith("/"), "entry point not in exec form"
+    assert isinstance(config["Entrypoint"], list) and config["Entrypoint"][0].startswith("/"), (
+        "entry point not in exec form"
+    )
     assert config["StopSignal"] in ("SIGTERM", "15"), config["StopSignal"]
     assert config["Labels"]["org.opencontainers.image.title"] == "equipoise"
     assert not any(line.startswith(("PIP_", "SSL_", "http_proxy")) for line in config["Env"]), config["Env"]
@@ -63,7 +65,8 @@ def in_root(root: Path, config: dict, command: list[str], *, isolated: bool) -> 
         return ["sh", "-c", f"exec {inside}"]
     mounts = (
         f"mount --bind {path} {path} && mount -o remount,bind,ro {path} && mount -t tmpfs tmpfs {path}/tmp"
-        f" && mount -t proc proc {path}/proc && mount -t tmpfs tmpfs {path}/dev && touch {path}/dev/null {path}/dev/urandom"
+        f" && mount -t proc proc {path}/proc && mount -t tmpfs tmpfs {path}/dev"
+        f" && touch {path}/dev/null {path}/dev/urandom"
         f" && mount --bind /dev/null {path}/dev/null && mount --bind /dev/urandom {path}/dev/urandom"
     )
     return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", f"{mounts} && exec {inside}"]
@@ -116,7 +119,9 @@ def innermost(pid: int) -> int:
 
 
 def check_process(pid: int, user: str, *, isolated: bool) -> None:
-    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
     assert set(status["Uid"].split()) == {user}, f"runs as {status['Uid']}"
     assert int(status["CapEff"], 16) == 0 and status["NoNewPrivs"] == "1", "has privileges"
     if isolated:
@@ -158,7 +163,9 @@ def main() -> None:
     check_configuration(config)
     check_contents(options.root, options.target)
     most = MOST_MB_BEYOND_BASE.get(options.target)
-    assert most is None or options.beyond_base_mb <= most, f"{options.beyond_base_mb} MB beyond the base, at most {most}"
+    assert most is None or options.beyond_base_mb <= most, (
+        f"{options.beyond_base_mb} MB beyond the base, at most {most}"
+    )
     isolated = can_isolate()
     if not isolated:
         print("########  this machine allows no mounts: the image runs on a writable root  ########", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""For every rule at least one way to break it: (rule, overlay, change). The change is made to a copy of good objects."""
+"""For every rule at least one way to break it: (rule, overlay, change), made to a copy of good objects."""
 
 from collections.abc import Callable
 from typing import Any
@@ -125,12 +125,17 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("resources_are_bounded", "cpu", at("pod", "volumes.1", LOOSE)),
     ("memory_holds_the_queue", "cpu", at("container", "resources.limits.memory", "1Gi")),
     ("threads_come_from_the_limit", "cpu", at("ConfigMap", "data.EQUIPOISE_INFERENCE_THREADS", "8")),
-    ("scaling_metrics_exist", "cpu", at("HorizontalPodAutoscaler", "spec.metrics.0.pods.metric.name", "equipoise_load")),
+    (
+        "scaling_metrics_exist",
+        "cpu",
+        at("HorizontalPodAutoscaler", "spec.metrics.0.pods.metric.name", "equipoise_load"),
+    ),
     ("network_policies_fit", "cpu", policy_port("metrics")),
     ("network_policies_fit", "cpu", open_policy),
     ("network_policies_fit", "cpu", remove("NetworkPolicy")),
     ("ingress_fits_the_service", "cpu", annotation("proxy-body-size", "1m")),
     ("ingress_fits_the_service", "cpu", annotation("proxy-next-upstream", "error timeout http_429 non_idempotent")),
+    ("ingress_fits_the_service", "cpu", at("ConfigMap", "data.EQUIPOISE_REQUEST_TIMEOUT_SECONDS", "120")),
     ("ingress_fits_the_service", "cpu", annotation("proxy-request-buffering", "off")),
     ("ingress_fits_the_service", "cpu", at("ConfigMap", "data.EQUIPOISE_KEEP_ALIVE_SECONDS", "5")),
     ("no_secret_is_in_a_file", "cpu", add(SECRET)),
@@ -151,7 +156,11 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("seccomp_is_on", "cpu", at("pod", "securityContext.seccompProfile", ...)),
     ("seccomp_is_on", "cpu", at("container", "securityContext.seccompProfile", {"type": "Unconfined"})),
     ("kernel_settings_are_left_alone", "cpu", at("container", "securityContext.procMount", "Unmasked")),
-    ("kernel_settings_are_left_alone", "cpu", at("pod", "securityContext.sysctls", [{"name": "kernel.msgmax", "value": "1"}])),
+    (
+        "kernel_settings_are_left_alone",
+        "cpu",
+        at("pod", "securityContext.sysctls", [{"name": "kernel.msgmax", "value": "1"}]),
+    ),
     ("root_file_systems_are_read_only", "cpu", at("container", "securityContext.readOnlyRootFilesystem", False)),
     ("no_token_and_no_service_links", "cpu", at("pod", "automountServiceAccountToken", ...)),
     ("no_token_and_no_service_links", "cpu", at("pod", "enableServiceLinks", ...)),

@@ -32,7 +32,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def metric_names(exposed: str) -> frozenset[str]:
     """Every name that Prometheus stores: families and the series of their samples."""
-    return frozenset(re.findall(r"^(?:# TYPE )?([a-zA-Z_:][a-zA-Z0-9_:]*)", exposed.replace("# HELP", "#"), re.MULTILINE))
+    return frozenset(
+        re.findall(r"^(?:# TYPE )?([a-zA-Z_:][a-zA-Z0-9_:]*)", exposed.replace("# HELP", "#"), re.MULTILINE)
+    )
 
 
 def training_variables() -> frozenset[str]:

@@ -10,8 +10,9 @@ from tests.deploy.manifests import Object, Pod, of_kind, pods
 from tests.deploy.rules import Service, rule
 
 _VOLUMES = {
-    "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "projected", "secret",
+    "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret",
 }  # fmt: skip
+_UNSETTLED = {"image"}  # newer than the standard's list: where the admission refuses it, components/models-init
 
 
 def _effective(pod: Pod, container: dict[str, Any], name: str) -> Any:
@@ -39,7 +40,9 @@ def host_namespaces_are_not_shared(objects: list[Object], service: Service) -> I
 
 @rule
 def containers_are_not_privileged(objects: list[Object], service: Service) -> Iterator[str]:
-    yield from (f"{pod.name}/{container['name']}" for pod, container, own in _containers(objects) if own.get("privileged"))
+    yield from (
+        f"{pod.name}/{container['name']}" for pod, container, own in _containers(objects) if own.get("privileged")
+    )
 
 
 @rule
@@ -54,7 +57,7 @@ def capabilities_are_dropped(objects: list[Object], service: Service) -> Iterato
 def volumes_are_of_allowed_kinds(objects: list[Object], service: Service) -> Iterator[str]:
     for pod in pods(objects):
         for volume in pod.spec.get("volumes", []):
-            if not (volume.keys() - {"name"}) <= _VOLUMES:
+            if not (volume.keys() - {"name"}) <= _VOLUMES | _UNSETTLED:
                 yield f"{pod.name}: {volume}"
 
 

@@ -75,7 +75,7 @@ def probes_mean_different_things(objects: list[Object], service: Service) -> Ite
             if patience["startupProbe"] < 60:
                 yield f"{pod.name}: only {patience['startupProbe']} s to start"
             if patience["livenessProbe"] < 30 or patience["readinessProbe"] >= patience["livenessProbe"]:
-                yield f"{pod.name}: killed after {patience['livenessProbe']} s, drained after {patience['readinessProbe']} s"
+                yield f"{pod.name}: seconds of patience: {patience}"
 
 
 @rule
@@ -95,7 +95,9 @@ def environment_names_are_settings(objects: list[Object], service: Service) -> I
                 if name.startswith(TRAINING_PREFIX):
                     known = name in service.training_variables
                 else:
-                    known = name.startswith(ENV_PREFIX) and name.removeprefix(ENV_PREFIX).lower() in Settings.model_fields
+                    known = (
+                        name.startswith(ENV_PREFIX) and name.removeprefix(ENV_PREFIX).lower() in Settings.model_fields
+                    )
                 if not known:
                     yield f"{pod.name}: {name} is no setting"
 
@@ -154,7 +156,9 @@ def labels_match(objects: list[Object], service: Service) -> Iterator[str]:
             if not selects(spread["labelSelector"]["matchLabels"], pod.labels):
                 yield f"{pod.name}: spreads by labels that it has not"
     for deployment in of_kind(objects, "Deployment"):
-        if not selects(deployment["spec"]["selector"]["matchLabels"], deployment["spec"]["template"]["metadata"]["labels"]):
+        if not selects(
+            deployment["spec"]["selector"]["matchLabels"], deployment["spec"]["template"]["metadata"]["labels"]
+        ):
             yield f"Deployment/{deployment['metadata']['name']}: does not select its own pods"
 
 
@@ -181,7 +185,9 @@ def service_ports_exist(objects: list[Object], service: Service) -> Iterator[str
         for each in ingress["spec"]["rules"]:
             for path in each["http"]["paths"]:
                 backend = path["backend"]["service"]
-                known = {port["name"] for port in services.get(backend["name"], {"spec": {"ports": []}})["spec"]["ports"]}
+                known = {
+                    port["name"] for port in services.get(backend["name"], {"spec": {"ports": []}})["spec"]["ports"]
+                }
                 if backend["port"]["name"] not in known:
                     yield f"Ingress: Service/{backend['name']} has no port {backend['port']['name']}"
 
@@ -302,10 +308,10 @@ def ingress_fits_the_service(objects: list[Object], service: Service) -> Iterato
             for container in pod.servers():
                 settings = settings_of(objects, container)
                 if int(notes["proxy-body-size"].removesuffix("m")) * 2**20 != settings.max_body_bytes:
-                    yield f"proxy-body-size {notes['proxy-body-size']}, the service takes {settings.max_body_bytes} bytes"
+                    yield f"{notes['proxy-body-size']} let through, the service takes {settings.max_body_bytes} bytes"
                 if settings.keep_alive_seconds <= 60:
                     yield f"keep-alive {settings.keep_alive_seconds} s: nginx keeps idle connections for 60 s"
-                if int(notes["proxy-read-timeout"]) <= getattr(settings, "deadline_seconds", 0):
+                if int(notes["proxy-read-timeout"]) <= settings.request_timeout_seconds:
                     yield "the proxy gives up before the service's own deadline"
         retried = set(notes["proxy-next-upstream"].split())
         if not {"error", "timeout", "http_503", "non_idempotent"} <= retried or "http_429" in retried:
@@ -328,5 +334,3 @@ def no_secret_is_in_a_file(objects: list[Object], service: Service) -> Iterator[
             for entry in container.get("env", []):
                 if "secretKeyRef" in entry.get("valueFrom", {}):
                     yield f"{pod.name}: secret in {entry['name']}"
-
-

@@ -1,4 +1,4 @@
-"""Every object against the schema of its kind: Kubernetes' own, and those of the custom resources that a package has."""
+"""Every object against the schema of its kind: Kubernetes' own, and of custom resources what a package carries."""
 
 import copy
 from typing import Any
@@ -49,6 +49,9 @@ def test_the_containers_of_the_kserve_runtime_are_valid() -> None:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "runtime"},
-        "spec": {"containers": pod.spec["containers"], "terminationGracePeriodSeconds": pod.spec["terminationGracePeriodSeconds"]},
+        "spec": {
+            "containers": pod.spec["containers"],
+            "terminationGracePeriodSeconds": pod.spec["terminationGracePeriodSeconds"],
+        },
     }
     kubernetes_validate.validate(made, VERSION, strict=True)
