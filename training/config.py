@@ -18,8 +18,9 @@ from contract.manifest import Preprocessing
 from training.errors import ConfigError
 from training.models.equivae_config import EquiVAEConfig, FewLabelsConfig
 from training.models.mcevae_config import MCEVAEConfig
+from training.models.mcevae_paper_config import MCEVAEPaperConfig
 
-ModelConfig = Annotated[EquiVAEConfig | MCEVAEConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[EquiVAEConfig | MCEVAEConfig | MCEVAEPaperConfig, Field(discriminator="kind")]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

@@ -1,4 +1,4 @@
-"""The graphs of a model with poses."""
+"""The graphs of a model with poses, of either recipe."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from training.models.base import Graph
 from training.models.mcevae import MCEVAE
+from training.models.mcevae_paper import MCEVAEPaper
 
 __all__ = ["Canonicalize", "Embed", "Transform"]
 
@@ -13,9 +14,9 @@ POSE = ("coefficients", "coefficients_std", "matrix", "modes", "weights")
 
 
 class _MCEVAEGraph(Graph):
-    model: MCEVAE
+    model: MCEVAE | MCEVAEPaper
 
-    def __init__(self, model: MCEVAE) -> None:
+    def __init__(self, model: MCEVAE | MCEVAEPaper) -> None:
         super().__init__()
         self.model = model
 

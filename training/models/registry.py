@@ -13,6 +13,7 @@ from training.models.equivae import EquiVAE
 from training.models.equivae_config import EquiVAEConfig
 from training.models.equivae_few import FewLabelEquiVAE
 from training.models.mcevae import MCEVAE
+from training.models.mcevae_paper import MCEVAEPaper
 
 __all__ = ["KINDS", "Kind", "build", "graphs"]
 
@@ -34,6 +35,12 @@ def _equivae(config: EquiVAEConfig, input: InputSpec, num_classes: int) -> EquiV
     return (EquiVAE if config.few_labels is None else FewLabelEquiVAE)(config, input, num_classes)
 
 
+_POSE_GRAPHS: dict[Capability, Callable[[Any], Graph]] = {
+    "embed": mcevae_graphs.Embed,
+    "transform": mcevae_graphs.Transform,
+    "canonicalize": mcevae_graphs.Canonicalize,
+}
+
 KINDS: dict[str, Kind] = {
     "equivae": Kind(
         family="equivae",
@@ -44,15 +51,8 @@ KINDS: dict[str, Kind] = {
             "recombine": equivae_graphs.Recombine,
         },
     ),
-    "mcevae": Kind(
-        family="mcevae",
-        make=MCEVAE,
-        graphs={
-            "embed": mcevae_graphs.Embed,
-            "transform": mcevae_graphs.Transform,
-            "canonicalize": mcevae_graphs.Canonicalize,
-        },
-    ),
+    "mcevae": Kind(family="mcevae", make=MCEVAE, graphs=_POSE_GRAPHS),
+    "mcevae_paper": Kind(family="mcevae", make=MCEVAEPaper, graphs=_POSE_GRAPHS),
 }
 
 
