@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import uvicorn
@@ -17,9 +17,11 @@ from pydantic.fields import FieldInfo
 from service.app import create_app, create_store
 from service.budget import Budget
 from service.engine import RuntimeUnavailable, check_runtime
+from service.keys import KeyFileError, new_key
 from service.model_folder import EmptyStore, find
 from service.observability import Metrics, say, set_up_logging
 from service.schemas import EXAMPLE_PNG
+from service.server import Connections, allow_files, configure, listen_all, url_of
 from service.settings import ENV_PREFIX, Settings, SettingsError, load_settings, option_name
 from service.store_watch import load_at_start
 
@@ -30,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the value is the exit status: 0, 1 (it failed) or 2 (a wrong setting)."""
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
+    if command == "key":
+        return _make_key()
     try:
         settings = load_settings({name: value for name, value in options.items() if value is not None})
     except SettingsError as error:
@@ -39,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         runtime = check_runtime()
         return _check(settings) if command == "check" else _serve(settings, runtime)
+    except KeyFileError as error:
+        return _complain(str(error), EXIT_WRONG_SETTING)
     except (RuntimeUnavailable, EmptyStore) as error:
         return _complain(str(error), EXIT_FAILED)
 
@@ -46,32 +52,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(settings: Settings, runtime: str) -> int:
     find(settings.model_store)  # an empty store is a wrong start, not a service that waits for its first model
     try:
-        listening = listen(settings.host, settings.port)
+        listening = listen_all(settings)
     except OSError as error:
-        return _complain(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}", EXIT_FAILED)
-    config = uvicorn.Config(
-        create_app(settings, on_loaded=_freeze),
-        http="auto",  # httptools and uvloop, except on Windows, which has neither
-        loop="auto",
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # nothing here depends on the client's address
-        log_config=None,
-        timeout_keep_alive=settings.keep_alive_seconds,
-    )
-    host, port = listening.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        return _complain(f"cannot listen on {error.filename}: {error.strerror or error}", EXIT_FAILED)
+    allow_files(settings.max_connections)
+    config = assemble(settings, listening, _freeze)
+    url = url_of(listening[0])
     say(logging.INFO, "starting", url=url, docs=f"{url}/docs", model_store=settings.model_store, runtime=runtime)
+    if len(listening) > 1:
+        say(logging.INFO, "probes", url=url_of(listening[1]))
     # uvicorn finishes what it has accepted, then raises the signal that stopped it once more: that is a normal end here
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, lambda number, frame: None)
     if settings.log_format == "plain":
         example = json.dumps({"images": [{"data": EXAMPLE_PNG}]})
         say(logging.INFO, f"try: curl {url}/classify -H 'Content-Type: application/json' -d '{example}'")
-    uvicorn.Server(config).run(sockets=[listening])
+    uvicorn.Server(config).run(sockets=listening)
     say(logging.INFO, "stopped")
+    return EXIT_OK
+
+
+def assemble(
+    settings: Settings, listening: Sequence[socket.socket], on_loaded: Callable[[], None] = lambda: None
+) -> uvicorn.Config:
+    """The app and its server for the sockets of `listen_all`."""
+    connections = Connections(settings.max_connections)
+    probe_port = listening[1].getsockname()[1] if len(listening) > 1 else None
+    app = create_app(settings, on_loaded, connections, probe_port)
+    return configure(app, settings, connections, probe_port)
+
+
+def _make_key() -> int:
+    key, line = new_key()
+    print(f"key, shown once: {key}\nline for the file of keys (change the name; role use or admin): {line}")
     return EXIT_OK
 
 
@@ -91,25 +104,6 @@ def _check(settings: Settings) -> int:
     return EXIT_FAILED if store.refused or not store.models else EXIT_OK
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, so that a port in use is known before a model is loaded."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listening = socket.socket(family, kind, protocol)
-    try:
-        if sys.platform != "win32":  # there it would let two processes share the port
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it: no 40 ms for a body
-        listening.bind(address)
-        listening.listen()  # who connects before the app is made waits for it instead of being refused
-        listening.set_inheritable(True)
-    except OSError:
-        listening.close()
-        raise
-    return listening
-
-
 def _complain(message: str, status: int) -> int:
     for line in message.splitlines():
         print(f"error: {line}", file=sys.stderr)
@@ -125,10 +119,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=["serve", "check"],
+        choices=["serve", "check", "key"],
         default="serve",
-        help="serve (the default), or check: load and verify every version of every model, then exit with 0 if all are "
-        "good, else 1",
+        help="serve (the default); check: load and verify every version of every model, then exit with 0 if all are "
+        "good, else 1; key: make a new API key and its line for the file of keys",
     )
     for name, field in Settings.model_fields.items():
         parser.add_argument(option_name(name), dest=name, metavar="VALUE", help=_help(name, field))

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -18,6 +19,7 @@ from service import schemas, tensors
 from service.batching import Batcher
 from service.budget import Budget
 from service.cpus import usable_cpus
+from service.deadlines import TIMEOUT_HEADER
 from service.engine import Engine, EngineOptions
 from service.errors import (
     CapabilityNotFound,
@@ -30,20 +32,39 @@ from service.errors import (
 )
 from service.images import limits_of
 from service.inference import Inference
-from service.middleware import CALL, BodyLimits, RequestEdge, unexpected
+from service.keys import KeyGate, Keys
+from service.middleware import CALL, PROBE_PATHS, BodyLimits, RequestEdge, TwoPorts, unexpected
 from service.model_store import CAPABILITIES, ModelStore
 from service.observability import Metrics
 from service.pool import Pool
-from service.routes import classify, docs, embed, health, metrics, models, recombine, v2, v2_models
-from service.routes.direct import DirectPaths
+from service.routes import classify, docs, embed, health, metrics, models, recombine, v2, v2_models, v2_repository
+from service.routes.direct import DirectPaths, describe_keys
+from service.server import Connections
 from service.settings import Settings
 from service.store_watch import StoreLog, serve_store
+from service.tensors import JSON_LENGTH_HEADER
+
+OPEN_PATHS = PROBE_PATHS | docs.PATHS | {"/openapi.json"}
 
 
-def create_app(settings: Settings, on_loaded: Callable[[], None] = lambda: None) -> ASGIApp:
-    """An app that loads its models when it starts, then calls `on_loaded`; nothing is shared between two apps."""
+def create_app(
+    settings: Settings,
+    on_loaded: Callable[[], None] = lambda: None,
+    connections: Connections | None = None,
+    probe_port: int | None = None,
+) -> ASGIApp:
+    """An app that loads its models when it starts, then calls `on_loaded`; nothing is shared between two apps.
+
+    connections: the server's, for metrics. probe_port: the port of the server's second socket.
+
+    Raises:
+        KeyFileError: the file of keys cannot be used.
+    """
+    keys = Keys(settings.api_keys)
     budget = Budget(settings.queue_images, settings.queue_bytes)
     observed = Metrics(budget)
+    if connections is not None:
+        observed.watch_connections(connections)
     pool = Pool(settings.decode_threads)
     device = ThreadPoolExecutor(1, "device")
     loader = ThreadPoolExecutor(1, "loader")
@@ -88,13 +109,30 @@ def create_app(settings: Settings, on_loaded: Callable[[], None] = lambda: None)
         route.add(app.router, inference)
     models.add(app.router, store)
     v2_models.add(app.router, store, app.version)
+    v2_repository.add(app.router, store, keys)
     v2.add(app.router, inference)
     health.add(app.router, store)
     metrics.add(app.router, observed)
     docs.add(app.router)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    limited = BodyLimits(DirectPaths(app), settings.max_body_bytes, settings.body_timeout_seconds, budget)
-    return RequestEdge(limited, observed, linger_bytes=2 * settings.max_body_bytes)
+    app.openapi = lambda: _openapi(app, keys)  # type: ignore[method-assign]
+    layered: ASGIApp = BodyLimits(DirectPaths(app), settings.max_body_bytes, settings.body_timeout_seconds, budget)
+    if keys.needed:
+        layered = KeyGate(layered, keys, OPEN_PATHS)
+    if probe_port is not None:
+        layered = TwoPorts(layered, probe_port)
+    edge: ASGIApp = RequestEdge(layered, observed, linger_bytes=2 * settings.max_body_bytes)
+    return allow_origins(edge, settings.cors_origins) if settings.cors_origins else edge
+
+
+def allow_origins(app: ASGIApp, origins: str) -> ASGIApp:
+    """`app` for browsers on pages of these origins as well, separated by commas; `*`: of any."""
+    return CORSMiddleware(
+        app,
+        allow_origins=[origin.strip() for origin in origins.split(",")],
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "X-Request-ID", TIMEOUT_HEADER, JSON_LENGTH_HEADER],
+        expose_headers=["Retry-After", "Server-Timing", "X-Request-ID", "X-Transform", JSON_LENGTH_HEADER],
+    )
 
 
 def create_store(settings: Settings, observed: Metrics, device: Executor, loader: Executor) -> ModelStore:
@@ -154,7 +192,7 @@ def _description() -> str:
     )
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(app: FastAPI, keys: Keys) -> dict[str, Any]:
     """FastAPI's document, and the schemas that it cannot see: requests are read without its machinery."""
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
@@ -165,10 +203,13 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 (schemas.Problem, "validation"),
                 (schemas.ProtocolError, "validation"),
                 (tensors.InferRequest, "validation"),
-                (v2_models.IndexRequest, "validation"),
+                (v2_repository.IndexRequest, "validation"),
+                (v2_repository.LoadRequest, "validation"),
             ],
             ref_template="#/components/schemas/{model}",
         )
         document["components"]["schemas"] |= definitions["$defs"]
+        if keys.needed:
+            describe_keys(document, OPEN_PATHS)
         app.openapi_schema = document
     return app.openapi_schema

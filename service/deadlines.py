@@ -25,6 +25,10 @@ class Deadline:
         """Negative where it has passed."""
         return self.at - time.perf_counter()
 
+    def shorten(self, seconds: float) -> None:
+        """Let it pass in so many seconds, if it would not earlier."""
+        self.at = min(self.at, time.perf_counter() + seconds)
+
     def check(self, wait_seconds: float = 0.0) -> None:
         """
         Raises:

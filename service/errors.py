@@ -161,6 +161,17 @@ class NoContent(Problem):
     slug, title, status = "no-content", "No content was found in the picture", 422
 
 
+# Who asks
+
+
+class Unauthorized(Problem):
+    slug, title, status = "unauthorized", "A key is needed", 401
+
+
+class Forbidden(Problem):
+    slug, title, status = "forbidden", "The key does not allow this", 403
+
+
 # What is asked for
 
 
@@ -201,6 +212,10 @@ class NotReady(Problem):
 
 class DeadlineExceeded(Problem):
     slug, title, status = "deadline-exceeded", "The answer cannot be ready by the deadline", 504
+
+
+class TooManyConnections(Problem):
+    slug, title, status = "too-many-connections", "The service has as many connections as it accepts", 503
 
 
 class InternalError(Problem):

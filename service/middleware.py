@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.budget import Budget
 from service.deadlines import CallerGone, Deadline
-from service.errors import BodyTimeout, BodyTooLarge, InternalError, Problem, render
+from service.errors import BodyTimeout, BodyTooLarge, InternalError, NotFound, Problem, render
 from service.model_store import LoadedModel
 from service.observability import Metrics, say
 
@@ -27,6 +27,12 @@ FREE_BODY_BYTES = 1024 * 1024
 """What of a body is in no budget while it arrives: what a connection may cost, and more than a small picture."""
 UNKNOWN_ENDPOINT = "other"
 _NEVER = Deadline(math.inf)
+PROBE_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+_SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+)
 
 
 class Call:
@@ -36,6 +42,7 @@ class Call:
         headers: by lower-case name; of a repeated header the last.
         deadline: set by the route.
         endpoint: set by the route, a label of the metrics.
+        key: name of the API key that was shown, else empty.
         model: the version that answers, entered by this request.
         stages: (name, seconds) for the Server-Timing header, in order.
         unread: the request was refused while its body was still arriving.
@@ -46,6 +53,7 @@ class Call:
         "deadline",
         "endpoint",
         "headers",
+        "key",
         "model",
         "request_id",
         "stages",
@@ -61,6 +69,7 @@ class Call:
         self.request_id = request_id
         self.start = time.perf_counter()
         self.endpoint = UNKNOWN_ENDPOINT
+        self.key = ""
         self.model: LoadedModel | None = None
         self.stages: list[tuple[str, float]] = []
         self.status = 0
@@ -115,6 +124,7 @@ class RequestEdge:
                     *message.get("headers", ()),
                     (b"x-request-id", request_id.encode()),
                     (b"server-timing", call.server_timing()),
+                    *(() if call.endpoint == "docs" else _SECURITY_HEADERS),  # a page has its own
                 ]
             await send(message)
 
@@ -171,6 +181,24 @@ async def _linger(receive: Receive, left: int) -> None:
                 left -= len(message.get("body", b""))
     except TimeoutError:
         return
+
+
+class TwoPorts:
+    """Probes and metrics on a port of their own; the other one has no metrics."""
+
+    def __init__(self, app: ASGIApp, probe_port: int) -> None:
+        self._app = app
+        self._probe_port = probe_port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            if scope["server"][1] == self._probe_port:
+                if path not in PROBE_PATHS:
+                    raise NotFound(f"this port has {', '.join(sorted(PROBE_PATHS))}")
+            elif path == "/metrics":
+                raise NotFound("metrics are on a port of their own")
+        await self._app(scope, receive, send)
 
 
 class BodyLimits:

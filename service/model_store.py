@@ -212,7 +212,7 @@ class ModelStore:
             manifest, engines = read_version(folder, self.options)
         except Exception as error:  # whatever is wrong with one folder, the others are served
             reason = str(error) if isinstance(error, ManifestError | EngineError | OSError) else repr(error)
-            self._refuse(Refusal(name, number, reason))
+            self._refuse(Refusal(name, number, reason.replace(str(self.root), "<store>")))  # clients read it
             return None
         batchers = {
             capability: self.queue(engine, (name, number, capability)) for capability, engine in engines.items()

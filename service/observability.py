@@ -8,16 +8,19 @@ import json
 import logging
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from service.batching import Batcher, DropReason
 from service.budget import Budget
 from service.errors import problem_types
 from service.histograms import Histogram, Series
+from service.server import Connections
 
 STAGES = ("decode", "queue", "infer", "encode")
 # 50 microseconds to 13 seconds, doubling
@@ -91,6 +94,9 @@ class Metrics:
             Gauge(f"equipoise_{name}", text, registry=registry).set_function(value)
         self._answers: dict[tuple[str, int], tuple[Counter, Series]] = {}
 
+    def watch_connections(self, connections: Connections) -> None:
+        self.registry.register(_ConnectionCollector(connections))
+
     def request(self, endpoint: str, status: int, seconds: float) -> None:
         """Count an answer; endpoints and statuses are small and fixed sets."""
         children = self._answers.get((endpoint, status))
@@ -128,6 +134,16 @@ class Metrics:
     def watch(self, batcher: Batcher, model: str, version: int, capability: str) -> None:
         """Report a queue's depth; nothing that the batcher holds refers to it, so that a closed model is freed."""
         self._depth.labels(model, str(version), capability).set_function(lambda: batcher.depth)
+
+
+class _ConnectionCollector(Collector):
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("equipoise_connections_open", "Open connections.", self._connections.open)
+        refused = self._connections.refused
+        yield CounterMetricFamily("equipoise_connections_refused", "Connections past the limit.", refused)
 
 
 class QueueMetrics:

@@ -7,6 +7,7 @@ with the prefix that names no field is an error, so that a typing mistake cannot
 import difflib
 import os
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
 
@@ -39,6 +40,33 @@ class Settings(BaseSettings):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on. 0.0.0.0 opens it to the network.")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    probe_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="A second port for probes and metrics alone; /metrics is then not on the first. Probes and metrics "
+        "ask for no key and are not counted in max_connections there.",
+    )
+    api_keys: Path | None = Field(
+        default=None,
+        description="File of keys, a line each: name, role (use or admin) and sha256:<digest>, as `key` makes them. "
+        "Requests then need `Authorization: Bearer <key>`, but for probes, metrics and documentation. Read anew within "
+        "a second of a change. Loading and unloading models needs an admin key and is off without one.",
+    )
+    allow_anonymous: bool = Field(
+        default=False,
+        description="Listen beyond this machine without api_keys: for a network where something else decides who asks.",
+    )
+    cors_origins: str = Field(
+        default="",
+        description="Origins of web pages that may call the service, separated by commas; * is any, empty none.",
+    )
+    max_connections: int = Field(
+        default=2048,
+        ge=1,
+        description="Most connections open at once, idle ones included; past it 503 and closed. Each takes a file "
+        "and up to 1 MiB of bytes that arrive before they are part of queue_bytes.",
+    )
 
     default_embed: str = Field(
         default="equivae-mnist",
@@ -133,6 +161,12 @@ class Settings(BaseSettings):
                 f"queue_images ({self.queue_images}) must be at least max_images ({self.max_images}), "
                 "or the largest request could never be accepted"
             )
+        if not (self.api_keys or self.allow_anonymous or _is_loopback(self.host)):
+            raise ValueError(
+                f"host {self.host} lets the network in and nobody has to show a key: set api_keys "
+                f"({ENV_PREFIX}API_KEYS), or allow_anonymous ({ENV_PREFIX}ALLOW_ANONYMOUS=true) where something in "
+                "front decides who asks"
+            )
         largest = MOST_DECODED_BYTES * self.max_pixels + self.max_body_bytes
         if self.queue_bytes < largest:
             raise ValueError(
@@ -144,6 +178,13 @@ class Settings(BaseSettings):
     def default_model(self, capability: str) -> str | None:
         """The model that answers for a capability where a request names none; None where no setting says."""
         return getattr(self, f"default_{capability}", None)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def option_name(field: str) -> str:

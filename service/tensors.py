@@ -59,7 +59,11 @@ class RequestedOutput(_Message):
 
 class InferRequest(_Message):
     id: StrictStr | None = Field(default=None, max_length=1024, description="Given back.")
-    parameters: Parameters = Field(default={}, description="binary_data_output: all outputs behind the JSON.")
+    parameters: Parameters = Field(
+        default={},
+        description="binary_data_output: all outputs behind the JSON. timeout: microseconds until the answer is of no "
+        "use, counted from when the message was read.",
+    )
     inputs: list[InputTensor] = Field(min_length=1, max_length=8)
     outputs: list[RequestedOutput] | None = Field(default=None, max_length=64, description="Else all.")
 
@@ -86,10 +90,11 @@ class Tensors:
     """A request as a graph takes it.
 
     inputs: in the graph's order; float32 [n, ...], or n files of pictures. rows: n.
-    outputs: (name, whether as binary data), in the order asked for.
+    outputs: (name, whether as binary data), in the order asked for. timeout_seconds: None where none is asked for.
     """
 
     id: str | None
+    timeout_seconds: float | None
     inputs: list[Array | list[bytes]]
     rows: int
     outputs: list[tuple[str, bool]]
@@ -128,7 +133,7 @@ def read_infer(body: bytes, json_bytes: int, spec: GraphSpec, max_rows: int) -> 
     outputs = _requested(request, spec)
     parts = _binary_parts(request.inputs, memoryview(body)[json_bytes:])
     inputs = [_read_input(by_name[tensor.name], tensor, parts.get(tensor.name)) for tensor in spec.inputs]
-    return Tensors(request.id, inputs, rows, outputs)
+    return Tensors(request.id, _timeout(request.parameters), inputs, rows, outputs)
 
 
 def write_answer(
@@ -193,7 +198,16 @@ def _read_raw(body: bytes, spec: GraphSpec, max_rows: int) -> Tensors:
         raise InvalidTensor(f"the body has {len(body)} bytes, a row of {tensor.name} has {row_bytes}")
     _check_rows(rows, max_rows)
     array = np.frombuffer(body, "<f4").reshape(rows, *_inner(tensor))
-    return Tensors(None, [array], rows, [(output.name, True) for output in spec.outputs])
+    return Tensors(None, None, [array], rows, [(output.name, True) for output in spec.outputs])
+
+
+def _timeout(parameters: Parameters) -> float | None:
+    microseconds = parameters.get("timeout")
+    if microseconds is None:
+        return None
+    if not isinstance(microseconds, int) or isinstance(microseconds, bool) or not 0 < microseconds < 2**53:
+        raise InvalidTensor("timeout is a whole number of microseconds, at least 1")
+    return microseconds / 1e6
 
 
 def _count_rows(tensors: Sequence[InputTensor], max_rows: int) -> int:

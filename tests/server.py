@@ -9,21 +9,19 @@ from contextlib import contextmanager
 import httpx
 import uvicorn
 
-from service.__main__ import listen
-from service.app import create_app
+from service.__main__ import assemble
+from service.server import listen_all, url_of
 from service.settings import Settings
 
 
 @contextmanager
 def running_server(settings: Settings, *, ready: bool = True) -> Iterator[str]:
     """The URL of a service with these settings, in a thread of its own; `ready`: wait until it answers."""
-    listening = listen("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings), lifespan="on", ws="none", log_config=None, access_log=False)
-    )
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
+    listening = listen_all(settings.model_copy(update={"port": 0}))
+    server = uvicorn.Server(assemble(settings, listening))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=listening)))
     thread.start()
-    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    url = url_of(listening[0])
     try:
         deadline = time.monotonic() + 30
         with httpx.Client(base_url=url, trust_env=False) as client:
@@ -34,4 +32,5 @@ def running_server(settings: Settings, *, ready: bool = True) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
-        listening.close()
+        for socket in listening:
+            socket.close()

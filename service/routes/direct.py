@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import schemas
 from service.deadlines import TIMEOUT_HEADER
-from service.errors import PROBLEM_MEDIA_TYPE, Problem
+from service.errors import PROBLEM_MEDIA_TYPE, PROTOCOL_PATH, Problem, Unauthorized
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -90,6 +90,18 @@ def protocol_responses(*problems: type[Problem]) -> dict[int | str, dict[str, An
     for response in described.values():
         response["content"] = {"application/json": {"schema": schema_reference(schemas.ProtocolError)}}
     return described
+
+
+def describe_keys(document: dict[str, Any], open_paths: frozenset[str]) -> None:
+    """Say in an OpenAPI document that all but these paths need a key."""
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        if path in open_paths:
+            continue
+        respond = protocol_responses if path.startswith(PROTOCOL_PATH) else problem_responses
+        for operation in operations.values():
+            operation["security"] = [{"key": []}]
+            operation["responses"] |= {str(status): text for status, text in respond(Unauthorized).items()}
 
 
 def schema_reference(model: type[BaseModel]) -> dict[str, str]:

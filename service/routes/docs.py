@@ -13,6 +13,7 @@ from service.routes.direct import DirectRoute
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
 )
+_HEADERS = {"X-Content-Type-Options": "nosniff"}
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -31,13 +32,14 @@ _PAGE = """<!DOCTYPE html>
 """
 _START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true});\n'
 _FILES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
+PATHS = frozenset({"/docs", "/docs/start.js", *(f"/docs/{name}" for name in _FILES)})
 
 
 def add(router: APIRouter) -> None:
     def page(path: str, content: str, media_type: str) -> None:
         async def answer(request: Request) -> Response:
             request.scope[CALL].endpoint = "docs"
-            return Response(content, media_type=media_type, headers={"Content-Security-Policy": _POLICY})
+            return Response(content, media_type=media_type, headers=_HEADERS | {"Content-Security-Policy": _POLICY})
 
         _add(router, path, answer)
 
@@ -45,7 +47,7 @@ def add(router: APIRouter) -> None:
         request.scope[CALL].endpoint = "docs"
         name = request.scope["path"].rpartition("/")[2]
         content = (files("fastapi_swagger.resources") / name).read_bytes()
-        return Response(content, media_type=_FILES[name], headers={"Cache-Control": "max-age=86400"})
+        return Response(content, media_type=_FILES[name], headers=_HEADERS | {"Cache-Control": "max-age=86400"})
 
     page("/docs", _PAGE, "text/html")
     page("/docs/start.js", _START, "text/javascript")

@@ -83,6 +83,8 @@ def add(router: APIRouter, inference: Inference) -> None:
             asked = await inference.pooled(call, read_infer, body, size, graph, inference.max_images)
         else:
             asked = read_infer(body, size, graph, inference.max_images)
+        if asked.timeout_seconds is not None:
+            call.deadline.shorten(asked.timeout_seconds)
         files = [file for given in asked.inputs if isinstance(given, list) for file in given]
         if len(body) > INLINE_BODY_BYTES and files:
             encoded = await inference.pooled(call, inference.accept, files)

@@ -8,81 +8,65 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from contract.manifest import TensorSpec
 from service.errors import (
-    BodyTimeout,
-    BodyTooLarge,
     CapabilityNotFound,
     InternalError,
-    InvalidJson,
-    InvalidTensor,
     ModelNotFound,
     NotReady,
     Problem,
     VersionNotFound,
 )
-from service.middleware import CALL, read_body
+from service.middleware import CALL
 from service.model_store import CAPABILITIES, LoadedModel, ModelStore
-from service.routes.direct import DirectRoute, protocol_responses, schema_reference
-from service.tensors import read_message
+from service.routes.direct import DirectRoute, protocol_responses
 
 EXTENSIONS = ["binary_tensor_data", "model_repository"]
 PLATFORM = "onnx_onnxv1"
-_PLAIN = ("classify", "canonicalize")  # what a model's own name stands for, the first that it has
+PLAIN = ("classify", "canonicalize")  # what a model's own name stands for, the first that it has
 
 NOT_FOUND = (ModelNotFound, VersionNotFound, CapabilityNotFound, NotReady, InternalError)
 
 
-class _Message(BaseModel):
+class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class ServerMetadata(_Message):
+class ServerMetadata(Message):
     name: str = Field(examples=["equipoise"])
     version: str
     extensions: list[str]
 
 
-class Live(_Message):
+class Live(Message):
     live: bool
 
 
-class ServerReady(_Message):
+class ServerReady(Message):
     ready: bool
 
 
-class ModelReady(_Message):
+class ModelReady(Message):
     name: str
     ready: bool
 
 
-class TensorMetadata(_Message):
+class TensorMetadata(Message):
     name: str
     datatype: str = Field(examples=["FP32"])
     shape: list[int] = Field(description="-1 is the batch.", examples=[[-1, 1, 28, 28]])
 
 
-class ModelMetadata(_Message):
+class ModelMetadata(Message):
     name: str
     versions: list[str]
     platform: str = Field(examples=[PLATFORM])
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
-
-
-class IndexRequest(_Message):
-    ready: StrictBool = Field(default=False, description="Only what is ready.")
-
-
-class IndexEntry(_Message):
-    name: str
-    version: str
-    state: str = Field(examples=["READY", "UNAVAILABLE"])
-    reason: str = ""
 
 
 def find_graph(store: ModelStore, name: str, version: str | None) -> tuple[LoadedModel, str]:
@@ -98,7 +82,7 @@ def find_graph(store: ModelStore, name: str, version: str | None) -> tuple[Loade
         number = int(version)
     model = store.models.get(name)
     if model is not None:
-        capability = next((plain for plain in _PLAIN if plain in model.batchers), None)
+        capability = next((plain for plain in PLAIN if plain in model.batchers), None)
         if capability is None:
             graphs = ", ".join(f"{name}.{graph}" for graph in model.batchers)
             raise CapabilityNotFound(f"{name} is no graph by itself; there are {graphs}")
@@ -129,18 +113,6 @@ def describe(name: str, model: LoadedModel, capability: str) -> ModelMetadata:
     )
 
 
-def index(store: ModelStore) -> list[IndexEntry]:
-    entries = []
-    for model in store.models.values():
-        names = [model.name] if any(plain in model.batchers for plain in _PLAIN) else []
-        names += [f"{model.name}.{graph}" for graph in model.batchers]
-        entries += [IndexEntry(name=name, version=str(model.version), state="READY") for name in names]
-    for refusal in store.refused:
-        version = "" if refusal.version is None else str(refusal.version)
-        entries.append(IndexEntry(name=refusal.model, version=version, state="UNAVAILABLE", reason=refusal.reason))
-    return entries
-
-
 def path_parameters(path: str) -> list[dict[str, Any]]:
     """OpenAPI's `parameters` for the placeholders of a path."""
     described = {
@@ -166,42 +138,36 @@ def of_model(path: str) -> tuple[str, str]:
     return f"/v2/models/{{model}}{path}", f"/v2/models/{{model}}/versions/{{version}}{path}"
 
 
-def _json(message: BaseModel, status: int = 200) -> Response:
+def json_answer(message: BaseModel, status: int = 200) -> Response:
     return Response(message.model_dump_json(), status, media_type="application/json")
 
 
 def add(router: APIRouter, store: ModelStore, version: str) -> None:
     async def server(request: Request) -> Response:
         request.scope[CALL].endpoint = "v2_server"
-        return _json(ServerMetadata(name="equipoise", version=version, extensions=EXTENSIONS))
+        return json_answer(ServerMetadata(name="equipoise", version=version, extensions=EXTENSIONS))
 
     async def live(request: Request) -> Response:
         request.scope[CALL].endpoint = "v2_live"
-        return _json(Live(live=True))
+        return json_answer(Live(live=True))
 
     async def ready(request: Request) -> Response:
         request.scope[CALL].endpoint = "v2_ready"
         store.check_ready()
-        return _json(ServerReady(ready=True))
+        return json_answer(ServerReady(ready=True))
 
     async def metadata(request: Request) -> Response:
         request.scope[CALL].endpoint = "v2_model"
         parameters = request.path_params
-        return _json(describe(parameters["model"], *find_graph(store, parameters["model"], parameters.get("version"))))
+        return json_answer(
+            describe(parameters["model"], *find_graph(store, parameters["model"], parameters.get("version")))
+        )
 
     async def model_ready(request: Request) -> Response:
         request.scope[CALL].endpoint = "v2_model_ready"
         parameters = request.path_params
         find_graph(store, parameters["model"], parameters.get("version"))
-        return _json(ModelReady(name=parameters["model"], ready=True))
-
-    async def repository(request: Request) -> Response:
-        request.scope[CALL].endpoint = "v2_index"
-        body = await read_body(request.receive)
-        asked = read_message(body, IndexRequest) if body else IndexRequest()
-        entries = [entry for entry in index(store) if entry.state == "READY" or not asked.ready]
-        listed = ",".join(entry.model_dump_json() for entry in entries)
-        return Response(f"[{listed}]", media_type="application/json")
+        return json_answer(ModelReady(name=parameters["model"], ready=True))
 
     def get(path: str, endpoint: Any, answer: type[BaseModel], summary: str, *problems: type[Problem]) -> None:
         router.add_api_route(
@@ -222,16 +188,3 @@ def add(router: APIRouter, store: ModelStore, version: str) -> None:
         get(path, metadata, ModelMetadata, "Inference protocol: what a graph takes and gives", *NOT_FOUND)
     for path in of_model("/ready"):
         get(path, model_ready, ModelReady, "Inference protocol: whether a graph is loaded and warm", *NOT_FOUND)
-    router.add_api_route(
-        "/v2/repository/index",
-        repository,
-        methods=["POST"],
-        name="v2_repository_index",
-        summary="Inference protocol: every graph that serves, every model folder that was refused",
-        response_model=list[IndexEntry],
-        responses=protocol_responses(InvalidJson, InvalidTensor, BodyTooLarge, BodyTimeout),
-        openapi_extra={
-            "requestBody": {"content": {"application/json": {"schema": schema_reference(IndexRequest), "example": {}}}},
-        },
-        route_class_override=DirectRoute,
-    )

@@ -198,6 +198,8 @@ WRONG: list[tuple[Any, int, str]] = [
     ({"inputs": []}, 400, "inputs: List should have at least 1 item"),
     ({"inputs": [{"name": "image"}]}, 400, "inputs.0.shape: Field required"),
     (message(data=ROW) | {"id": 7}, 400, "id: Input should be a valid string"),
+    (message(data=ROW) | {"parameters": {"timeout": 0}}, 400, "timeout is a whole number"),
+    (message(data=ROW) | {"parameters": {"timeout": "1"}}, 400, "timeout is a whole number"),
     (message(data=ROW, name="picture"), 400, "the inputs are `picture`; the graph takes each of `image` once"),
     ({"inputs": message(data=ROW)["inputs"] * 2}, 400, "the graph takes each of `image` once"),
     (message(), 400, "image has to come either as data or as binary_data_size and bytes"),
@@ -332,6 +334,13 @@ def test_other_refusals_have_that_shape_too(
 def test_a_compressed_body_is_refused(client2: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException, match="encoded as 'gzip'"):
         client2.infer("tiny", [fp32("image", tiny.as_input(tiny.images(1)))], request_compression_algorithm="gzip")
+
+
+def test_a_timeout_is_kept(client2: triton.InferenceServerClient) -> None:
+    inputs = [fp32("image", tiny.as_input(tiny.images(1)))]
+    assert client2.infer("tiny", inputs, timeout=20_000_000).as_numpy("novelty").shape == (1,)
+    with pytest.raises(InferenceServerException, match=r"\[504\] the deadline has passed"):
+        client2.infer("tiny", inputs, timeout=1)
 
 
 def test_rows_take_room_in_the_queue(tiny_store: Any, serve: Any) -> None:

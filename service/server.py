@@ -1,0 +1,132 @@
+"""The sockets, and uvicorn on them: two ports at most, a bounded number of connections."""
+
+import asyncio
+import socket
+import sys
+from dataclasses import dataclass
+from typing import cast
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from service.errors import PROBLEM_MEDIA_TYPE, TooManyConnections
+from service.settings import Settings
+
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None  # type: ignore[assignment]
+
+_SPARE_FILES = 64  # besides connections: sockets, model files, logs
+
+
+@dataclass
+class Connections:
+    """How many there are; changed on the event loop alone. refused: since the start."""
+
+    limit: int
+    open: int = 0
+    refused: int = 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, so that a port in use is known before a model is loaded."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        if sys.platform != "win32":  # there it would let two processes share the port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it: no 40 ms for a body
+        listening.bind(address)
+        listening.listen()  # who connects before the app is made waits for it instead of being refused
+        listening.set_inheritable(True)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def listen_all(settings: Settings) -> list[socket.socket]:
+    """The service's socket, then the probes' where they have one of their own.
+
+    Raises:
+        OSError: one of them cannot be had; with the address as its `filename`.
+    """
+    ports = [settings.port] if settings.probe_port is None else [settings.port, settings.probe_port]
+    listening: list[socket.socket] = []
+    for port in ports:
+        try:
+            listening.append(listen(settings.host, port))
+        except OSError as error:
+            for other in listening:
+                other.close()
+            error.filename = f"{settings.host}:{port}"
+            raise
+    return listening
+
+
+def url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def configure(app: ASGIApp, settings: Settings, connections: Connections, probe_port: int | None) -> uvicorn.Config:
+    """What uvicorn is told. probe_port: of the second socket, whose connections are not limited."""
+    return uvicorn.Config(
+        app,
+        http=_limited(connections, probe_port),
+        loop="auto",  # uvloop, except on Windows, which has none
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nothing here depends on the client's address
+        log_config=None,
+        timeout_keep_alive=settings.keep_alive_seconds,
+    )
+
+
+def allow_files(connections: int) -> None:
+    """Let the process have as many open files as it may have connections, as far as the system lets it."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _limited(connections: Connections, probe_port: int | None) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP, with an answer for who connects past the limit."""
+    problem = TooManyConnections(f"{connections.limit:,} connections are open, which is the limit")
+    body = problem.body()
+    refusal = (
+        b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
+        b"content-type: %s\r\ncontent-length: %d\r\n\r\n%s" % (PROBLEM_MEDIA_TYPE.encode(), len(body), body)
+    )
+
+    class Limited(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+        counted = False
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            if transport.get_extra_info("sockname")[1] == probe_port:
+                return
+            if connections.open >= connections.limit:
+                connections.refused += 1
+                cast(asyncio.Transport, transport).write(refusal)
+                transport.close()
+                return
+            self.counted = True
+            connections.open += 1
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self.counted:
+                connections.open -= 1
+            super().connection_lost(exc)
+
+    return Limited

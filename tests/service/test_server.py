@@ -1,0 +1,134 @@
+"""The server around the app: two ports, a bounded number of connections, headers for browsers."""
+
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from service.schemas import Problem
+from tests.service import tiny
+
+Serve = Callable[..., str]
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def get(url: str, **headers: str) -> httpx.Response:
+    return httpx.get(url, headers=headers, trust_env=False)
+
+
+def test_probes_and_metrics_on_a_port_of_their_own(tiny_store: Path, serve: Serve, free_port: int) -> None:
+    url = serve(tiny_store, probe_port=free_port)
+    probes = f"http://127.0.0.1:{free_port}"
+    for path in ("/healthz", "/readyz", "/v2/health/ready"):
+        assert get(url + path).status_code == get(probes + path).status_code == 200
+    assert get(f"{probes}/metrics").status_code == 200
+    assert get(f"{url}/metrics").status_code == 404
+    for path in ("/models", "/docs", "/v2", "/openapi.json"):
+        assert get(url + path).status_code == 200
+        assert get(probes + path).status_code == 404
+    assert httpx.post(f"{probes}/classify", content=tiny.png(), trust_env=False).status_code == 404
+
+
+@pytest.fixture
+def idle(tiny_store: Path, serve: Serve, free_port: int) -> Iterator[tuple[str, str, ExitStack]]:
+    """A server for three connections, two of them taken by idle clients."""
+    url = serve(tiny_store, max_connections=3, probe_port=free_port)
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(connect(url))
+        wait_for(f"http://127.0.0.1:{free_port}", "equipoise_connections_open 2.0")
+        yield url, f"http://127.0.0.1:{free_port}", stack
+
+
+def connect(url: str) -> socket.socket:
+    return socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=10)
+
+
+def wait_for(probes: str, wanted: str) -> None:
+    deadline = time.monotonic() + 10
+    while wanted not in (text := get(f"{probes}/metrics").text):
+        assert time.monotonic() < deadline, re.findall("equipoise_connections.*", text)
+        time.sleep(0.02)
+
+
+def test_connections_past_the_limit_are_told_so(idle: tuple[str, str, ExitStack]) -> None:
+    url, probes, stack = idle
+    assert get(f"{url}/healthz").status_code == 200  # the third
+    third = stack.enter_context(connect(url))
+    wait_for(probes, "equipoise_connections_open 3.0")
+    with connect(url) as fourth:
+        head, _, body = fourth.recv(65536).partition(b"\r\n\r\n")
+        assert fourth.recv(1) == b""
+    assert head.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in head
+    assert Problem.model_validate_json(body).type == "urn:equipoise:problem:too-many-connections"
+    wait_for(probes, "equipoise_connections_refused_total 1.0")
+    third.close()
+    wait_for(probes, "equipoise_connections_open 2.0")
+    assert get(f"{url}/healthz").status_code == 200
+
+
+def test_every_answer_has_the_security_headers(client: httpx.Client) -> None:
+    answers = [
+        client.get(path) for path in ("/healthz", "/models", "/nothing", "/v2/nothing", "/openapi.json", "/metrics")
+    ]
+    answers += [client.post("/classify", content=body) for body in (tiny.png(), b"?")]
+    for answer in answers:
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert answer.headers["cache-control"] == "no-store"
+        assert "server" not in answer.headers and "x-powered-by" not in answer.headers
+        assert "access-control-allow-origin" not in answer.headers
+    page = client.get("/docs")
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers.get_list("content-security-policy") == [page.headers["content-security-policy"]]
+
+
+def test_pages_of_other_origins_are_let_in_by_name_only(tiny_store: Path, serve: Serve) -> None:
+    url = serve(tiny_store, cors_origins="https://a.example, https://b.example")
+    for origin, allowed in (("https://a.example", True), ("https://b.example", True), ("https://c.example", False)):
+        for answer in (get(f"{url}/models", origin=origin), get(f"{url}/nothing", origin=origin)):
+            assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
+        asked = {"origin": origin, "access-control-request-method": "POST"}
+        asked["access-control-request-headers"] = "authorization, content-type"
+        preflight = httpx.options(f"{url}/classify", headers=asked, trust_env=False)
+        assert (preflight.status_code == 200) == allowed
+
+
+def test_without_the_setting_no_page_is(url: str) -> None:
+    asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    answer = httpx.options(f"{url}/classify", headers=asked, trust_env=False)
+    assert answer.status_code == 405 and "access-control-allow-origin" not in answer.headers
+
+
+def test_no_answer_tells_a_path_of_this_machine(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write(tmp_path)
+    (tiny.write(tmp_path, "broken") / "golden.npz").unlink()
+    (tiny.write(tmp_path, "cut") / "golden.npz").write_bytes(b"PK")
+    (tmp_path / "odd" / "1").mkdir(parents=True)
+    manifest = tiny.write(tmp_path, "unreadable") / "embed.onnx"
+    read = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path == manifest:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    url = serve(tmp_path)
+    texts = [get(url + path).text for path in ("/models", "/readyz", "/metrics", "/v2/models/broken", "/nothing")]
+    texts.append(httpx.post(f"{url}/v2/repository/index", trust_env=False).text)
+    assert "Permission denied" in texts[0]
+    assert len([line for line in texts[0].split('"reason"')]) == 5
+    for text in texts:
+        assert str(tmp_path) not in text and "Traceback" not in text and ".py" not in text
