@@ -7,6 +7,7 @@ and the SHA-256 that the manifest states.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -147,6 +148,13 @@ class ModelCard(_Record):
     data: dict[str, Any]
     metrics: dict[str, Any]
     licence: str
+
+    @property
+    def rotation_error_60(self) -> float | None:
+        """The metric of that name, see above; None where the card has none."""
+        validation = self.metrics.get("validation")
+        error = validation.get("rotation_error_60") if isinstance(validation, dict) else None
+        return float(error) if isinstance(error, int | float) and math.isfinite(error) else None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -28,7 +28,7 @@ from contract.picture_header import (
     sniff,
     webp_size,
 )
-from contract.picture_pixels import Pixels, to_pixels
+from contract.picture_pixels import Kept, Pixels, to_kept, to_pixels
 
 MOST_DECODED_BYTES = 18
 """Of EncodedPicture.decoded_bytes, a pixel."""
@@ -58,12 +58,24 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
 _DEFAULT_LIMITS = PictureLimits()
 
 
+class Original(NamedTuple):
+    """What of a decoded picture a model does not need, and whoever gives the picture back does.
+
+    samples: in the picture's own kind, see picture_pixels.to_kept; the same memory as the pixels where they are equal.
+    icc_profile: of these samples' colour space, or None. dpi: across and down, or None.
+    """
+
+    samples: Kept
+    icc_profile: bytes | None
+    dpi: tuple[float, float] | None
+
+
 class Picture(NamedTuple):
     """A decoded picture.
 
     pixels: uint8 [H,W] (grey) or [H,W,3] (RGB), read-only. format: one of picture_header.FORMATS. frames: pictures in
     the file, of which this is the first. orientation_applied: whether EXIF turned or mirrored it. width, height: of
-    `pixels`.
+    `pixels`. original: where it was asked for.
     """
 
     pixels: Pixels
@@ -72,6 +84,7 @@ class Picture(NamedTuple):
     orientation_applied: bool
     width: int
     height: int
+    original: Original | None = None
 
 
 class EncodedPicture(NamedTuple):
@@ -88,14 +101,17 @@ class EncodedPicture(NamedTuple):
     decoded_bytes: int
     source: "ImageFile.ImageFile | PlainPng"
 
-    def decode(self, *, apply_exif: bool = True) -> Picture:
+    def decode(self, *, apply_exif: bool = True, keep_original: bool = False) -> Picture:
         """The first picture's pixels; CorruptPictureError where the data ends early or does not decode."""
         source = self.source
+        original = None
         try:
             if isinstance(source, PlainPng):
                 pixels, turned = source.decode(self.width, self.height), False
+                if keep_original:
+                    original = Original(pixels, None, None)
             else:
-                pixels, turned = _decode(source, apply_exif)
+                pixels, turned, original = _decode(source, apply_exif, keep_original)
         except PictureError:
             raise
         except Image.DecompressionBombError as error:
@@ -103,7 +119,7 @@ class EncodedPicture(NamedTuple):
         except Exception as error:
             raise _corrupt(self.format, error) from error
         height, width = pixels.shape[:2]
-        return Picture(pixels, self.format, self.frames, turned, width, height)
+        return Picture(pixels, self.format, self.frames, turned, width, height, original)
 
 
 class PlainPng(NamedTuple):
@@ -177,19 +193,40 @@ def _plain_png(data: bytes, colour: int) -> PlainPng | None:
     return PlainPng(mode, data[41:end])
 
 
-def _decode(image: Image.Image, apply_exif: bool) -> tuple[Pixels, bool]:
-    """Pixels of an opened picture, and whether EXIF turned them. The picture is closed, which frees its memory."""
+def _decode(image: ImageFile.ImageFile, apply_exif: bool, keep_original: bool) -> tuple[Pixels, bool, Original | None]:
+    """Pixels of an opened picture, whether EXIF turned them, and what was to be kept. The picture is closed, which
+    frees its memory.
+    """
     turn = _TRANSPOSE.get(_orientation(image)) if apply_exif or isinstance(image, TiffImageFile) else None
     image.load()
     turned = turn is not None
     if isinstance(image, TiffImageFile):  # Pillow has turned it while loading it
         turn, turned = (None, turned) if apply_exif or turn is None else (_INVERSE.get(turn, turn), False)
     upright = image if turn is None else image.transpose(turn)
+    profile, dpi = image.info.get("icc_profile"), image.info.get("dpi")
     if upright is not image:
         image.close()
     pixels = to_pixels(upright)
+    original = None
+    if keep_original:
+        samples = to_kept(upright, pixels)
+        original = Original(samples, _profile(profile, samples), _dpi(dpi))
     image.close()
-    return pixels, turned
+    return pixels, turned, original
+
+
+def _profile(data: object, samples: Kept) -> bytes | None:
+    """A colour profile, if it is one of the samples' colour space (ICC.1:2022, section 7.2.6)."""
+    space = b"GRAY" if samples.ndim == 2 or samples.shape[2] == 2 else b"RGB "
+    return data if isinstance(data, bytes) and data[16:20] == space else None
+
+
+def _dpi(value: object) -> tuple[float, float] | None:
+    try:
+        across, down = (float(number) for number in value)  # type: ignore[attr-defined]
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (across, down) if 0 < across < 1e5 and 0 < down < 1e5 else None
 
 
 def _corrupt(name: str, error: Exception) -> CorruptPictureError:

@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 Pixels = npt.NDArray[np.uint8]
+Kept = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Samples = npt.NDArray[np.generic]
 
 _STRIP_PIXELS = 1 << 18
@@ -29,6 +30,26 @@ def to_pixels(image: Image.Image) -> Pixels:
         to_8_bits = _by_bits(image) if image.mode.startswith("I;16") else _by_range(image)
         return _converted(image, lambda strip: to_8_bits(np.asarray(strip)))
     return _converted(image, lambda strip: np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB")))
+
+
+def to_kept(image: Image.Image, pixels: Pixels) -> Kept:
+    """A picture in the kind of its own, for whoever gives it back: uint8 [H,W], [H,W,2] (grey with transparency),
+    [H,W,3] or [H,W,4] (RGB with transparency), uint16 [H,W] of 16 bits a pixel.
+
+    `pixels` is what `to_pixels` makes of it. What is neither transparent nor of 16 bits is that: palettes are in
+    colours, CMYK is RGB, bits are grey, and values of 32 bits are brought to 8.
+    """
+    if image.has_transparency_data:
+        mode = "LA" if image.mode in ("1", "L", "LA", "La") else "RGBA"
+        return _converted(image, lambda strip: np.asarray(strip if strip.mode == mode else strip.convert(mode)))
+    if image.mode.startswith("I;16"):
+        top = _top(image)
+        kept = np.empty((image.height, image.width), np.uint16)
+        for row, strip in _strips(image):
+            samples = np.minimum(np.asarray(strip), top).astype(np.uint32)
+            kept[row : row + strip.height] = samples if top == 65535 else (samples * 65535 + top // 2) // top
+        return kept
+    return pixels
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -54,10 +75,15 @@ def _grey(image: Image.Image) -> Pixels:
     return np.frombuffer(grey.tobytes(), np.uint8).reshape(grey.height, grey.width)
 
 
-def _by_bits(image: Image.Image) -> Callable[[Samples], Pixels]:
-    """Unsigned samples to 0..255 by the bits that the file says they use."""
+def _top(image: Image.Image) -> int:
+    """The greatest value of a picture of unsigned samples, by the bits that the file says they use."""
     bits = image.tag_v2.get(258, 16) if isinstance(image, TiffImageFile) else 16
-    top = (1 << int(bits[0] if isinstance(bits, tuple) else bits)) - 1
+    return int((1 << int(bits[0] if isinstance(bits, tuple) else bits)) - 1)
+
+
+def _by_bits(image: Image.Image) -> Callable[[Samples], Pixels]:
+    """Unsigned samples to 0..255."""
+    top = _top(image)
     return lambda samples: np.minimum((samples.astype(np.uint32) * 255 + top // 2) // top, 255).astype(np.uint8)
 
 

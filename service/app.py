@@ -37,7 +37,20 @@ from service.middleware import CALL, PROBE_PATHS, BodyLimits, RequestEdge, TwoPo
 from service.model_store import CAPABILITIES, ModelStore
 from service.observability import Metrics
 from service.pool import Pool
-from service.routes import classify, docs, embed, health, metrics, models, recombine, v2, v2_models, v2_repository
+from service.routes import (
+    canonicalize,
+    classify,
+    docs,
+    embed,
+    health,
+    metrics,
+    models,
+    recombine,
+    transform,
+    v2,
+    v2_models,
+    v2_repository,
+)
 from service.routes.direct import DirectPaths, describe_keys
 from service.server import Connections
 from service.settings import Settings
@@ -105,7 +118,7 @@ def create_app(
         redoc_url=None,
         exception_handlers={HTTPException: refused, Exception: failed},
     )
-    for route in (classify, embed, recombine):
+    for route in (classify, embed, transform, canonicalize, recombine):
         route.add(app.router, inference)
     models.add(app.router, store)
     v2_models.add(app.router, store, app.version)

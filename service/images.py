@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from contract.geometry import Matrix
 from contract.manifest import Manifest
-from contract.picture import EncodedPicture, read_header
+from contract.picture import EncodedPicture, Original, read_header
 from contract.picture_header import (
     CorruptPictureError,
     EmptyPictureError,
@@ -55,10 +56,14 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class ModelInput(NamedTuple):
-    """image: float32 [C,H,W] in [0,1]. description: the answer's `input`, schemas.InputDescription."""
+    """image: float32 [C,H,W] in [0,1]. description: the answer's `input`, schemas.InputDescription. frame: [2,3] from
+    the model's frame to the picture's pixels. original: the picture itself, where it was asked for.
+    """
 
     image: npt.NDArray[np.float32]
     description: dict[str, Any]
+    frame: Matrix
+    original: Original | None = None
 
 
 def limits_of(settings: Settings) -> PictureLimits:
@@ -78,7 +83,9 @@ def accept(data: bytes, limits: PictureLimits) -> EncodedPicture:
         raise _problem(error) from None
 
 
-def to_input(encoded: EncodedPicture, manifest: Manifest, options: Options) -> ModelInput:
+def to_input(
+    encoded: EncodedPicture, manifest: Manifest, options: Options, *, keep_original: bool = False
+) -> ModelInput:
     """Decode an accepted picture and bring it to the model's frame.
 
     Raises:
@@ -86,7 +93,7 @@ def to_input(encoded: EncodedPicture, manifest: Manifest, options: Options) -> M
         NoContent: `?fit=content` was asked for and the picture shows none.
     """
     try:
-        picture = encoded.decode(apply_exif=options.exif == "apply")
+        picture = encoded.decode(apply_exif=options.exif == "apply", keep_original=keep_original)
     except PictureError as error:
         raise _problem(error) from None
     prepared = prepare(
@@ -103,7 +110,7 @@ def to_input(encoded: EncodedPicture, manifest: Manifest, options: Options) -> M
         "polarity": prepared.polarity,
         "box": prepared.box,
     }
-    return ModelInput(prepared.image, description)
+    return ModelInput(prepared.image, description, prepared.frame, picture.original)
 
 
 def write_picture(image: npt.NDArray[np.float32], media_type: str = "image/png") -> bytes:

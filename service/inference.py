@@ -19,7 +19,7 @@ from service.batching import Entry, Row
 from service.budget import Budget, Permit
 from service.deadlines import Deadline, read_deadline
 from service.engine import Array
-from service.errors import Problem
+from service.errors import Problem, TooManyPixels
 from service.images import ModelInput
 from service.middleware import CALL, FREE_BODY_BYTES, Call, read_body
 from service.model_store import LoadedModel, ModelStore
@@ -33,7 +33,7 @@ _INLINE_PICTURES = 4
 INLINE_BODY_BYTES = 256 * 1024
 
 Result = TypeVar("Result")
-Render = Callable[[LoadedModel, Mapping[str, Array], int], dict[str, Any]]
+Render = Callable[[LoadedModel, ModelInput, Mapping[str, Array], int], dict[str, Any]]
 """The fields of one picture's answer from a model's outputs by name, arrays [n, ...], and the row."""
 
 
@@ -54,7 +54,7 @@ class Inference:
         self._budget = budget
         self._metrics = metrics
         self._pool = pool
-        self._limits = limits
+        self.limits = limits
         self.max_images = max_images
         self._timeout_seconds = timeout_seconds
 
@@ -63,21 +63,10 @@ class Inference:
         call, options, body = await self.begin(request, capability)
         start = time.perf_counter()
         model = self.select(call, capability, options.model, options.version)
-        content_type = call.headers.get(b"content-type", b"")
-        if len(body) > INLINE_BODY_BYTES:
-            payload = await self.pooled(call, read_pictures, content_type, body, self.max_images)
-            self._budget.check(len(payload.pictures))
-            encoded = await self.pooled(call, self.accept, payload.pictures)
-        else:
-            payload = read_pictures(content_type, body, self.max_images)
-            self._budget.check(len(payload.pictures))
-            encoded = self.accept(payload.pictures)
-        if payload.single and isinstance(encoded[0], Problem):
-            raise encoded[0]
+        payload, encoded = await self.receive(call, body)
         with self.permit(encoded, body):
             inputs = await self.prepare(call, encoded, model, options)
-            if payload.single and isinstance(inputs[0], Problem):
-                raise inputs[0]
+            raise_of_single(payload, inputs)
             self.record(call, "decode", time.perf_counter() - start)
             rows: list[Row] = [(item.image,) for item in inputs if not isinstance(item, Problem)]
             outputs = await self.run(request, model, capability, rows) if rows else {}
@@ -95,7 +84,7 @@ class Inference:
         call: Call = request.scope[CALL]
         call.endpoint = endpoint
         call.deadline = read_deadline(call.headers, call.start, self._timeout_seconds)
-        options = read_options(request.scope["query_string"])
+        options = read_options(request.scope["query_string"], upright=endpoint == "canonicalize")
         body = await read_body(request.receive)
         self._budget.check(1)
         return call, options, body
@@ -116,14 +105,32 @@ class Inference:
         model.enter()
         call.model = model
 
+    async def receive(self, call: Call, body: bytes) -> tuple[Payload, list[EncodedPicture | Problem]]:
+        """The pictures of a body, their headers checked; the one of a single picture raises its problem."""
+        content_type = call.headers.get(b"content-type", b"")
+        if len(body) > INLINE_BODY_BYTES:
+            payload = await self.pooled(call, read_pictures, content_type, body, self.max_images)
+            self._budget.check(len(payload.pictures))
+            encoded = await self.pooled(call, self.accept, payload.pictures)
+        else:
+            payload = read_pictures(content_type, body, self.max_images)
+            self._budget.check(len(payload.pictures))
+            encoded = self.accept(payload.pictures)
+        raise_of_single(payload, encoded)
+        return payload, encoded
+
     async def prepare(
-        self, call: Call, encoded: Sequence[EncodedPicture | Problem], model: LoadedModel, options: Options
+        self,
+        call: Call,
+        encoded: Sequence[EncodedPicture | Problem],
+        model: LoadedModel,
+        options: Options,
+        keep_original: bool = False,
     ) -> list[ModelInput | Problem]:
         """Decoded and brought to the model's frame, in order; what was or became a problem stays in its place."""
         pixels = sum(picture.width * picture.height for picture in encoded if not isinstance(picture, Problem))
-        if pixels > _INLINE_PIXELS or len(encoded) > _INLINE_PICTURES:
-            return await self.pooled(call, _prepare_all, encoded, model, options, call.deadline)
-        return _prepare_all(encoded, model, options, call.deadline)
+        arguments = encoded, model, options, keep_original, call.deadline
+        return await self.placed(call, pixels, len(encoded), _prepare_all, *arguments)
 
     async def run(self, request: Request, model: LoadedModel, capability: str, rows: Sequence[Row]) -> dict[str, Array]:
         """Outputs by name for rows of inputs; the request's turn in the queue.
@@ -155,12 +162,25 @@ class Inference:
         images = len(good) if rows is None else rows
         return self._budget.acquire(images, min(len(body), FREE_BODY_BYTES) + max(good, default=0) + size)
 
+    def room(self, size: int) -> Permit:
+        """Memory for what is made of pictures that have their permit.
+
+        Raises:
+            QueueFull: there is none now. TooManyPixels: there never is so much.
+        """
+        if size > self._budget.byte_limit:
+            raise TooManyPixels(
+                f"this would take {size:,} bytes of memory, the limit is {self._budget.byte_limit:,}: send fewer "
+                "pictures in one request, or smaller ones"
+            )
+        return self._budget.acquire(0, size)
+
     def accept(self, pictures: Sequence[Encoded]) -> list[EncodedPicture | Problem]:
         """Headers checked, in order; a problem stays in its place."""
         accepted: list[EncodedPicture | Problem] = []
         for picture in pictures:
             try:
-                accepted.append(picture if isinstance(picture, Problem) else images.accept(picture, self._limits))
+                accepted.append(picture if isinstance(picture, Problem) else images.accept(picture, self.limits))
             except Problem as problem:
                 accepted.append(problem)
         return accepted
@@ -168,6 +188,14 @@ class Inference:
     async def pooled(self, call: Call, work: Callable[..., Result], *arguments: Any) -> Result:
         """Large work: done by the pool, while the event loop goes on; see `Pool.run`."""
         return await self._pool.run(call.deadline, call.has_left, work, *arguments)
+
+    async def placed(
+        self, call: Call, pixels: int, pictures: int, work: Callable[..., Result], *arguments: Any
+    ) -> Result:
+        """Work on so much: by the pool where it is large, else at once."""
+        if pixels > _INLINE_PIXELS or pictures > _INLINE_PICTURES:
+            return await self.pooled(call, work, *arguments)
+        return work(*arguments)
 
     def _write(
         self,
@@ -182,13 +210,27 @@ class Inference:
         row = 0
         for item in inputs:
             if isinstance(item, Problem):
-                self._metrics.problem(item.slug)
-                results.append({"problem": item.document(call.request_id)})
+                results.append(self.in_place(call, item))
             else:
-                head = {"model": model.name, "version": model.version, "input": item.description}
-                results.append(head | render(model, outputs, row))
+                results.append(head(model, item) | render(model, item, outputs, row))
                 row += 1
         return to_json(results[0] if payload.single else {"results": results})
+
+    def in_place(self, call: Call, problem: Problem) -> dict[str, Any]:
+        """What stands for a picture of a batch that has no answer."""
+        self._metrics.problem(problem.slug)
+        return {"problem": problem.document(call.request_id)}
+
+
+def head(model: LoadedModel, item: ModelInput) -> dict[str, Any]:
+    """The fields that every picture's answer begins with."""
+    return {"model": model.name, "version": model.version, "input": item.description}
+
+
+def raise_of_single(payload: Payload, items: Sequence[Any]) -> None:
+    """A problem that is the whole answer, and not one of a list."""
+    if payload.single and isinstance(items[0], Problem):
+        raise items[0]
 
 
 def to_json(document: Any) -> bytes:
@@ -197,14 +239,20 @@ def to_json(document: Any) -> bytes:
 
 
 def _prepare_all(
-    encoded: Sequence[EncodedPicture | Problem], model: LoadedModel, options: Options, deadline: Deadline
+    encoded: Sequence[EncodedPicture | Problem],
+    model: LoadedModel,
+    options: Options,
+    keep_original: bool,
+    deadline: Deadline,
 ) -> list[ModelInput | Problem]:
     prepared: list[ModelInput | Problem] = []
     for picture in encoded:
         deadline.check()
         try:
             prepared.append(
-                picture if isinstance(picture, Problem) else images.to_input(picture, model.manifest, options)
+                picture
+                if isinstance(picture, Problem)
+                else images.to_input(picture, model.manifest, options, keep_original=keep_original)
             )
         except Problem as problem:
             prepared.append(problem)

@@ -229,8 +229,8 @@ class ModelStore:
     def select(self, capability: str, name: str | None, version: int | None) -> LoadedModel:
         """The model that answers a request.
 
-        With no name it is the capability's default; where that is not loaded and exactly one model has the
-        capability, that one.
+        With no name it is the capability's default (of poses, where no default is set, the most exact model); where
+        that is not loaded and exactly one model has the capability, that one.
 
         Raises:
             NotReady: nothing is loaded. ModelNotFound, VersionNotFound, CapabilityNotFound: with what there is.
@@ -249,7 +249,7 @@ class ModelStore:
         if not self.models:
             self.check_ready()
         able = self.able(capability)
-        default = self.defaults.get(capability, "")
+        default = self.defaults.get(capability) or self._most_exact(able)
         if name is None:
             if not able:
                 raise CapabilityNotFound(f"no loaded model can {capability}", capability=capability, models=able)
@@ -268,6 +268,12 @@ class ModelStore:
         if capability not in model.batchers:
             raise CapabilityNotFound(f"the model {name} cannot {capability}", capability=capability, models=able)
         return model
+
+    def _most_exact(self, able: Sequence[str]) -> str:
+        """Of models that estimate a pose the one whose rotation is the most exact; empty where none says."""
+        errors = {name: self.models[name].manifest.rotation_error_60 for name in able}
+        known = {name: error for name, error in errors.items() if error is not None}
+        return min(known, key=known.__getitem__, default="")
 
     def check_ready(self) -> None:
         """

@@ -22,7 +22,7 @@ from service.errors import problem_types
 from service.histograms import Histogram, Series
 from service.server import Connections
 
-STAGES = ("decode", "queue", "infer", "encode")
+STAGES = ("decode", "queue", "infer", "warp", "encode")
 # 50 microseconds to 13 seconds, doubling
 _SECONDS = tuple(50e-6 * 2**power for power in range(19))
 _IMAGES = tuple(float(2**power) for power in range(11))
@@ -50,7 +50,8 @@ class Metrics:
         )
         stages = Histogram(
             "equipoise_stage_duration_seconds",
-            "Parts of a request: decode (body to model input), queue, infer (its batch), encode (answer to bytes).",
+            "Parts of a request: decode (body to model input), queue, infer (its batch), warp (pictures brought "
+            "upright), encode (answer to bytes).",
             ("stage",),
             _SECONDS,
             registry,

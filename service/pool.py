@@ -58,7 +58,7 @@ class Pool:
                 return result
         except TimeoutError:
             if limit.expired():
-                raise DeadlineExceeded("the deadline passed before the pictures were read") from None
+                raise DeadlineExceeded("the deadline passed before the pictures were done") from None
             raise
         finally:
             self._pending -= 1

@@ -1,5 +1,6 @@
 """The query string of an inference request -> its options."""
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, cast, get_args
@@ -9,47 +10,72 @@ from contract.preprocess import Fit, Polarity
 from service.errors import InvalidParameter, UnknownParameter
 
 Exif = Literal["apply", "ignore"]
+Undo = Literal["rotation", "all"]
+Expand = Literal["true", "false"]
+Resample = Literal["bicubic", "bilinear", "nearest", "lanczos"]
+Colour = tuple[int, int, int]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "polarity": get_args(Polarity),
     "fit": get_args(Fit),
     "exif": get_args(Exif),
+    "undo": get_args(Undo),
+    "expand": get_args(Expand),
+    "resample": get_args(Resample),
 }
-_NAMES = ("model", "version", *_CHOICES)
+_NAMES = ("model", "version", "polarity", "fit", "exif")
+_UPRIGHT_NAMES = (*_NAMES, "undo", "expand", "fill", "resample")
+_COLOUR = re.compile("#?([0-9a-fA-F]{6})")
 _LONGEST_QUERY = 2048
 
 
 @dataclass(frozen=True, slots=True)
+class UprightOptions:
+    """How the user's own picture is brought upright.
+
+    undo: the rotation alone, about the content's centre, or the whole transform. expand: grow the canvas so that all of
+    the picture is on it, else keep the picture's size. fill: what shows where there is no picture; "auto" is the colour
+    of the picture's border. resample: how values between pixels are found.
+    """
+
+    undo: Undo = "rotation"
+    expand: bool = True
+    fill: Literal["auto", "transparent"] | Colour = "auto"
+    resample: Resample = "bicubic"
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
-    """model, version: None where the request leaves the choice. The rest as `contract.preprocess.prepare`."""
+    """model, version: None where the request leaves the choice. polarity, fit: see `contract.preprocess.prepare`."""
 
     model: str | None = None
     version: int | None = None
     polarity: Polarity = "auto"
     fit: Fit = "auto"
     exif: Exif = "apply"
+    upright: UprightOptions = UprightOptions()
 
 
 _DEFAULTS = Options()
 
 
-def read_options(query: bytes) -> Options:
-    """Options of `model=...&polarity=...`.
+def read_options(query: bytes, *, upright: bool = False) -> Options:
+    """Options of `model=...&polarity=...`; those of `UprightOptions` are known where pictures are brought `upright`.
 
     Raises:
         UnknownParameter, InvalidParameter: with what is known or allowed.
     """
-    return _read(query) if query else _DEFAULTS
+    return _read(query, _UPRIGHT_NAMES if upright else _NAMES) if query else _DEFAULTS
 
 
 @lru_cache(maxsize=256)
-def _read(query: bytes) -> Options:
+def _read(query: bytes, names: tuple[str, ...]) -> Options:
     if len(query) > _LONGEST_QUERY:
         raise InvalidParameter(f"the query is longer than {_LONGEST_QUERY} bytes")
     given: dict[str, str] = {}
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        if name not in _NAMES:
-            raise UnknownParameter(f"{name[:100]!r} is not known here", parameter=name[:100], known=list(_NAMES))
+        if name not in names:
+            raise UnknownParameter(f"{name[:100]!r} is not known here", parameter=name[:100], known=list(names))
         if name in given:
             raise InvalidParameter(f"{name} is given twice", parameter=name)
         if name in _CHOICES and value not in _CHOICES[name]:
@@ -65,6 +91,12 @@ def _read(query: bytes) -> Options:
         polarity=cast(Polarity, given.get("polarity", "auto")),
         fit=cast(Fit, given.get("fit", "auto")),
         exif=cast(Exif, given.get("exif", "apply")),
+        upright=UprightOptions(
+            undo=cast(Undo, given.get("undo", "rotation")),
+            expand=given.get("expand", "true") == "true",
+            fill=_fill(given.get("fill", "auto")),
+            resample=cast(Resample, given.get("resample", "bicubic")),
+        ),
     )
 
 
@@ -74,3 +106,15 @@ def _version(text: str | None) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
         raise InvalidParameter(f"version is {text[:100]!r}, it is a positive integer", parameter="version")
     return int(text)
+
+
+def _fill(text: str) -> Literal["auto", "transparent"] | Colour:
+    if text in ("auto", "transparent"):
+        return cast(Literal["auto", "transparent"], text)
+    if colour := _COLOUR.fullmatch(text):
+        red, green, blue = bytes.fromhex(colour[1])
+        return red, green, blue
+    hint = " (in a URL a # is written %23, or left out)" if not text else ""
+    raise InvalidParameter(
+        f"fill is {text[:100]!r}{hint}, allowed are auto, transparent and a colour like #ffffff", parameter="fill"
+    )

@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from contract.geometry import Group
 from contract.manifest import InputSpec, Preprocessing
 
 
@@ -83,6 +84,85 @@ class PictureAnswer(_Schema):
     width: int
     height: int
     data: str = Field(description="The file as base64.")
+
+
+Matrix = tuple[tuple[float, float, float], tuple[float, float, float]]
+_THIRTY = ((0.8660254, 0.5, 0.0), (-0.5, 0.8660254, 0.0))
+
+
+class Pair(_Schema):
+    x: float
+    y: float
+
+
+class Parts(_Schema):
+    """What a matrix does: its linear part is rotation . shear . scale."""
+
+    rotation_degrees: float = Field(
+        description="Of the picture as it was sent, relative to upright; positive counter-clockwise as seen.",
+        examples=[30.0],
+    )
+    translation: Pair = Field(description="Fractions of the width of the model's frame, y down.")
+    scale: Pair = Field(description="1: as large as upright pictures are.")
+    shear_degrees: float = Field(examples=[0.0])
+
+
+class Mode(Parts):
+    weight: float = Field(ge=0, description="Share of the posterior; all add up to 1.")
+    matrix: Matrix
+
+
+class Uncertainty(_Schema):
+    """Standard deviations over the whole posterior; only what the model's group has."""
+
+    rotation_degrees: float = Field(
+        description="Root mean square deviation from `rotation_degrees`, the short way round; 103.9 where every angle "
+        "is as likely as any other.",
+        examples=[2.5],
+    )
+    translation: Pair | None = Field(default=None, description="Fractions of the width of the model's frame.")
+    scale: Pair | None = Field(default=None, description="Relative: of the natural logarithm.")
+    shear_degrees: float | None = None
+
+
+class Transform(Parts):
+    """How the content of a picture lies: the best mode, and what else it may be."""
+
+    group: Group = Field(description="The transforms that the model knows.")
+    matrix: Matrix = Field(
+        description="From the canonical frame to the picture in the model's frame, both normalised: x right, y down, "
+        "-1 and 1 at the edges.",
+        examples=[_THIRTY],
+    )
+    uncertainty: Uncertainty
+    modes: list[Mode] = Field(description="Best first; the first one is the answer.")
+    frame: Matrix = Field(
+        description="From the model's frame, normalised, to pixels of the picture as it is seen (0, 0 is the centre of "
+        "the first one): frame times matrix takes the canonical frame to the picture.",
+        examples=[((300.0, 0.0, 599.5), (0.0, 300.0, 449.5))],
+    )
+
+
+class TransformAnswer(_ImageAnswer, Transform):
+    pass
+
+
+class UprightAnswer(_Schema):
+    """The picture that was sent, upright, at its own resolution and in its own kind."""
+
+    media_type: Literal["image/png", "image/jpeg"]
+    width: int
+    height: int
+    data: str = Field(description="The file as base64.")
+    matrix: Matrix = Field(
+        description="From pixels of this picture to pixels of the sent one as it is seen; centres are integers."
+    )
+
+
+class CanonicalizeAnswer(_ImageAnswer):
+    transform: Transform
+    canonical: PictureAnswer = Field(description="The content as the model understands it, upright, at its own size.")
+    upright: UprightAnswer
 
 
 class RecombineInputs(_Schema):

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from service.engine import Array
+from service.images import ModelInput
 from service.inference import Inference
 from service.model_store import LoadedModel
 from service.routes.pictures import add_picture_route
@@ -14,7 +15,7 @@ from service.schemas import Batch, ClassifyAnswer
 NOVEL_ABOVE = 0.99
 
 
-def render(model: LoadedModel, outputs: Mapping[str, Array], row: int) -> dict[str, Any]:
+def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], row: int) -> dict[str, Any]:
     labels = model.manifest.labels
     probabilities = outputs["probabilities"][row]
     best = int(probabilities.argmax())

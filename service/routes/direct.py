@@ -151,23 +151,23 @@ def pair_body() -> dict[str, Any]:
     }
 
 
+def _parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
+
+
 def query_parameters() -> list[dict[str, Any]]:
     """OpenAPI's `parameters` of every inference route; `queries.read_options` reads them."""
-
-    def parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
-        return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
-
     return [
-        parameter("model", "Name of a loaded model; else the default of this capability.", type="string"),
-        parameter("version", "Version of the model; else the one that serves.", type="integer", minimum=1),
-        parameter(
+        _parameter("model", "Name of a loaded model; else the default of this capability.", type="string"),
+        _parameter("version", "Version of the model; else the one that serves.", type="integer", minimum=1),
+        _parameter(
             "polarity",
             "Brightness of the ink; auto finds it.",
             type="string",
             enum=["auto", "light", "dark", "none"],
             default="auto",
         ),
-        parameter(
+        _parameter(
             "fit",
             "content looks for the content and fits it to the model's frame, image takes the whole picture; auto does "
             "as the model's training data, and leaves a picture of the model's own size as it is.",
@@ -175,7 +175,7 @@ def query_parameters() -> list[dict[str, Any]]:
             enum=["auto", "content", "image"],
             default="auto",
         ),
-        parameter(
+        _parameter(
             "exif",
             "Whether an EXIF orientation is applied first.",
             type="string",
@@ -195,3 +195,39 @@ def timeout_parameter() -> dict[str, Any]:
         "own limit. Where it cannot be kept the request is refused at once, and work that is late is not begun.",
         "schema": {"type": "integer", "minimum": 1},
     }
+
+
+def upright_parameters() -> list[dict[str, Any]]:
+    """Those of a route that brings pictures upright, besides; see `queries.UprightOptions`."""
+    return [
+        _parameter(
+            "undo",
+            "rotation turns the picture about its content's centre, all undoes the whole transform.",
+            type="string",
+            enum=["rotation", "all"],
+            default="rotation",
+        ),
+        _parameter(
+            "expand",
+            "true grows the canvas so that all of the picture is on it, which counts against the limit of pixels; "
+            "false keeps the picture's size.",
+            type="string",
+            enum=["true", "false"],
+            default="true",
+        ),
+        _parameter(
+            "fill",
+            "What shows where there is no picture: auto is the median colour of its border. A colour is written "
+            "%23rrggbb or rrggbb.",
+            type="string",
+            pattern="^(auto|transparent|#?[0-9a-fA-F]{6})$",
+            default="auto",
+        ),
+        _parameter(
+            "resample",
+            "How values between pixels are found.",
+            type="string",
+            enum=["bicubic", "bilinear", "nearest", "lanczos"],
+            default="bicubic",
+        ),
+    ]

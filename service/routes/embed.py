@@ -6,13 +6,14 @@ from typing import Any
 from fastapi import APIRouter
 
 from service.engine import Array
+from service.images import ModelInput
 from service.inference import Inference
 from service.model_store import LoadedModel
 from service.routes.pictures import add_picture_route
 from service.schemas import Batch, EmbedAnswer
 
 
-def render(model: LoadedModel, outputs: Mapping[str, Array], row: int) -> dict[str, Any]:
+def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], row: int) -> dict[str, Any]:
     return {"embedding": outputs["embedding"][row]}
 
 

@@ -55,6 +55,8 @@ def test_every_path_is_described_and_every_reference_resolves(document: dict[str
     assert described == {
         ("/embed", "post"),
         ("/classify", "post"),
+        ("/transform", "post"),
+        ("/canonicalize", "post"),
         ("/recombine", "post"),
         ("/models", "get"),
         ("/healthz", "get"),
@@ -85,7 +87,7 @@ def test_every_path_is_described_and_every_reference_resolves(document: dict[str
 
 
 def test_the_described_requests_are_accepted(client: httpx.Client, document: dict[str, Any]) -> None:
-    for path in ("/embed", "/classify", "/recombine"):
+    for path in ("/embed", "/classify", "/transform", "/canonicalize", "/recombine"):
         content = document["paths"][path]["post"]["requestBody"]["content"]
         assert ("image/*" in content) == (path != "/recombine")
         for name in ("multipart/form-data", "application/json"):
@@ -112,7 +114,7 @@ def test_every_problem_is_documented_once(document: dict[str, Any]) -> None:
         assert f"| `{kind.slug}` | {kind.status} | {kind.title} |" in document["info"]["description"]
 
 
-@pytest.mark.parametrize("path", ["/classify", "/embed", "/recombine"])
+@pytest.mark.parametrize("path", ["/classify", "/embed", "/transform", "/canonicalize", "/recombine"])
 def test_a_route_describes_every_problem_it_can_answer(document: dict[str, Any], path: str) -> None:
     responses = document["paths"][path]["post"]["responses"]
     described = {
@@ -121,7 +123,8 @@ def test_a_route_describes_every_problem_it_can_answer(document: dict[str, Any],
         for slug in re.findall(r"`([a-z0-9-]+)`: ", response["description"])
     }
     elsewhere = {"not-found", "method-not-allowed", "model-refused", "invalid-tensor", "unauthorized", "forbidden"}
-    elsewhere |= {"too-many-connections"} | (set() if path == "/recombine" else {"not-acceptable"})
+    elsewhere |= {"too-many-connections"}
+    elsewhere |= set() if path in ("/recombine", "/canonicalize") else {"not-acceptable"}
     assert described == {(kind.slug, kind.status) for kind in problem_types() if kind.slug not in elsewhere}
 
 

@@ -1,6 +1,7 @@
 """The OpenAPI document over the live service: made-up requests by schemathesis, and the examples as they are pasted."""
 
 import itertools
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
 
 from service.settings import Settings
 from tests.server import running_server
-from tests.service import tiny
+from tests.service import tiny, tiny_pose
 
 CHECKS = [
     schemathesis.checks.not_a_server_error,
@@ -72,9 +73,13 @@ def test_no_answer_is_undocumented(url: str, mode: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Iterator[httpx.Client]:
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """The shipped models, and a small one for poses."""
+    store = tmp_path_factory.mktemp("shipped")
+    shutil.copytree(STORE, store, dirs_exist_ok=True)
+    tiny_pose.write(store)
     with (
-        running_server(Settings(model_store=STORE)) as address,
+        running_server(Settings(model_store=store)) as address,
         httpx.Client(base_url=address, trust_env=False, timeout=20) as client,
     ):
         yield client
@@ -94,4 +99,4 @@ def test_every_example_works_when_pasted(shipped: httpx.Client) -> None:
                 assert response.status_code == 200, (path, response.text)
                 assert "problem" not in response.text[:200]
                 pasted.append(path)
-    assert {"/classify", "/recombine", "/v2/models/{model}/infer", "/v2/repository/index"} <= set(pasted)
+    assert {"/classify", "/canonicalize", "/recombine", "/v2/models/{model}/infer", "/v2/repository/index"} <= set(pasted)

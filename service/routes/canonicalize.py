@@ -1,0 +1,194 @@
+"""POST /canonicalize: the content of a picture upright, and the picture itself upright at its own resolution."""
+
+import base64
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from contract.geometry import Canvas
+from contract.picture import EncodedPicture
+from service import errors, upright
+from service.batching import Row
+from service.engine import Array
+from service.errors import Problem
+from service.images import PICTURE_TYPES, ModelInput, write_picture
+from service.inference import Inference, head, raise_of_single, to_json
+from service.model_store import LoadedModel
+from service.negotiation import choose
+from service.payloads import Payload
+from service.queries import UprightOptions
+from service.routes import transform
+from service.routes.direct import (
+    DirectRoute,
+    pictures_body,
+    problem_responses,
+    query_parameters,
+    timeout_parameter,
+    upright_parameters,
+)
+from service.routes.pictures import FRAMING_PROBLEMS
+from service.schemas import Batch, CanonicalizeAnswer
+
+_JSON = "application/json"
+
+
+class _Job(NamedTuple):
+    """A picture whose transform is known and whose canvas is within the limits. canonical: [C,H,W]"""
+
+    item: ModelInput
+    transform: dict[str, Any]
+    canonical: Array
+    canvas: Canvas
+
+
+def _plan_all(
+    model: LoadedModel,
+    inputs: Sequence[ModelInput | Problem],
+    outputs: dict[str, Array],
+    options: UprightOptions,
+    most_pixels: int,
+) -> list[_Job | Problem]:
+    jobs: list[_Job | Problem] = []
+    row = 0
+    for item in inputs:
+        if isinstance(item, Problem):
+            jobs.append(item)
+            continue
+        try:
+            found = transform.render(model, item, outputs, row)
+            canvas = upright.plan(item, outputs["matrix"][row], options, most_pixels)
+            jobs.append(_Job(item, found, outputs["canonical"][row], canvas))
+        except Problem as problem:
+            jobs.append(problem)
+        row += 1
+    return jobs
+
+
+def _make(
+    model: LoadedModel, job: _Job, options: UprightOptions, media_type: str, strict: bool
+) -> tuple[upright.Upright, dict[str, Any]]:
+    """The upright picture, and the answer with it as schemas.CanonicalizeAnswer; empty where the picture is it."""
+    assert job.item.original is not None
+    wanted = upright.own_type(job.item.description["format"]) if media_type == _JSON else media_type
+    made = upright.make(job.item.original, job.canvas, options, wanted, strict)
+    if media_type != _JSON:
+        return made, {}
+    start = time.perf_counter()
+    document = head(model, job.item) | {
+        "transform": job.transform,
+        "canonical": {
+            "media_type": "image/png",
+            "width": job.canonical.shape[2],
+            "height": job.canonical.shape[1],
+            "data": _base64(write_picture(job.canonical)),
+        },
+        "upright": {
+            "media_type": made.media_type,
+            "width": job.canvas.width,
+            "height": job.canvas.height,
+            "data": _base64(made.data),
+            "matrix": job.canvas.matrix,
+        },
+    }
+    return made._replace(encode_seconds=made.encode_seconds + time.perf_counter() - start), document
+
+
+def _base64(data: bytes) -> orjson.Fragment:
+    return orjson.Fragment(b'"' + base64.b64encode(data) + b'"')
+
+
+def _offered(payload: Payload, first: EncodedPicture | Problem) -> tuple[str, ...]:
+    """JSON, and for a single picture the picture itself, best in the type that it was sent in."""
+    if not payload.single or isinstance(first, Problem):
+        return (_JSON,)
+    own = upright.own_type(first.format)
+    return (_JSON, own, *(kind for kind in PICTURE_TYPES if kind != own))
+
+
+def _accepts_png(accept: bytes) -> bool:
+    try:
+        return bool(choose(accept, ("image/png",)))
+    except errors.NotAcceptable:
+        return False
+
+
+def add(router: APIRouter, inference: Inference) -> None:
+    async def canonicalize(request: Request) -> Response:
+        call, options, body = await inference.begin(request, "canonicalize")
+        start = time.perf_counter()
+        model = inference.select(call, "canonicalize", options.model, options.version)
+        payload, encoded = await inference.receive(call, body)
+        accept = call.headers.get(b"accept", b"")
+        media_type = choose(accept, _offered(payload, encoded[0]))
+        strict = media_type != _JSON and not _accepts_png(accept)
+        with inference.permit(encoded, body, size=upright.kept_bytes(encoded)):
+            inputs = await inference.prepare(call, encoded, model, options, keep_original=True)
+            raise_of_single(payload, inputs)
+            inference.record(call, "decode", time.perf_counter() - start)
+            rows: list[Row] = [(item.image,) for item in inputs if not isinstance(item, Problem)]
+            outputs = await inference.run(request, model, "canonicalize", rows) if rows else {}
+            start = time.perf_counter()
+            most = inference.limits.pixels
+            jobs = await inference.placed(call, 0, len(rows), _plan_all, model, inputs, outputs, options.upright, most)
+            raise_of_single(payload, jobs)
+            canvases = [job.canvas for job in jobs if not isinstance(job, Problem)]
+            warping, encoding = time.perf_counter() - start, 0.0
+            results: list[dict[str, Any]] = []
+            with inference.room(upright.drawing_bytes(canvases, encoded) if canvases else 0):
+                for job in jobs:
+                    if isinstance(job, Problem):
+                        results.append(inference.in_place(call, job))
+                        continue
+                    pixels = job.canvas.width * job.canvas.height
+                    made, document = await inference.placed(
+                        call, pixels, len(jobs), _make, model, job, options.upright, media_type, strict
+                    )
+                    warping, encoding = warping + made.warp_seconds, encoding + made.encode_seconds
+                    if media_type != _JSON:  # of a single picture
+                        inference.record(call, "warp", warping)
+                        inference.record(call, "encode", encoding)
+                        return _picture(made, job.transform)
+                    results.append(document)
+                inference.record(call, "warp", warping)
+                start = time.perf_counter()
+                answer = results[0] if payload.single else {"results": results}
+                pixels = sum(canvas.width * canvas.height for canvas in canvases)
+                content = await inference.placed(call, pixels, len(jobs), to_json, answer)
+                inference.record(call, "encode", encoding + time.perf_counter() - start)
+        return Response(content, media_type=_JSON, headers={"Vary": "Accept"})
+
+    picture = {"schema": {"type": "string", "format": "binary"}}
+    router.add_api_route(
+        "/canonicalize",
+        canonicalize,
+        methods=["POST"],
+        name="canonicalize",
+        summary="Bring pictures upright",
+        response_model=CanonicalizeAnswer | Batch[CanonicalizeAnswer],
+        response_description="One object for a single picture, or the upright picture alone by `Accept`, with the "
+        "transform as JSON in `X-Transform` and the matrix of its pixels in `X-Upright-Matrix`; `results` for JSON and "
+        "for form parts `images`.",
+        responses={
+            200: {"content": {kind: picture for kind in PICTURE_TYPES}},
+            **problem_responses(*FRAMING_PROBLEMS, errors.NotAcceptable),
+        },
+        openapi_extra={
+            "requestBody": pictures_body(),
+            "parameters": [*query_parameters(), *upright_parameters(), timeout_parameter()],
+        },
+        route_class_override=DirectRoute,
+    )
+
+
+def _picture(made: upright.Upright, found: dict[str, Any]) -> Response:
+    headers = {
+        "Vary": "Accept",
+        "X-Transform": to_json(found).decode(),
+        "X-Upright-Matrix": to_json(made.canvas.matrix).decode(),
+    }
+    return Response(made.data, media_type=made.media_type, headers=headers)

@@ -1,0 +1,83 @@
+"""POST /transform: how the content of a picture lies, and how sure that is."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter
+
+from contract import geometry
+from contract.geometry import COEFFICIENTS, GeometryError
+from service.engine import Array
+from service.errors import InternalError
+from service.images import ModelInput
+from service.inference import Inference
+from service.model_store import LoadedModel
+from service.routes.pictures import add_picture_route
+from service.schemas import Batch, TransformAnswer
+
+
+def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], row: int) -> dict[str, Any]:
+    """schemas.Transform
+
+    Raises:
+        InternalError: the model's answer is no transform.
+    """
+    group = model.manifest.group
+    assert group is not None  # the manifest holds every model that estimates a pose to it
+    matrix = outputs["matrix"][row]
+    try:
+        return {
+            "group": group,
+            "matrix": matrix,
+            **_parts(matrix),
+            "uncertainty": _uncertainty(dict(zip(COEFFICIENTS[group], outputs["coefficients_std"][row], strict=True))),
+            "modes": [
+                {"weight": weight, "matrix": mode, **_parts(mode)}
+                for weight, mode in zip(outputs["weights"][row], outputs["modes"][row], strict=True)
+            ],
+            "frame": item.frame,
+        }
+    except GeometryError as error:
+        raise InternalError(f"the model {model.name} gave no transform for this picture: {error}") from None
+
+
+def _parts(matrix: npt.ArrayLike) -> dict[str, Any]:
+    parts = geometry.to_parts(matrix)
+    return {
+        "rotation_degrees": np.float32(parts.rotation_degrees),
+        "translation": _pair(*parts.translation),
+        "scale": _pair(*parts.scale),
+        "shear_degrees": np.float32(parts.shear_degrees),
+    }
+
+
+def _uncertainty(deviation: Mapping[str, np.float32]) -> dict[str, Any]:
+    """schemas.Uncertainty from the standard deviations of a group's coefficients."""
+    fields: dict[str, Any] = {"rotation_degrees": np.degrees(deviation["rotation"])}
+    if "x" in deviation:
+        fields["translation"] = _pair(deviation["x"] / 2, deviation["y"] / 2)
+    if "log_scale" in deviation:
+        fields["scale"] = _pair(deviation["log_scale"], deviation["log_scale"])
+    if "log_scale_x" in deviation:
+        fields["scale"] = _pair(deviation["log_scale_x"], deviation["log_scale_y"])
+    if "shear" in deviation:
+        fields["shear_degrees"] = np.degrees(deviation["shear"])
+    return fields
+
+
+def _pair(x: Any, y: Any) -> dict[str, np.float32]:
+    return {"x": np.float32(x), "y": np.float32(y)}
+
+
+def add(router: APIRouter, inference: Inference) -> None:
+    add_picture_route(
+        router,
+        inference,
+        "transform",
+        render,
+        one=TransformAnswer,
+        batch=Batch[TransformAnswer],
+        summary="Tell how the content of pictures lies",
+    )

@@ -1,0 +1,130 @@
+"""A picture, its options and what a model found -> the picture upright, as a file."""
+
+import time
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from contract.geometry import Canvas, GeometryError
+from contract.picture import EncodedPicture, Original
+from contract.picture_pixels import Kept
+from service import warp
+from service.errors import InternalError, NotAcceptable, Problem, TooManyPixels
+from service.images import PICTURE_TYPES, ModelInput
+from service.queries import UprightOptions
+
+_DRAWING_BYTES = 12  # a pixel of the canvas: the drawn picture, Pillow's copy of it, the file; then file, base64, JSON
+_FINISHED_BYTES = 6  # a pixel of a picture that waits for the others of its batch: the file, as base64, in JSON
+_KEPT_BYTES = 4  # a pixel of a picture in its own kind, at most
+
+_SAVE: dict[str, dict[str, Any]] = {
+    "PNG": {"compress_level": 1, "compress_type": Image.core.RLE},  # type: ignore[attr-defined]
+    "JPEG": {"quality": 92},
+    "WEBP": {"quality": 92},
+}
+_LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65_500, "WEBP": 16_383}
+
+
+class Upright(NamedTuple):
+    """A finished picture, and how long its parts took."""
+
+    data: bytes
+    media_type: str
+    canvas: Canvas
+    warp_seconds: float
+    encode_seconds: float
+
+
+def plan(item: ModelInput, matrix: npt.ArrayLike, options: UprightOptions, most_pixels: int) -> Canvas:
+    """The canvas of a picture for which a model found `matrix`.
+
+    Raises:
+        TooManyPixels: it is larger than pictures may be.
+        InternalError: the matrix cannot be undone.
+    """
+    assert item.original is not None
+    height, width = item.original.samples.shape[:2]
+    try:
+        canvas = warp.plan(matrix, item.frame, width, height, undo=options.undo, expand=options.expand)
+    except GeometryError as error:
+        raise InternalError(f"the model gave no transform for this picture: {error}") from None
+    if canvas.width * canvas.height > most_pixels:
+        raise TooManyPixels(
+            f"the upright picture would be {canvas.width} x {canvas.height} = {canvas.width * canvas.height:,} pixels, "
+            f"the limit is {most_pixels:,}: ?expand=false keeps the size of the picture"
+        )
+    return canvas
+
+
+def kept_bytes(encoded: Sequence[EncodedPicture | Problem]) -> int:
+    """Of memory, what the pictures of a request hold from decoding to drawing, at most; without the largest one, whose
+    are within what its decoding takes.
+    """
+    pixels = [picture.width * picture.height for picture in encoded if not isinstance(picture, Problem)]
+    return _KEPT_BYTES * (sum(pixels) - max(pixels, default=0))
+
+
+def drawing_bytes(canvases: Sequence[Canvas], encoded: Sequence[EncodedPicture | Problem]) -> int:
+    """Of memory, what drawing takes beyond what these pictures' decoding took, which is over by then."""
+    sizes = [canvas.width * canvas.height for canvas in canvases]
+    largest = max(sizes, default=0)
+    over = max(
+        picture.decoded_bytes - _KEPT_BYTES * picture.width * picture.height
+        for picture in encoded
+        if not isinstance(picture, Problem)
+    )
+    return max(0, _DRAWING_BYTES * largest + _FINISHED_BYTES * (sum(sizes) - largest) - max(over, 0))
+
+
+def own_type(format: str) -> str:
+    """The media type in which a picture of a format goes back: what it was, or what loses nothing."""
+    return "image/jpeg" if format == "JPEG" else "image/png"
+
+
+def make(original: Original, canvas: Canvas, options: UprightOptions, media_type: str, strict: bool) -> Upright:
+    """Draw and encode. Transparency makes a PNG of what was to be JPEG, or is refused where the type is `strict`.
+
+    Raises:
+        NotAcceptable: the type cannot hold the picture.
+    """
+    start = time.perf_counter()
+    samples = warp.draw(original.samples, canvas, warp.fill_of(original.samples, options.fill), options.resample)
+    drawn = time.perf_counter()
+    if reason := _misfit(samples, PICTURE_TYPES[media_type]):
+        if strict:
+            raise NotAcceptable(f"{media_type} cannot hold the upright picture: {reason}", offered=["image/png"])
+        media_type = "image/png"
+    data = _encode(samples, original, PICTURE_TYPES[media_type])
+    return Upright(data, media_type, canvas, drawn - start, time.perf_counter() - drawn)
+
+
+def _misfit(samples: Kept, name: str) -> str | None:
+    """Why a format cannot hold a picture; None where it can."""
+    if max(samples.shape[:2]) > _LONGEST_SIDE[name]:
+        return f"its longer side has {max(samples.shape[:2]):,} pixels, the most are {_LONGEST_SIDE[name]:,}"
+    if name == "JPEG" and _has_transparency(samples) and int(samples[..., -1].min()) < 255:
+        return "it is transparent"
+    return None
+
+
+def _has_transparency(samples: Kept) -> bool:
+    return samples.ndim == 3 and samples.shape[2] in (2, 4)
+
+
+def _encode(samples: Kept, original: Original, name: str) -> bytes:
+    if samples.dtype == np.uint16 and name != "PNG":
+        samples = (samples >> 8).astype(np.uint8)
+    if name == "JPEG" and _has_transparency(samples):
+        samples = samples[..., 0] if samples.shape[2] == 2 else samples[..., :3]
+    options = dict(_SAVE[name])
+    if original.icc_profile is not None:
+        options["icc_profile"] = original.icc_profile
+    if original.dpi is not None:
+        options["dpi"] = original.dpi
+    file = BytesIO()
+    Image.fromarray(samples).save(file, name, **options)
+    return file.getvalue()
