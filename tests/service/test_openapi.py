@@ -99,4 +99,6 @@ def test_every_example_works_when_pasted(shipped: httpx.Client) -> None:
                 assert response.status_code == 200, (path, response.text)
                 assert "problem" not in response.text[:200]
                 pasted.append(path)
-    assert {"/classify", "/canonicalize", "/recombine", "/v2/models/{model}/infer", "/v2/repository/index"} <= set(pasted)
+    assert {"/classify", "/canonicalize", "/recombine", "/v2/models/{model}/infer", "/v2/repository/index"} <= set(
+        pasted
+    )
