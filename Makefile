@@ -46,7 +46,7 @@ manifests:  ## render the Kubernetes objects that are committed; needs kubectl
 
 lock:  ## resolve constraints.txt anew; torch brings its CUDA packages by itself where a machine wants them
 	uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --no-header --no-annotate \
-		--extra cpu --extra training --extra figures --extra test --quiet --output-file constraints.tmp
+		--extra cpu --extra training --extra figures --extra otel --extra test --quiet --output-file constraints.tmp
 	uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --no-header --no-annotate \
 		--constraint constraints.tmp --extra gpu --quiet --output-file constraints-gpu.tmp
 	cat constraints.tmp constraints-gpu.tmp | grep -vE '^(nvidia|cuda|triton==|torch==)' | sort -u > constraints.txt

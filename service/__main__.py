@@ -24,6 +24,7 @@ from service.schemas import EXAMPLE_PNG
 from service.server import Connections, allow_files, configure, listen_all, url_of
 from service.settings import ENV_PREFIX, Settings, SettingsError, load_settings, option_name
 from service.store_watch import load_at_start
+from service.tracing import TracingUnavailable
 
 EXIT_OK, EXIT_FAILED, EXIT_WRONG_SETTING = 0, 1, 2
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _check(settings) if command == "check" else _serve(settings, runtime)
     except KeyFileError as error:
         return _complain(str(error), EXIT_WRONG_SETTING)
-    except (RuntimeUnavailable, EmptyStore) as error:
+    except (RuntimeUnavailable, TracingUnavailable, EmptyStore) as error:
         return _complain(str(error), EXIT_FAILED)
 
 

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from service import schemas, tensors
+from service.access_log import AccessLog
 from service.batching import Batcher
 from service.budget import Budget
 from service.cpus import usable_cpus
@@ -33,7 +34,7 @@ from service.errors import (
 from service.images import limits_of
 from service.inference import Inference
 from service.keys import KeyGate, Keys
-from service.middleware import CALL, PROBE_PATHS, BodyLimits, RequestEdge, TwoPorts, unexpected
+from service.middleware import CALL, PROBE_PATHS, BodyLimits, Note, RequestEdge, TwoPorts, unexpected
 from service.model_store import CAPABILITIES, ModelStore
 from service.observability import Metrics
 from service.pool import Pool
@@ -56,6 +57,7 @@ from service.server import Connections
 from service.settings import Settings
 from service.store_watch import StoreLog, serve_store
 from service.tensors import JSON_LENGTH_HEADER
+from service.tracing import Tracing
 
 OPEN_PATHS = PROBE_PATHS | docs.PATHS | {"/openapi.json"}
 
@@ -71,9 +73,13 @@ def create_app(
     connections: the server's, for metrics. probe_port: the port of the server's second socket.
 
     Raises:
-        KeyFileError: the file of keys cannot be used.
+        KeyFileError: the file of keys cannot be used. TracingUnavailable: traces are asked for without the extra otel.
     """
     keys = Keys(settings.api_keys)
+    notes: list[Note] = [AccessLog(settings.access_log_every)] if settings.access_log_every else []
+    tracing = Tracing(settings.otel_endpoint, settings.otel_share) if settings.otel_endpoint else None
+    if tracing is not None:
+        notes.append(tracing)
     budget = Budget(settings.queue_images, settings.queue_bytes)
     observed = Metrics(budget)
     if connections is not None:
@@ -99,6 +105,8 @@ def create_app(
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         pool.shutdown()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
         for executor in (loader, device):
             executor.shutdown(wait=False, cancel_futures=True)
 
@@ -133,7 +141,7 @@ def create_app(
         layered = KeyGate(layered, keys, OPEN_PATHS)
     if probe_port is not None:
         layered = TwoPorts(layered, probe_port)
-    edge: ASGIApp = RequestEdge(layered, observed, linger_bytes=2 * settings.max_body_bytes)
+    edge: ASGIApp = RequestEdge(layered, observed, 2 * settings.max_body_bytes, notes)
     return allow_origins(edge, settings.cors_origins) if settings.cors_origins else edge
 
 

@@ -1,6 +1,7 @@
 """One ONNX graph, ready to run: checked against its manifest, checked against its golden cases, warmed and timed."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -86,6 +87,7 @@ class Engine:
         max_batch: most rows in one run.
         inline: a run of `max_batch` rows is short enough for the event loop.
         run_seconds: time of a run of `max_batch` rows, measured when warm.
+        nodes: how many nodes of the graph, as ONNX Runtime has optimised it, each execution provider runs.
     """
 
     def __init__(self, graph: bytes, spec: GraphSpec, opset: int, golden: Golden, options: EngineOptions) -> None:
@@ -99,6 +101,7 @@ class Engine:
         self.output_names = [output.name for output in spec.outputs]
         self._input_names = [tensor.name for tensor in spec.inputs]
         self._session = _session(graph, options.threads)
+        self.nodes = _nodes_by_provider(self._session)
         _check_signature("input", spec.inputs, self._session.get_inputs())
         _check_signature("output", spec.outputs, self._session.get_outputs())
         self._check_golden(golden)
@@ -188,11 +191,19 @@ def _session(graph: bytes, threads: int) -> Any:
     # Spinning threads eat the quota of a container between requests.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base of their own
         raise EngineError(f"ONNX Runtime refuses the graph: {_first_line(error)}") from error
+
+
+def _nodes_by_provider(session: Any) -> dict[str, int]:
+    nodes: Counter[str] = Counter()
+    for subgraph in session.get_provider_graph_assignment_info():
+        nodes[subgraph.ep_name] += len(subgraph.get_nodes())
+    return dict(nodes)
 
 
 def _check_signature(side: str, specs: Sequence[TensorSpec], nodes: Sequence[Any]) -> None:

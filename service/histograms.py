@@ -5,7 +5,7 @@ time of a small picture. Here values are sorted into buckets a few thousand at a
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from prometheus_client import CollectorRegistry
@@ -32,9 +32,15 @@ class Series:
         if len(self._new) >= _FOLD_AT:
             self.fold()
 
+    def extend(self, values: Iterable[float]) -> None:
+        self._new.extend(values)
+        if len(self._new) >= _FOLD_AT:
+            self.fold()
+
     def fold(self) -> None:
-        """Sort what was observed into buckets; a value equal to a bound is below it."""
+        """Sort what was observed into buckets; a value equal to a bound is below it, one that is not finite is lost."""
         values = np.asarray(self._new)
+        values = values[np.isfinite(values)]
         self._new = []
         places = np.searchsorted(self._bounds, values, side="left")
         self.counts += np.bincount(places, minlength=len(self.counts))

@@ -144,7 +144,9 @@ class Inference:
         call.deadline.check()
         self.record(call, "queue", entry.queue_seconds)
         self.record(call, "infer", entry.infer_seconds)
-        return dict(zip(batcher.engine.output_names, entry.outputs, strict=True))
+        outputs = dict(zip(batcher.engine.output_names, entry.outputs, strict=True))
+        self._metrics.drift.observe(model.name, model.version, outputs)
+        return outputs
 
     def record(self, call: Call, stage: str, seconds: float) -> None:
         call.stages.append((stage, seconds))

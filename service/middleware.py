@@ -10,6 +10,7 @@ import math
 import re
 import secrets
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -95,12 +96,18 @@ class Call:
         return ", ".join(["%s;dur=%.3f" % (name, seconds * 1e3) for name, seconds in timings]).encode()  # noqa: UP031
 
 
+Note = Callable[[Call, Scope, float], None]
+"""Told of a request that has ended: its facts, its scope, its seconds."""
+
+
 class RequestEdge:
     """The outermost layer: request id, Server-Timing, metrics, and every exception as a problem document."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, linger_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, linger_bytes: int, notes: Sequence[Note] = ()) -> None:
+        """notes: called at the end of every request, see `Note`."""
         self._app = app
         self._metrics = metrics
+        self._notes = tuple(notes)
         self._linger_bytes = linger_bytes
         self._prefix = secrets.token_hex(6)
         self._numbers = itertools.count()
@@ -144,7 +151,10 @@ class RequestEdge:
             if call.model is not None:
                 call.model.leave()
             self._metrics.in_flight -= 1
-            self._metrics.request(call.endpoint, call.status, time.perf_counter() - call.start)
+            seconds = time.perf_counter() - call.start
+            self._metrics.request(call.endpoint, call.status, seconds)
+            for note in self._notes:
+                note(call, scope, seconds)
 
     async def _answer(self, problem: Problem, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         self._metrics.problem(problem.slug)

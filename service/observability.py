@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from service.batching import Batcher, DropReason
 from service.budget import Budget
+from service.drift import Drift
 from service.errors import problem_types
 from service.histograms import Histogram, Series
 from service.server import Connections
@@ -81,6 +82,14 @@ class Metrics:
         self._model_info = Gauge(
             "equipoise_model_info", "1 for every version that serves.", ("model", "version", "kind"), registry=registry
         )
+        self._nodes = Gauge(
+            "equipoise_graph_nodes",
+            "Nodes of a graph by the execution provider that runs them.",
+            (*_QUEUE, "provider"),
+            registry=registry,
+        )
+        self._providers: dict[tuple[str, str, str], list[str]] = {}
+        self.drift = Drift(registry)
         self._of_queues = (self._images, self._batch_images, self._batch_seconds, self._depth)
         self.refused_models = Gauge("equipoise_models_refused", "Model folders that were refused.", registry=registry)
         for name, text, value in (
@@ -122,6 +131,9 @@ class Metrics:
                 family.remove(model, str(version), capability)
             for reason in _DROP_REASONS:
                 self._dropped.remove(model, str(version), capability, reason)
+            for provider in self._providers.pop((model, str(version), capability), ()):
+                self._nodes.remove(model, str(version), capability, provider)
+        self.drift.forget(model, version)
 
     def queue(self, model: str, version: int, capability: str) -> "QueueMetrics":
         names = (model, str(version), capability)
@@ -134,7 +146,11 @@ class Metrics:
 
     def watch(self, batcher: Batcher, model: str, version: int, capability: str) -> None:
         """Report a queue's depth; nothing that the batcher holds refers to it, so that a closed model is freed."""
-        self._depth.labels(model, str(version), capability).set_function(lambda: batcher.depth)
+        names = (model, str(version), capability)
+        self._depth.labels(*names).set_function(lambda: batcher.depth)
+        self._providers[names] = list(batcher.engine.nodes)
+        for provider, count in batcher.engine.nodes.items():
+            self._nodes.labels(*names, provider).set(count)
 
 
 class _ConnectionCollector(Collector):

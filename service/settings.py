@@ -157,7 +157,22 @@ class Settings(BaseSettings):
     )
     log_format: Literal["plain", "json"] = Field(default="plain", description="plain for people, json for machines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severe level that is logged. No level logs a record a request."
+        default="info",
+        description="Least severe level that is logged. No level logs a record a request, access_log_every does.",
+    )
+    access_log_every: int = Field(
+        default=0,
+        ge=0,
+        description="Log every n-th request, with its id, endpoint, status, timings, model and the name of its key; 1 "
+        "is all, which takes time of every small picture. 0: none; else failures of the service are all logged.",
+    )
+    otel_endpoint: str = Field(
+        default="",
+        description="URL of an OTLP/HTTP collector, as http://collector:4318, that gets OpenTelemetry traces; needs "
+        "the extra otel. Empty: none, at no cost.",
+    )
+    otel_share: float = Field(
+        default=0.01, ge=0, le=1, description="Share of requests that are traced where their caller has not decided."
     )
 
     @model_validator(mode="after")

@@ -44,7 +44,7 @@ def test_torch_is_pinned_by_version_alone() -> None:
 
 
 def test_the_extras_are_the_documented_ones() -> None:
-    assert set(EXTRAS) == {"cpu", "gpu", "training", "figures", "test"}
+    assert set(EXTRAS) == {"cpu", "gpu", "training", "figures", "otel", "test"}
 
 
 @pytest.fixture(scope="module")
