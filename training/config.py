@@ -19,8 +19,9 @@ from training.errors import ConfigError
 from training.models.equivae_config import EquiVAEConfig, FewLabelsConfig
 from training.models.mcevae_config import MCEVAEConfig
 from training.models.mcevae_paper_config import MCEVAEPaperConfig
+from training.models.upright_config import UprightConfig
 
-ModelConfig = Annotated[EquiVAEConfig | MCEVAEConfig | MCEVAEPaperConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[EquiVAEConfig | MCEVAEConfig | MCEVAEPaperConfig | UprightConfig, Field(discriminator="kind")]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -70,7 +71,7 @@ class TextData(Data):
     size: int = Field(default=96, ge=32, le=256, description="height and width of the model's input, pixels")
     train: int = Field(default=40_000, ge=8, description="crops drawn for training")
     validation: int = Field(default=2_000, ge=8)
-    test: int = Field(default=4_000, ge=8)
+    test: int = Field(default=2_000, ge=8)
     seed: Seed = Field(default=0, description="of everything that is drawn")
 
 

@@ -52,15 +52,6 @@ class LabelledImages:
         """Indices of every class's images, ascending: K tensors int64 [N_k]."""
         return tuple(torch.nonzero(self.labels == k).flatten() for k in range(self.num_classes))
 
-    @property
-    def required_turns(self) -> Tensor:
-        """Raises:
-        DataError: they are not known.
-        """
-        if self.turns is None:
-            raise DataError("this data set does not know by how much its images are turned")
-        return self.turns
-
     def subset(self, indices: Tensor) -> "LabelledImages":
         """Some of the labelled images, without the unlabelled ones."""
         turns = None if self.turns is None else self.turns[indices]

@@ -13,7 +13,7 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -34,6 +34,7 @@ from training.errors import DataError
 __all__ = ["PREPROCESSING", "Crop", "Fonts", "crops", "load", "prepared"]
 
 PREPROCESSING = Preprocessing(polarity="light", fit="circle", margin=0.04)
+CHUNK = 1000  # crops a file
 DRAWING = 1  # to be raised with every change to what is drawn
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 # Latin more often: the service's users send it more often. The others alike.
@@ -41,6 +42,8 @@ SHARES: dict[Script, float] = {script: 0.3 if script == "latin" else 0.1 for scr
 
 Fonts = dict[Script, dict[str, tuple[Path | None, ...]]]
 """script -> family -> files; a file of None is Pillow's own font."""
+Arrays = dict[str, npt.NDArray[Any]]
+"""images uint8 [N,1,S,S], labels int64 [N], turns float32 [N]."""
 
 
 class Crop(NamedTuple):
@@ -79,15 +82,22 @@ def crops(
 
 def prepared(drawn: Iterator[Crop], count: int, spec: InputSpec) -> LabelledImages:
     """Crops as the service hands them to a model; the labels are the scripts, `turns` the angles."""
+    return _labelled(_draw(drawn, count, spec))
+
+
+def _labelled(arrays: Arrays) -> LabelledImages:
+    images, labels, turns = (torch.from_numpy(arrays[name]) for name in ("images", "labels", "turns"))
+    return LabelledImages(images, labels, tuple(SCRIPTS), turns)
+
+
+def _draw(drawn: Iterator[Crop], count: int, spec: InputSpec) -> Arrays:
     images = np.zeros((count, 1, spec.height, spec.width), np.uint8)
     labels, turns = np.zeros(count, np.int64), np.zeros(count, np.float32)
     for index, crop in enumerate(drawn):
         framed = prepare(crop.pixels, spec, PREPROCESSING, fit="content")
         images[index] = np.rint(framed.image * 255)
         labels[index], turns[index] = SCRIPTS.index(crop.script), math.radians(crop.degrees)
-    return LabelledImages(
-        torch.from_numpy(images), torch.from_numpy(labels), tuple(SCRIPTS), turns=torch.from_numpy(turns)
-    )
+    return {"images": images, "labels": labels, "turns": turns}
 
 
 def load(config: TextData) -> Splits:
@@ -111,43 +121,49 @@ def load(config: TextData) -> Splits:
 
 
 def _part(config: TextData, part: Part, count: int, spec: InputSpec) -> LabelledImages:
-    """One part, from the data folder where it lies there already."""
+    """One part, `CHUNK` crops at a time: what was drawn before a kill, or for fewer crops, is not drawn again."""
     fonts: Fonts = {script: dict(families) for script, families in find_fonts(config.path, part, SCRIPTS).items()}
-    path = data_root() / "text" / f"{part}-{_key(config, part, count, fonts)}.npz"
-    if path.is_file():
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                images, labels, turns = (torch.from_numpy(stored[name]) for name in ("images", "labels", "turns"))
-            return LabelledImages(images, labels, tuple(SCRIPTS), turns=turns)
-        except (OSError, ValueError, LookupError, EOFError, zlib.error, BadZipFile) as error:
-            raise DataError(f"text: {path} is damaged ({error}): delete it, and it is drawn anew") from error
-    data = prepared(crops(fonts, part, count, config.seed), count, spec)
+    key = _key(config, part, fonts)
+    chunks: list[Arrays] = []
+    for first in range(0, count, CHUNK):
+        size = min(CHUNK, count - first)
+        path = data_root() / "text" / f"{part}-{key}-{first}-{first + size}.npz"
+        if path.is_file():
+            chunks.append(_read(path))
+        else:
+            chunks.append(_draw(crops(fonts, part, size, config.seed, first=first), size, spec))
+            _write(path, chunks[-1])
+    return _labelled({name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
+
+
+def _read(path: Path) -> Arrays:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in ("images", "labels", "turns")}
+    except (OSError, ValueError, LookupError, EOFError, zlib.error, BadZipFile) as error:
+        raise DataError(f"text: {path} is damaged ({error}): delete it, and it is drawn anew") from error
+
+
+def _write(path: Path, stored: Arrays) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as target:
-            np.savez_compressed(
-                target,
-                images=data.images.numpy(),
-                labels=data.labels.numpy(),
-                turns=data.required_turns.numpy(),
-            )
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **stored)
         partial.rename(path)
     except OSError as error:
         raise DataError(f"text: {path.parent} cannot be written: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
-    return data
 
 
-def _key(config: TextData, part: Part, count: int, fonts: Fonts) -> str:
+def _key(config: TextData, part: Part, fonts: Fonts) -> str:
     """All that the crops depend on, digested: the drawing, its options, the files of the fonts, the library."""
     files = sorted({file for families in fonts.values() for names in families.values() for file in names if file})
     what = {
         "drawing": DRAWING,
         "pillow": PIL.__version__,
         "part": part,
-        "count": count,
         "seed": config.seed,
         "size": config.size,
         "preprocessing": PREPROCESSING.model_dump(mode="json"),

@@ -1,11 +1,13 @@
-"""The graphs of a model with poses, of either recipe."""
+"""The graphs of a model with poses, of any recipe."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 from torch import Tensor
 
 from training.models.base import Graph
-from training.models.mcevae import MCEVAE
+from training.models.mcevae import MCEVAE, Canonical, Pose
 from training.models.mcevae_paper import MCEVAEPaper
 
 __all__ = ["Canonicalize", "Embed", "Transform"]
@@ -13,22 +15,28 @@ __all__ = ["Canonicalize", "Embed", "Transform"]
 POSE = ("coefficients", "coefficients_std", "matrix", "modes", "weights")
 
 
-class _MCEVAEGraph(Graph):
-    model: MCEVAE | MCEVAEPaper
+class Posed(Protocol):
+    """A model that finds poses, with a decoder or without."""
 
-    def __init__(self, model: MCEVAE | MCEVAEPaper) -> None:
+    def pose(self, images: Tensor) -> Pose: ...
+
+    def canonicalize(self, images: Tensor) -> Canonical: ...
+
+
+class _PoseGraph(Graph):
+    def __init__(self, model: Posed) -> None:
         super().__init__()
         self.model = model
 
 
-class Transform(_MCEVAEGraph):
+class Transform(_PoseGraph):
     outputs = POSE
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.model.pose(image))
 
 
-class Canonicalize(_MCEVAEGraph):
+class Canonicalize(_PoseGraph):
     outputs = (*POSE, "canonical", "rectified")
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -36,8 +44,12 @@ class Canonicalize(_MCEVAEGraph):
         return (*pose, canonical, rectified)
 
 
-class Embed(_MCEVAEGraph):
+class Embed(Graph):
     outputs = ("embedding",)
+
+    def __init__(self, model: MCEVAE | MCEVAEPaper) -> None:
+        super().__init__()
+        self.model = model
 
     def forward(self, image: Tensor) -> Tensor:
         return self.model.embed(image)

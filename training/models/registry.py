@@ -14,6 +14,7 @@ from training.models.equivae_config import EquiVAEConfig
 from training.models.equivae_few import FewLabelEquiVAE
 from training.models.mcevae import MCEVAE
 from training.models.mcevae_paper import MCEVAEPaper
+from training.models.upright import Upright
 
 __all__ = ["KINDS", "Kind", "build", "graphs"]
 
@@ -53,6 +54,11 @@ KINDS: dict[str, Kind] = {
     ),
     "mcevae": Kind(family="mcevae", make=MCEVAE, graphs=_POSE_GRAPHS),
     "mcevae_paper": Kind(family="mcevae", make=MCEVAEPaper, graphs=_POSE_GRAPHS),
+    "upright": Kind(
+        family="mcevae",
+        make=Upright,
+        graphs={"transform": mcevae_graphs.Transform, "canonicalize": mcevae_graphs.Canonicalize},
+    ),
 }
 
 

@@ -1,0 +1,105 @@
+"""The lifted extractor: its axis against an eigenvector; equivariance, exact to quarter turns and near to others."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from training.lie import exponential, inverse, resample
+from training.models.lifted import Lifted, main_axis
+from training.models.rotation import wrapped
+from training.models.upright_config import LiftedConfig
+
+SIDE = 48
+CONFIG = LiftedConfig(kind="lifted", bins=32, filters=(4, 8), strides=(2, 2))
+
+
+def blobs(count: int, generator: torch.Generator) -> Tensor:
+    """Smooth blobs inside the frame's circle, longer one way than the other: [count,1,S,S]"""
+    centres = (2 * torch.arange(SIDE) + 1) / SIDE - 1
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    spots = 0.3 * torch.randn(count, 5, 2, generator=generator).clamp(-1.5, 1.5) * torch.tensor([1.0, 0.4])
+    squared = (x - spots[:, :, 0, None, None]) ** 2 + (y - spots[:, :, 1, None, None]) ** 2
+    return torch.exp(-squared / 0.01).amax(1, keepdim=True)
+
+
+def turned(images: Tensor, degrees: float) -> Tensor:
+    turn = torch.full((len(images), 1), math.radians(degrees))
+    return resample(images, inverse(exponential("SO2", turn)), "bicubic").clamp(0, 1)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return blobs(6, torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def net() -> Lifted:
+    torch.manual_seed(0)
+    net = Lifted(CONFIG, 1, SIDE).eval()
+    torch.nn.init.normal_(net.head.weight, std=0.1)
+    return net
+
+
+def test_the_axis_is_the_first_principal_component(images: Tensor) -> None:
+    for image, axis in zip(images[:, 0].numpy(), main_axis(images), strict=True):
+        rows, columns = np.indices(image.shape)
+        covariance = np.cov(np.stack([columns.ravel(), -rows.ravel()]), aweights=image.ravel())
+        x, y = np.linalg.eigh(covariance)[1][:, 1]
+        gap = float(axis) - math.atan2(y, x)
+        assert abs(math.remainder(gap, math.pi)) < 1e-3
+
+
+@pytest.mark.parametrize("degrees", [-160.0, -90.0, -20.0, 7.0, 90.0, 135.0])
+def test_the_axis_turns_with_the_picture(images: Tensor, degrees: float) -> None:
+    gap = main_axis(turned(images, degrees)) - main_axis(images) - math.radians(degrees)
+    assert max(abs(math.remainder(float(g), math.pi)) for g in gap) < math.radians(0.6)
+
+
+def over_the_circle(net: Lifted, images: Tensor, shift: float = 0.0) -> Tensor:
+    """Log posterior at 64 fixed angles + shift, between bins by straight lines: [N,64]"""
+    with torch.no_grad():
+        log_posterior, origin = net(images)
+    angles = 2 * math.pi * torch.arange(64) / 64 + shift
+    place = (angles - origin[:, None]) % (2 * math.pi) / (2 * math.pi) * CONFIG.bins
+    below = place.floor()
+    low = log_posterior.gather(1, below.long() % CONFIG.bins)
+    high = log_posterior.gather(1, (below.long() + 1) % CONFIG.bins)
+    return low + (place - below) * (high - low)
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_quarter_turns_turn_the_posterior_exactly(net: Lifted, images: Tensor, quarters: int) -> None:
+    before = over_the_circle(net, images)
+    after = over_the_circle(net, torch.rot90(images, quarters, (2, 3)), quarters * math.pi / 2)
+    assert (before - after).abs().max() < 1e-3
+    assert before.std(1).min() > 0.05  # or there would be nothing to turn
+
+
+def test_any_turn_turns_the_posterior_up_to_interpolation(net: Lifted, images: Tensor) -> None:
+    before = over_the_circle(net, images)
+    after = over_the_circle(net, turned(images, 33), math.radians(33))
+    assert (before - after).abs().mean() < 0.1 * before.std()
+
+
+def test_the_posterior_sums_to_one_and_starts_uniform(images: Tensor) -> None:
+    log_posterior, origin = Lifted(CONFIG, 1, SIDE).eval()(images)
+    assert torch.allclose(log_posterior.exp().sum(1), torch.ones(6)) and origin.shape == (6,)
+    assert torch.allclose(log_posterior, torch.full_like(log_posterior, -math.log(CONFIG.bins)), atol=1e-4)
+
+
+def test_jitter_turns_the_axis_and_nothing_else(images: Tensor, net: Lifted) -> None:
+    jitter = torch.linspace(-1, 1, 6)
+    moved = wrapped(net(images, jitter)[1] - net(images)[1])
+    assert torch.allclose(moved, math.radians(CONFIG.jitter_degrees) * jitter, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_flat_picture_has_a_finite_posterior_and_gradient(net: Lifted, value: float) -> None:
+    flat = torch.full((2, 1, SIDE, SIDE), value, requires_grad=True)
+    log_posterior, origin = net(flat)
+    log_posterior[:, 0].sum().backward()
+    assert torch.isfinite(log_posterior).all() and torch.isfinite(origin).all()
+    assert flat.grad is not None and torch.isfinite(flat.grad).all()

@@ -1,0 +1,203 @@
+"""Upright: the rotation of pictures whose right way up is known in training; an MCE-VAE's pose without its decoder.
+
+    picture x [N,C,S,S] --extractor--> q(tau|x), one probability a bin of the circle
+    x, modes of q --resample--> rectified picture
+
+The extractor is exchangeable and equivariant by construction: `lifted` (training/models/lifted.py) reads letters,
+`polar` (training/models/polar.py) shapes. The loss is cross-entropy with a posterior that is `target_degrees` wide
+about the true angle; pictures without an orientation are taught the uniform one. There is no canonical picture to
+decode, so the rectified one is served in its place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from contract.manifest import InputSpec
+from training.augment import outliers
+from training.lie import exponential, resample
+from training.models.base import Model
+from training.models.lifted import Lifted
+from training.models.mcevae import Canonical, Pose
+from training.models.polar import AngleNet, PolarSampler
+from training.models.rotation import bin_angles, deviation, find_modes, wrapped
+from training.models.upright_config import PolarConfig, UprightConfig
+from training.turned import move, similarity, uniform
+
+if TYPE_CHECKING:
+    from training.datasets import LabelledImages
+
+__all__ = ["Upright"]
+
+CHUNK = 500  # images a forward pass where no gradient is kept
+FLIP_DEGREES = 90.0
+COVERAGE = 0.683  # of the errors lie within one standard deviation
+FLAT = math.pi / math.sqrt(3)  # deviation of the uniform posterior
+KNEE = math.radians(20)  # a posterior this wide is more than noise about one angle
+
+
+class Polar(nn.Module):
+    """Log posterior of the rotation: [N,C,S,S] -> log q [N,B], origin [N]; bin j stands for origin + 2 pi j / B."""
+
+    def __init__(self, config: PolarConfig, channels: int, side: int) -> None:
+        super().__init__()
+        self.sampler = PolarSampler(side, 1.0, config.radii, config.angles)
+        self.net = AngleNet(channels * config.radii, config.width, config.kernel, config.dilations)
+
+    def forward(self, images: Tensor, jitter: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        middle = torch.zeros(1, 2).to(images).expand(images.shape[0], 2)
+        with torch.autocast(images.device.type, enabled=False):
+            polar = self.sampler(images, middle)
+        return torch.log_softmax(self.net(polar).float(), 1), middle[:, 0]
+
+
+class Upright(Model):
+    """The model of a whole configuration; square pictures only."""
+
+    protocol = (
+        "rotation_error (mean), _median (degrees) and _flips (% over 90): the angle found against the known one, "
+        "pictures turned by any angle",
+    )
+
+    std_factor: Tensor
+
+    def __init__(self, config: UprightConfig, input: InputSpec, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.input = input
+        extractor = config.extractor
+        make = Polar if isinstance(extractor, PolarConfig) else Lifted
+        self.extractor = make(extractor, input.channels, input.height)  # type: ignore[arg-type]
+        self.register_buffer("std_factor", torch.ones(()))
+
+    def prepare(self, train: LabelledImages) -> None:
+        """Nothing to take from the training set."""
+
+    # --- one step of training -------------------------------------------------------------------------------------
+
+    def batch(self, data: LabelledImages, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Pictures turned by known angles.
+
+        Pictures of known turn (`data.turns`) are turned on by quarters or, resampled, by any angle, in the shares of
+        the configuration; others count as upright and are all resampled.
+
+        Returns:
+            views [B+O,C,S,S], the outliers last; turns [B] in radians; jitter [B+O] in [-1,1].
+        """
+        config, count = self.config, len(indices)
+        images = data.images[indices].float() / 255
+        turns = torch.zeros(count) if data.turns is None else data.turns[indices]
+        quarters = torch.randint(4, (count,), generator=generator)
+        resampled = torch.rand(count, generator=generator) >= (0.0 if data.turns is None else config.quarters)
+        rotation = torch.where(resampled, uniform(count, math.pi, generator), quarters * (math.pi / 2))
+        scale = 1 + uniform(count, config.nuisance_scale, generator)
+        matrix = similarity(rotation, 2 * uniform(count, config.nuisance_shift, generator, columns=2), scale)
+        bicubic = torch.rand(count, generator=generator) < 0.5
+        views = torch.empty_like(images)
+        for quarter in range(4):
+            chosen = ~resampled & (quarters == quarter)
+            views[chosen] = torch.rot90(images[chosen], quarter, (2, 3))
+        views[resampled & bicubic] = move(images[resampled & bicubic], matrix[resampled & bicubic], mode="bicubic")
+        views[resampled & ~bicubic] = move(images[resampled & ~bicubic], matrix[resampled & ~bicubic])
+        if others := round(config.outlier_share * count):
+            views = torch.cat([views, outliers(views[:others], generator)])
+        return {"views": views, "turns": turns + rotation, "jitter": uniform(len(views), 1.0, generator)}
+
+    def loss(
+        self, batch: dict[str, Tensor], generator: torch.Generator | None = None, progress: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Cross-entropy of the rotation, in nats an image.
+
+        Returns:
+            the scalars loss, pose, and outlier where there are any (nats above the uniform posterior's).
+        """
+        turns = batch["turns"]
+        log_posterior, origin = self.extractor(batch["views"], batch["jitter"])
+        known = log_posterior[: len(turns)]
+        angles = bin_angles(known.shape[1]).to(known)
+        difference = wrapped(angles + origin[: len(turns), None] - turns[:, None])
+        width = math.radians(self.config.target_degrees)
+        terms = {"pose": -(torch.softmax(torch.cos(difference) / width**2, 1) * known).sum(1).mean()}
+        loss = terms["pose"]
+        if len(log_posterior) > len(turns):
+            others = log_posterior[len(turns) :]
+            terms["outlier"] = -others.mean() - math.log(others.shape[1])
+            loss = loss + self.config.outlier_share * terms["outlier"]
+        return {"loss": loss, **terms}
+
+    # --- what is served -------------------------------------------------------------------------------------------
+
+    def pose(self, images: Tensor) -> Pose:
+        """[N,C,S,S] -> the rotation of each picture, with its uncertainty; after `calibrate`."""
+        log_posterior, origin = self.extractor(images)
+        posterior = torch.exp(log_posterior)
+        modes, weights = find_modes(posterior, self.config.modes)
+        angles = wrapped(modes + origin[:, None])
+        std = self._calibrated(deviation(posterior, modes[:, 0]))
+        matrices = exponential("SO2", angles.reshape(-1, 1)).reshape(-1, self.config.modes, 2, 3)
+        return Pose(angles[:, :1], std[:, None], matrices[:, 0], matrices, weights)
+
+    def _calibrated(self, std: Tensor) -> Tensor:
+        """The factor fitted to posteriors about one angle fades out towards the flat one, which says what it means."""
+        share = ((std - KNEE) / (FLAT - KNEE)).clamp(0, 1)
+        return std * self.std_factor ** (1 - share)
+
+    def canonicalize(self, images: Tensor) -> Canonical:
+        """[N,C,S,S] -> pose and rectified picture, which is the canonical one too."""
+        pose = self.pose(images)
+        rectified = resample(images, pose.matrix).clamp(0, 1)
+        return Canonical(pose, rectified, rectified)
+
+    # --- over a data set ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(
+        self, train: LabelledImages, validation: LabelledImages, train_limit: int | None = 10_000
+    ) -> dict[str, float]:
+        """Figures of the validation set in evaluation mode; the config's `metrics` names them, `protocol` tells how."""
+        was_training = self.training
+        self.eval()
+        error = self._errors(validation)[0].abs()
+        self.train(was_training)
+        return {
+            "rotation_error": float(error.mean()),
+            "rotation_median": float(error.median()),
+            "rotation_flips": 100 * float((error > FLIP_DEGREES).float().mean()),
+        }
+
+    def _errors(self, data: LabelledImages) -> tuple[Tensor, Tensor]:
+        """Error and standard deviation of the angle, degrees [N] each. Pictures of unknown turn are turned first."""
+        source = torch.Generator().manual_seed(0)
+        errors, stds = [], []
+        for images, turns in _chunks(data, self.std_factor.device):
+            if turns is None:
+                turns = uniform(len(images), math.pi, source).to(images)
+                images = move(images, similarity(turns, torch.zeros(len(images), 2).to(images)))
+            pose = self.pose(images)
+            errors.append(wrapped(pose.coefficients[:, 0] - turns))
+            stds.append(pose.coefficients_std[:, 0])
+        return torch.rad2deg(torch.cat(errors)).cpu(), torch.rad2deg(torch.cat(stds)).cpu()
+
+    @torch.no_grad()
+    def calibrate(self, train: LabelledImages, validation: LabelledImages) -> None:
+        """Fit the factor of the standard deviation: 68.3 % of the errors, flips apart, lie within one."""
+        self.eval()
+        self.std_factor.fill_(1.0)
+        error, std = self._errors(validation)
+        same = error.abs() < FLIP_DEGREES / 2
+        if same.any():
+            ratio = error.abs()[same] / std[same].clamp_min(1e-6)
+            self.std_factor.copy_(ratio.quantile(COVERAGE).clamp(1e-3, 10))
+
+
+def _chunks(data: LabelledImages, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Images [N,C,H,W] in [0,1] and, where they are known, their turns [N], `CHUNK` at a time."""
+    for start in range(0, len(data.labels), CHUNK):
+        rows = slice(start, start + CHUNK)
+        turns = None if data.turns is None else data.turns[rows].to(device)
+        yield data.images[rows].to(device).float() / 255, turns

@@ -1,0 +1,70 @@
+"""What a configuration file says of an upright model under `model:`; training/models/upright.py says what it means."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["LiftedConfig", "PolarConfig", "UprightConfig"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LiftedConfig(_Config):
+    """One convolutional net on the picture along its main axis, both ways up (training/models/lifted.py)."""
+
+    kind: Literal["lifted"]
+    bins: int = Field(128, ge=16, multiple_of=2, description="of the circle; each way up reads half of them")
+    filters: tuple[int, ...] = (16, 32, 32, 64, 64, 96, 96)
+    strides: tuple[int, ...] = (2, 2, 1, 2, 1, 2, 1)
+    kernel: int = Field(3, ge=3, le=9)
+    jitter_degrees: float = Field(15.0, ge=0, le=45, description="training turns the main axis by U(+-this)")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LiftedConfig:
+        if len(self.filters) != len(self.strides):
+            raise ValueError(f"{len(self.filters)} filters but {len(self.strides)} strides")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} is even: it has no middle")
+        return self
+
+
+class PolarConfig(_Config):
+    """Circular convolutions on the polar map about the frame's middle (training/models/polar.py)."""
+
+    kind: Literal["polar"]
+    radii: int = Field(32, ge=2)
+    angles: int = Field(256, ge=32, multiple_of=2, description="samples a circle; the posterior has half as many bins")
+    width: int = Field(96, ge=4)
+    kernel: int = Field(5, ge=3, le=9)
+    dilations: tuple[int, ...] = Field((1, 2, 4, 8, 2, 1), min_length=1)
+
+    @model_validator(mode="after")
+    def _odd(self) -> PolarConfig:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} is even: it has no middle")
+        return self
+
+
+class UprightConfig(_Config):
+    """The model and the changes of its training pictures."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("rotation_error", "rotation_median", "rotation_flips")
+
+    kind: Literal["upright"]
+    group: Literal["SO2"] = "SO2"
+    extractor: Annotated[LiftedConfig | PolarConfig, Field(discriminator="kind")]
+    target_degrees: float = Field(3.0, gt=0, le=30, description="width of the posterior that training aims at")
+    quarters: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the pictures of known turn that are turned by quarters only, so unblurred",
+    )
+    nuisance_scale: float = Field(0.1, ge=0, lt=1, description="random scale of the others, 1 +- this")
+    nuisance_shift: float = Field(0.02, ge=0, le=0.5, description="and their random shift, as a share of the side")
+    outlier_share: float = Field(0.05, ge=0, le=1, description="pictures without an orientation, a share of the batch")
+    modes: int = Field(4, ge=1, le=8, description="rotations served, best first")
