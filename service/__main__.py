@@ -4,6 +4,7 @@ import argparse
 import gc
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -11,13 +12,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import uvicorn
 from pydantic.fields import FieldInfo
 
 from service.app import create_app, create_store
 from service.budget import Budget
 from service.engine import RuntimeUnavailable, check_runtime
 from service.keys import KeyFileError, new_key
+from service.life import Life, Server
 from service.model_folder import EmptyStore, find
 from service.observability import Metrics, say, set_up_logging
 from service.schemas import EXAMPLE_PNG
@@ -57,7 +58,7 @@ def _serve(settings: Settings, runtime: str) -> int:
     except OSError as error:
         return _complain(f"cannot listen on {error.filename}: {error.strerror or error}", EXIT_FAILED)
     allow_files(settings.max_connections)
-    config = assemble(settings, listening, _freeze)
+    server = assemble(settings, listening, _freeze)
     url = url_of(listening[0])
     say(logging.INFO, "starting", url=url, docs=f"{url}/docs", model_store=settings.model_store, runtime=runtime)
     if len(listening) > 1:
@@ -68,19 +69,23 @@ def _serve(settings: Settings, runtime: str) -> int:
     if settings.log_format == "plain":
         example = json.dumps({"images": [{"data": EXAMPLE_PNG}]})
         say(logging.INFO, f"try: curl {url}/classify -H 'Content-Type: application/json' -d '{example}'")
-    uvicorn.Server(config).run(sockets=listening)
+    server.run(sockets=listening)
+    if server.life.hung:
+        say(logging.ERROR, "stopped, with a run of a graph that never ended")
+        os._exit(EXIT_FAILED)  # the interpreter would wait for its thread for ever
     say(logging.INFO, "stopped")
     return EXIT_OK
 
 
 def assemble(
     settings: Settings, listening: Sequence[socket.socket], on_loaded: Callable[[], None] = lambda: None
-) -> uvicorn.Config:
+) -> Server:
     """The app and its server for the sockets of `listen_all`."""
+    life = Life()
     connections = Connections(settings.max_connections)
     probe_port = listening[1].getsockname()[1] if len(listening) > 1 else None
-    app = create_app(settings, on_loaded, connections, probe_port)
-    return configure(app, settings, connections, probe_port)
+    app = create_app(settings, on_loaded, connections, probe_port, life)
+    return Server(configure(app, settings, connections, probe_port), life, settings)
 
 
 def _make_key() -> int:
@@ -100,7 +105,7 @@ def _check(settings: Settings) -> int:
     find(settings.model_store)
     observed = Metrics(Budget(settings.queue_images, settings.queue_bytes))
     with ThreadPoolExecutor(1) as device:
-        store = create_store(settings, observed, device, loader=device)
+        store = create_store(settings, observed, device, loader=device, life=Life())
         load_at_start(store, every_version=True)
     return EXIT_FAILED if store.refused or not store.models else EXIT_OK
 

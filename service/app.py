@@ -34,6 +34,7 @@ from service.errors import (
 from service.images import limits_of
 from service.inference import Inference
 from service.keys import KeyGate, Keys
+from service.life import Life
 from service.middleware import CALL, PROBE_PATHS, BodyLimits, Note, RequestEdge, TwoPorts, unexpected
 from service.model_store import CAPABILITIES, ModelStore
 from service.observability import Metrics
@@ -67,15 +68,18 @@ def create_app(
     on_loaded: Callable[[], None] = lambda: None,
     connections: Connections | None = None,
     probe_port: int | None = None,
+    life: Life | None = None,
 ) -> ASGIApp:
     """An app that loads its models when it starts, then calls `on_loaded`; nothing is shared between two apps.
 
-    connections: the server's, for metrics. probe_port: the port of the server's second socket.
+    connections: the server's, for metrics. probe_port: the port of the server's second socket. life: the process's,
+    where it ends by more than the lifespan's end.
 
     Raises:
         KeyFileError: the file of keys cannot be used. TracingUnavailable: traces are asked for without the extra otel.
     """
     keys = Keys(settings.api_keys)
+    life = life or Life()
     notes: list[Note] = [AccessLog(settings.access_log_every)] if settings.access_log_every else []
     tracing = Tracing(settings.otel_endpoint, settings.otel_share) if settings.otel_endpoint else None
     if tracing is not None:
@@ -87,7 +91,7 @@ def create_app(
     pool = Pool(settings.decode_threads)
     device = ThreadPoolExecutor(1, "device")
     loader = ThreadPoolExecutor(1, "loader")
-    store = create_store(settings, observed, device, loader)
+    store = create_store(settings, observed, device, loader, life)
     inference = Inference(
         store,
         budget,
@@ -104,6 +108,7 @@ def create_app(
         yield
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+        life.hung = store.running_seconds() > 0
         pool.shutdown()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
@@ -141,7 +146,7 @@ def create_app(
         layered = KeyGate(layered, keys, OPEN_PATHS)
     if probe_port is not None:
         layered = TwoPorts(layered, probe_port)
-    edge: ASGIApp = RequestEdge(layered, observed, 2 * settings.max_body_bytes, notes)
+    edge: ASGIApp = RequestEdge(layered, life, observed, 2 * settings.max_body_bytes, notes)
     return allow_origins(edge, settings.cors_origins) if settings.cors_origins else edge
 
 
@@ -156,7 +161,7 @@ def allow_origins(app: ASGIApp, origins: str) -> ASGIApp:
     )
 
 
-def create_store(settings: Settings, observed: Metrics, device: Executor, loader: Executor) -> ModelStore:
+def create_store(settings: Settings, observed: Metrics, device: Executor, loader: Executor, life: Life) -> ModelStore:
     def queue(engine: Engine, key: tuple[str, int, str]) -> Batcher:
         batcher = Batcher(engine, device, observed.queue(*key))
         observed.watch(batcher, *key)
@@ -174,6 +179,8 @@ def create_store(settings: Settings, observed: Metrics, device: Executor, loader
         queue=queue,
         observer=StoreLog(observed),
         loader=loader,
+        life=life,
+        hang_seconds=settings.hang_seconds,
     )
     observed.refused_models.set_function(lambda: len(store.refused))
     return store

@@ -210,6 +210,10 @@ class NotReady(Problem):
     slug, title, status = "not-ready", "The service is not ready", 503
 
 
+class NotAlive(Problem):
+    slug, title, status = "not-alive", "The service makes no progress any more and has to be started anew", 503
+
+
 class DeadlineExceeded(Problem):
     slug, title, status = "deadline-exceeded", "The answer cannot be ready by the deadline", 504
 

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.budget import Budget
 from service.deadlines import CallerGone, Deadline
 from service.errors import BodyTimeout, BodyTooLarge, InternalError, NotFound, Problem, render
+from service.life import Life
 from service.model_store import LoadedModel
 from service.observability import Metrics, say
 
@@ -101,11 +102,16 @@ Note = Callable[[Call, Scope, float], None]
 
 
 class RequestEdge:
-    """The outermost layer: request id, Server-Timing, metrics, and every exception as a problem document."""
+    """The outermost layer: request id, Server-Timing, metrics, and every exception as a problem document. While the
+    service drains every answer closes its connection, so that its client makes the next one elsewhere.
+    """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, linger_bytes: int, notes: Sequence[Note] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, life: Life, metrics: Metrics, linger_bytes: int, notes: Sequence[Note] = ()
+    ) -> None:
         """notes: called at the end of every request, see `Note`."""
         self._app = app
+        self._life = life
         self._metrics = metrics
         self._notes = tuple(notes)
         self._linger_bytes = linger_bytes
@@ -133,6 +139,8 @@ class RequestEdge:
                     (b"server-timing", call.server_timing()),
                     *(() if call.endpoint == "docs" else _SECURITY_HEADERS),  # a page has its own
                 ]
+                if self._life.draining and not call.unread:  # then it closes anyway
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         self._metrics.in_flight += 1

@@ -6,6 +6,7 @@ the one that serves, and the old one is closed when its last request has left it
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from typing import Any, Protocol, TypeVar, get_args
 from contract.manifest import Capability, Manifest, ManifestError
 from service.batching import Batcher
 from service.engine import Engine, EngineError, EngineOptions
-from service.errors import CapabilityNotFound, ModelNotFound, ModelRefused, NotReady, VersionNotFound
+from service.errors import CapabilityNotFound, ModelNotFound, ModelRefused, NotAlive, NotReady, VersionNotFound
+from service.life import Life
 from service.model_folder import EmptyStore, Refusal, Signature, find, read_version, sign
 
 CAPABILITIES: tuple[str, ...] = get_args(Capability)
@@ -81,6 +83,7 @@ class ModelStore:
 
     queue: puts the queue in front of an engine; the last argument is (model, version, capability).
     loader: one thread, so that loads come one after the other and delay no request.
+    hang_seconds: a run in a thread that takes longer will never end; 0: it may.
     """
 
     root: Path
@@ -89,6 +92,8 @@ class ModelStore:
     queue: Callable[[Engine, tuple[str, int, str]], Batcher]
     observer: StoreObserver
     loader: Executor
+    life: Life
+    hang_seconds: float
     models: dict[str, LoadedModel] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     loading: bool = True
@@ -283,8 +288,24 @@ class ModelStore:
         if reason := self.reason_not_ready():
             raise NotReady(reason, headers={"Retry-After": "1"} if self.loading else None)
 
+    def running_seconds(self) -> float:
+        """How long the oldest run in a thread has been going on; 0 where none is."""
+        since = [batcher.running_since for model in self.models.values() for batcher in model.batchers.values()]
+        return max((time.perf_counter() - start for start in since if start is not None), default=0.0)
+
+    def check_alive(self) -> None:
+        """
+        Raises:
+            NotAlive: a run in a thread hangs, so that nothing behind it is ever answered.
+        """
+        seconds = self.running_seconds()
+        if self.hang_seconds and seconds > self.hang_seconds:
+            raise NotAlive(f"a run of a graph has not ended for {seconds:.0f} s")
+
     def reason_not_ready(self) -> str | None:
-        """Why no request can be answered; None where one can."""
+        """Why no request should be sent here; None where one can."""
+        if self.life.draining:
+            return "the service is about to end and finishes what it has accepted"
         if self.loading:
             return "models are being loaded"
         if self.models:

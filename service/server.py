@@ -1,6 +1,7 @@
 """The sockets, and uvicorn on them: two ports at most, a bounded number of connections."""
 
 import asyncio
+import math
 import socket
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ try:
 except ImportError:  # Windows has no such limit
     resource = None  # type: ignore[assignment]
 
+# At the end, a client that does not read its answer is waited for no longer than this past the last deadline.
+_UNREAD_SECONDS = 5
 _SPARE_FILES = 64  # besides connections: sockets, model files, logs
 
 
@@ -86,6 +89,7 @@ def configure(app: ASGIApp, settings: Settings, connections: Connections, probe_
         proxy_headers=False,  # nothing here depends on the client's address
         log_config=None,
         timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=math.ceil(settings.request_timeout_seconds) + _UNREAD_SECONDS,
     )
 
 

@@ -155,6 +155,18 @@ class Settings(BaseSettings):
         ge=1,
         description="How long an idle connection is kept, seconds. Keep it above the idle time of a proxy in front.",
     )
+    drain_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        description="How long the service goes on after SIGTERM, seconds: not ready and closing connections, but "
+        "answering, until balancers look elsewhere. Then it finishes what it has accepted. SIGINT leaves it out.",
+    )
+    hang_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="After how long something that hangs is given up, seconds; 0: never. A run in a thread: /healthz "
+        "fails. The event loop: the stacks of all threads are written to standard error and the process exits with 1.",
+    )
     log_format: Literal["plain", "json"] = Field(default="plain", description="plain for people, json for machines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",

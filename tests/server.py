@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
-import uvicorn
 
 from service.__main__ import assemble
 from service.server import listen_all, url_of
@@ -18,7 +17,7 @@ from service.settings import Settings
 def running_server(settings: Settings, *, ready: bool = True) -> Iterator[str]:
     """The URL of a service with these settings, in a thread of its own; `ready`: wait until it answers."""
     listening = listen_all(settings.model_copy(update={"port": 0}))
-    server = uvicorn.Server(assemble(settings, listening))
+    server = assemble(settings, listening)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=listening)))
     thread.start()
     url = url_of(listening[0])

@@ -1,10 +1,10 @@
-"""GET /healthz: the process answers. GET /readyz: a model is loaded, verified and warm."""
+"""GET /healthz: the process answers, and no run hangs. GET /readyz: a model is loaded, verified and warm."""
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import NotReady
+from service.errors import NotAlive, NotReady
 from service.middleware import CALL
 from service.model_store import ModelStore
 from service.routes.direct import DirectRoute, problem_responses
@@ -14,6 +14,7 @@ from service.schemas import Alive, Ready
 def add(router: APIRouter, store: ModelStore) -> None:
     async def healthz(request: Request) -> Response:
         request.scope[CALL].endpoint = "healthz"
+        store.check_alive()
         return Response(Alive().model_dump_json(), media_type="application/json")
 
     async def readyz(request: Request) -> Response:
@@ -28,6 +29,7 @@ def add(router: APIRouter, store: ModelStore) -> None:
         name="healthz",
         summary="Whether the process is alive",
         response_model=Alive,
+        responses=problem_responses(NotAlive),
         route_class_override=DirectRoute,
     )
     router.add_api_route(

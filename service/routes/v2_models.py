@@ -17,6 +17,7 @@ from service.errors import (
     CapabilityNotFound,
     InternalError,
     ModelNotFound,
+    NotAlive,
     NotReady,
     Problem,
     VersionNotFound,
@@ -149,6 +150,7 @@ def add(router: APIRouter, store: ModelStore, version: str) -> None:
 
     async def live(request: Request) -> Response:
         request.scope[CALL].endpoint = "v2_live"
+        store.check_alive()
         return json_answer(Live(live=True))
 
     async def ready(request: Request) -> Response:
@@ -182,7 +184,7 @@ def add(router: APIRouter, store: ModelStore, version: str) -> None:
         )
 
     get("/v2", server, ServerMetadata, "Inference protocol: what this server is")
-    get("/v2/health/live", live, Live, "Inference protocol: whether the process is alive")
+    get("/v2/health/live", live, Live, "Inference protocol: whether the process is alive", NotAlive)
     get("/v2/health/ready", ready, ServerReady, "Inference protocol: whether requests can be answered", NotReady)
     for path in of_model(""):
         get(path, metadata, ModelMetadata, "Inference protocol: what a graph takes and gives", *NOT_FOUND)

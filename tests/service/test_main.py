@@ -7,9 +7,6 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,29 +16,7 @@ from service import __main__ as command_line
 from service.engine import RuntimeUnavailable
 from service.settings import ENV_PREFIX, Settings, option_name
 from tests.service import tiny
-
-ROOT = Path(__file__).parents[2]
-
-
-def environment(**extra: str) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
-    return clean | {"PYTHONPATH": str(ROOT)} | extra
-
-
-def run(*arguments: str, **extra: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "service", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(**extra), timeout=60)
-
-
-@contextmanager
-def started(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-m", "service", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+from tests.service.process import ROOT, run, started
 
 
 def test_help_documents_every_option() -> None:
@@ -127,7 +102,8 @@ def test_both_runtimes_installed(
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_start_answer_and_stop_with_one_log_line_each(tmp_path: Path, stop: signal.Signals) -> None:
     tiny.write(tmp_path)
-    with started("--model-store", str(tmp_path), "--port", "0", "--log-format", "json") as process:
+    options = ("--port", "0", "--log-format", "json", "--drain-seconds", "0")
+    with started("--model-store", str(tmp_path), *options) as process:
         assert process.stderr is not None
         start = json.loads(process.stderr.readline())
         assert start["message"] == "starting"
@@ -141,7 +117,8 @@ def test_start_answer_and_stop_with_one_log_line_each(tmp_path: Path, stop: sign
             assert client.post("/classify", content=damaged).status_code == 200
         process.send_signal(stop)
         assert process.wait(timeout=20) == 0
-        assert [json.loads(line)["message"] for line in process.stderr] == ["stopped"]
+        told = [json.loads(line)["message"] for line in process.stderr]
+        assert told == (["draining", "stopped"] if stop == signal.SIGTERM else ["stopped"])
 
 
 def test_plain_logs_are_one_line_each_and_their_curl_line_works(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from service.app import create_store
 from service.budget import Budget
 from service.engine import Engine
 from service.errors import ModelNotFound, ModelRefused, NotReady
+from service.life import Life
 from service.model_store import ModelStore
 from service.observability import Metrics
 from service.settings import Settings
@@ -175,7 +176,7 @@ def with_store(root: Path, scenario: Callable[[ModelStore], object]) -> None:
     with ThreadPoolExecutor(1) as loader:
 
         async def main() -> None:
-            await scenario(create_store(settings, observed, loader, loader))  # type: ignore[misc]
+            await scenario(create_store(settings, observed, loader, loader, Life()))  # type: ignore[misc]
 
         asyncio.run(main())
 

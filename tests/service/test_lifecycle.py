@@ -1,0 +1,207 @@
+"""The end of the process, and what may go wrong around it: drains under load, hangs, full and read-only disks."""
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.service import tiny
+from tests.service.process import environment, started
+
+PNG = {"content-type": "image/png"}
+# Runs of a graph do what the file says that FAULT names: hang, or raise.
+FAULTS = """
+import os, time
+from pathlib import Path
+from service.engine import Engine
+
+genuine = Engine.run
+
+def run_of_a_graph(self, inputs):
+    fault = Path(os.environ["FAULT"]).read_text()
+    if fault == "hang":
+        time.sleep(600)
+    if fault == "raise":
+        raise RuntimeError("a runner that raises")
+    return genuine(self, inputs)
+
+Engine.run = run_of_a_graph
+"""
+
+
+@contextmanager
+def service(store: Path, *options: str, **given: object) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A ready process and its URL, found by its port; its log stays unread."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = ("--model-store", str(store), "--port", str(port), "--log-format", "json", *options)
+    url = f"http://127.0.0.1:{port}"
+    with started(*arguments, **given) as process:  # type: ignore[arg-type]
+
+        def ready() -> bool:
+            assert process.poll() is None
+            try:
+                return httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        until(ready)
+        yield process, url
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def classify(url: str, **headers: str) -> httpx.Response:
+    return httpx.post(f"{url}/classify", content=tiny.png(), headers=PNG | headers, trust_env=False, timeout=30)
+
+
+def test_a_drain_under_load_loses_nobody(tiny_store: Path) -> None:
+    """Keep-alive clients ask without a pause; whoever is told to close goes elsewhere, and nobody is cut off."""
+    with service(tiny_store, "--drain-seconds", "1.5") as (process, url):
+        answered: list[int] = []
+        after_unready = 0
+        unready = threading.Event()
+
+        def ask() -> int:
+            """Answers until one closes the connection; any error of the connection is the test's."""
+            count = 0
+            connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+            while True:
+                connection.request("POST", "/classify", tiny.png(), PNG)
+                response = connection.getresponse()
+                assert "label" in json.loads(response.read())
+                count += 1
+                answered.append(response.status)
+                if response.getheader("connection") == "close":
+                    connection.close()
+                    return count
+
+        with ThreadPoolExecutor(8) as pool:
+            clients = [pool.submit(ask) for _ in range(8)]
+            until(lambda: len(answered) > 100)
+            process.send_signal(signal.SIGTERM)
+            probe = httpx.Client(base_url=url, trust_env=False)
+            until(lambda: probe.get("/readyz").status_code == 503)
+            assert "about to end" in probe.get("/readyz").json()["detail"]
+            assert probe.get("/healthz").status_code == 200
+            unready.set()
+            # A balancer that has not noticed yet goes on sending.
+            while after_unready < 5:
+                assert classify(url).status_code == 200
+                after_unready += 1
+            probe.close()
+            counts = [client.result() for client in clients]
+        assert all(count > 1 for count in counts)
+        assert set(answered) == {200}
+        assert process.wait(timeout=20) == 0
+        assert process.stderr is not None
+        assert [json.loads(line)["message"] for line in process.stderr][-2:] == ["draining", "stopped"]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_what_was_accepted_is_finished(tiny_store: Path, stop: signal.Signals) -> None:
+    """A request whose body is still on its way when the service stops to listen is answered."""
+    body = tiny.png()
+    head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+    with service(tiny_store, "--drain-seconds", "0.2") as (process, url):
+        host, port = urlsplit(url).hostname, urlsplit(url).port
+        with socket.create_connection((host, port), timeout=30) as connection:
+            connection.sendall(head.encode() + body[:10])
+            process.send_signal(stop)
+
+            def refused() -> bool:
+                with socket.socket() as another:
+                    return another.connect_ex((host, port)) != 0
+
+            until(refused)
+            connection.sendall(body[10:])
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.lower().count(b"\r\nconnection: close\r\n") == 1
+        assert process.wait(timeout=20) == 0
+
+
+def test_a_second_signal_ends_the_wait(tiny_store: Path) -> None:
+    with service(tiny_store, "--drain-seconds", "600") as (process, url):
+        process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 503)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+
+
+@contextmanager
+def faulty(store: Path, folder: Path, *options: str, **given: object) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    fault = folder / "fault"
+    fault.write_text("")
+    with service(store, *options, code=FAULTS, env=environment(FAULT=str(fault)), **given) as running:
+        yield running
+
+
+def test_an_event_loop_that_hangs_ends_the_process_with_its_stacks(tiny_store: Path, tmp_path: Path) -> None:
+    with faulty(tiny_store, tmp_path, "--hang-seconds", "2") as (process, url):
+        time.sleep(2.5)  # nothing hangs: it lives on
+        assert classify(url).status_code == 200
+        (tmp_path / "fault").write_text("hang")
+        with pytest.raises(httpx.TransportError):
+            classify(url)
+        assert process.wait(timeout=20) == 1
+        assert process.stderr is not None
+        log = process.stderr.read()
+        assert "Timeout (0:00:02)!" in log
+        assert "in run_of_a_graph" in log
+
+
+def test_a_thread_that_hangs_fails_liveness_and_keeps_no_caller(tiny_store: Path, tmp_path: Path) -> None:
+    options = ("--hang-seconds", "2", "--inline-milliseconds", "0", "--drain-seconds", "0")
+    with faulty(tiny_store, tmp_path, *options) as (process, url):
+        (tmp_path / "fault").write_text("hang")
+        assert classify(url, **{"x-request-timeout-ms": "200"}).status_code == 504
+        until(lambda: httpx.get(f"{url}/healthz", trust_env=False).status_code == 503)
+        problem = httpx.get(f"{url}/healthz", trust_env=False).json()
+        assert problem["type"] == "urn:equipoise:problem:not-alive"
+        assert httpx.get(f"{url}/v2/health/live", trust_env=False).status_code == 503
+        assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 1
+
+
+def test_a_full_disk_under_the_log(tmp_path: Path) -> None:
+    """Log lines are lost, not answers: of the start, of a refused model, of failing requests, of the end."""
+    store = tmp_path / "store"
+    tiny.write(store)
+    (tiny.write(store, name="broken") / "embed.onnx").write_bytes(b"")
+    with Path("/dev/full").open("w") as full, faulty(store, tmp_path, stderr=full) as (process, url):
+        (tmp_path / "fault").write_text("raise")
+        assert [classify(url).status_code for _ in range(3)] == [500] * 3
+        (tmp_path / "fault").write_text("")
+        assert classify(url).status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+
+
+def test_nothing_is_written_to_disk(tiny_store: Path) -> None:
+    """In a folder where nothing can be written, nor in the one for temporary files; a form of a megabyte included."""
+    with service(tiny_store, cwd="/proc", env=environment(TMPDIR="/proc", HOME="/proc")) as (_, url):
+        form = [("images", tiny.png()), ("images", bytes(1_000_000))]
+        response = httpx.post(f"{url}/classify", files=form, trust_env=False, timeout=30)
+        assert response.status_code == 200
+        assert "label" in response.json()["results"][0] and "problem" in response.json()["results"][1]
