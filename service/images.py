@@ -1,5 +1,6 @@
 """Bytes -> checked model input, and array -> bytes of a picture. Every limit on a picture is applied here."""
 
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -81,6 +82,11 @@ def accept(data: bytes, limits: PictureLimits) -> EncodedPicture:
         return read_header(data, limits=limits)
     except PictureError as error:
         raise _problem(error) from None
+
+
+def decoding_bytes(encoded: Sequence[EncodedPicture | Problem]) -> int:
+    """Of memory, what decoding the good ones takes: one after the other, so what the largest takes."""
+    return max((picture.decoded_bytes for picture in encoded if not isinstance(picture, Problem)), default=0)
 
 
 def to_input(

@@ -20,7 +20,7 @@ from service.budget import Budget, Permit
 from service.deadlines import Deadline, read_deadline
 from service.engine import Array
 from service.errors import Problem, TooManyPixels
-from service.images import ModelInput
+from service.images import ModelInput, decoding_bytes
 from service.middleware import CALL, FREE_BODY_BYTES, Call, read_body
 from service.model_store import LoadedModel, ModelStore
 from service.observability import Metrics
@@ -155,27 +155,26 @@ class Inference:
     def permit(
         self, encoded: Sequence[EncodedPicture | Problem], body: bytes, rows: int | None = None, size: int = 0
     ) -> Permit:
-        """Room for the good ones of these pictures, or for so many `rows`; QueueFull where there is none.
+        """Room for the good ones of these pictures, or for so many `rows`.
 
         A request's pictures are decoded one after the other, so the largest one is what it holds at once. Of the body,
-        what is past the free part has been counted as it arrived. size: bytes of tensors besides.
-        """
-        good = [picture.decoded_bytes for picture in encoded if not isinstance(picture, Problem)]
-        images = len(good) if rows is None else rows
-        return self._budget.acquire(images, min(len(body), FREE_BODY_BYTES) + max(good, default=0) + size)
-
-    def room(self, size: int) -> Permit:
-        """Memory for what is made of pictures that have their permit.
+        what is past the free part has been counted as it arrived. size: bytes of whatever else is held.
 
         Raises:
-            QueueFull: there is none now. TooManyPixels: there never is so much.
+            QueueFull: there is no room now. TooManyPixels: there never is so much.
         """
-        if size > self._budget.byte_limit:
+        good = [picture for picture in encoded if not isinstance(picture, Problem)]
+        images = len(good) if rows is None else rows
+        return self.room(min(len(body), FREE_BODY_BYTES) + decoding_bytes(encoded) + size, images=images)
+
+    def room(self, size: int, *, images: int = 0, held: int = 0) -> Permit:
+        """The same for `size` bytes, beside the `held` ones that the request has a permit for."""
+        if size + held > self._budget.byte_limit:
             raise TooManyPixels(
-                f"this would take {size:,} bytes of memory, the limit is {self._budget.byte_limit:,}: send fewer "
-                "pictures in one request, or smaller ones"
+                f"this would take {size + held:,} bytes of memory, the limit is {self._budget.byte_limit:,}: "
+                "send fewer pictures in one request, or smaller ones"
             )
-        return self._budget.acquire(0, size)
+        return self._budget.acquire(images, size)
 
     def accept(self, pictures: Sequence[Encoded]) -> list[EncodedPicture | Problem]:
         """Headers checked, in order; a problem stays in its place."""

@@ -9,16 +9,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from contract.geometry import Canvas, GeometryError
+from contract.geometry import Canvas, GeometryError, Matrix
 from contract.picture import EncodedPicture, Original
 from contract.picture_pixels import Kept
 from service import warp
 from service.errors import InternalError, NotAcceptable, Problem, TooManyPixels
-from service.images import PICTURE_TYPES, ModelInput
+from service.images import PICTURE_TYPES
 from service.queries import UprightOptions
 
-_DRAWING_BYTES = 12  # a pixel of the canvas: the drawn picture, Pillow's copy of it, the file; then file, base64, JSON
-_FINISHED_BYTES = 6  # a pixel of a picture that waits for the others of its batch: the file, as base64, in JSON
+_DRAWING = 4  # times the drawn picture: itself, Pillow's copy and the file; or the file, base64 and JSON
+_FINISHED = 2  # times the drawn picture, while it waits for the others of its batch: the file, base64 and JSON
 _KEPT_BYTES = 4  # a pixel of a picture in its own kind, at most
 
 _SAVE: dict[str, dict[str, Any]] = {
@@ -39,17 +39,16 @@ class Upright(NamedTuple):
     encode_seconds: float
 
 
-def plan(item: ModelInput, matrix: npt.ArrayLike, options: UprightOptions, most_pixels: int) -> Canvas:
-    """The canvas of a picture for which a model found `matrix`.
+def plan(original: Original, frame: Matrix, matrix: npt.ArrayLike, options: UprightOptions, most_pixels: int) -> Canvas:
+    """The canvas of a picture for which a model found `matrix` in the `frame` that it was shown.
 
     Raises:
         TooManyPixels: it is larger than pictures may be.
         InternalError: the matrix cannot be undone.
     """
-    assert item.original is not None
-    height, width = item.original.samples.shape[:2]
+    height, width = original.samples.shape[:2]
     try:
-        canvas = warp.plan(matrix, item.frame, width, height, undo=options.undo, expand=options.expand)
+        canvas = warp.plan(matrix, frame, width, height, undo=options.undo, expand=options.expand)
     except GeometryError as error:
         raise InternalError(f"the model gave no transform for this picture: {error}") from None
     if canvas.width * canvas.height > most_pixels:
@@ -68,16 +67,15 @@ def kept_bytes(encoded: Sequence[EncodedPicture | Problem]) -> int:
     return _KEPT_BYTES * (sum(pixels) - max(pixels, default=0))
 
 
-def drawing_bytes(canvases: Sequence[Canvas], encoded: Sequence[EncodedPicture | Problem]) -> int:
-    """Of memory, what drawing takes beyond what these pictures' decoding took, which is over by then."""
-    sizes = [canvas.width * canvas.height for canvas in canvases]
+def drawing_bytes(pictures: Sequence[tuple[Original, Canvas]], options: UprightOptions) -> int:
+    """Of memory, what keeping, drawing and answering takes at most, when decoding is over."""
+    more = 1 if options.fill == "transparent" else 0
+    sizes = [
+        canvas.width * canvas.height * (int(original.samples[0, 0].nbytes) + more) for original, canvas in pictures
+    ]
     largest = max(sizes, default=0)
-    over = max(
-        picture.decoded_bytes - _KEPT_BYTES * picture.width * picture.height
-        for picture in encoded
-        if not isinstance(picture, Problem)
-    )
-    return max(0, _DRAWING_BYTES * largest + _FINISHED_BYTES * (sum(sizes) - largest) - max(over, 0))
+    kept = sum(original.samples.nbytes for original, _ in pictures)
+    return kept + _DRAWING * largest + _FINISHED * (sum(sizes) - largest)
 
 
 def own_type(format: str) -> str:

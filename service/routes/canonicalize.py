@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contract.geometry import Canvas
-from contract.picture import EncodedPicture
+from contract.picture import EncodedPicture, Original
 from service import errors, upright
 from service.batching import Row
 from service.engine import Array
 from service.errors import Problem
-from service.images import PICTURE_TYPES, ModelInput, write_picture
+from service.images import PICTURE_TYPES, ModelInput, decoding_bytes, write_picture
 from service.inference import Inference, head, raise_of_single, to_json
 from service.model_store import LoadedModel
 from service.negotiation import choose
@@ -41,6 +41,7 @@ class _Job(NamedTuple):
     """A picture whose transform is known and whose canvas is within the limits. canonical: [C,H,W]"""
 
     item: ModelInput
+    original: Original
     transform: dict[str, Any]
     canonical: Array
     canvas: Canvas
@@ -61,8 +62,9 @@ def _plan_all(
             continue
         try:
             found = transform.render(model, item, outputs, row)
-            canvas = upright.plan(item, outputs["matrix"][row], options, most_pixels)
-            jobs.append(_Job(item, found, outputs["canonical"][row], canvas))
+            assert item.original is not None  # it was asked for
+            canvas = upright.plan(item.original, item.frame, outputs["matrix"][row], options, most_pixels)
+            jobs.append(_Job(item, item.original, found, outputs["canonical"][row], canvas))
         except Problem as problem:
             jobs.append(problem)
         row += 1
@@ -73,9 +75,8 @@ def _make(
     model: LoadedModel, job: _Job, options: UprightOptions, media_type: str, strict: bool
 ) -> tuple[upright.Upright, dict[str, Any]]:
     """The upright picture, and the answer with it as schemas.CanonicalizeAnswer; empty where the picture is it."""
-    assert job.item.original is not None
     wanted = upright.own_type(job.item.description["format"]) if media_type == _JSON else media_type
-    made = upright.make(job.item.original, job.canvas, options, wanted, strict)
+    made = upright.make(job.original, job.canvas, options, wanted, strict)
     if media_type != _JSON:
         return made, {}
     start = time.perf_counter()
@@ -126,7 +127,8 @@ def add(router: APIRouter, inference: Inference) -> None:
         accept = call.headers.get(b"accept", b"")
         media_type = choose(accept, _offered(payload, encoded[0]))
         strict = media_type != _JSON and not _accepts_png(accept)
-        with inference.permit(encoded, body, size=upright.kept_bytes(encoded)):
+        kept = upright.kept_bytes(encoded)
+        with inference.permit(encoded, body, size=kept):
             inputs = await inference.prepare(call, encoded, model, options, keep_original=True)
             raise_of_single(payload, inputs)
             inference.record(call, "decode", time.perf_counter() - start)
@@ -136,10 +138,12 @@ def add(router: APIRouter, inference: Inference) -> None:
             most = inference.limits.pixels
             jobs = await inference.placed(call, 0, len(rows), _plan_all, model, inputs, outputs, options.upright, most)
             raise_of_single(payload, jobs)
-            canvases = [job.canvas for job in jobs if not isinstance(job, Problem)]
+            good = [job for job in jobs if not isinstance(job, Problem)]
             warping, encoding = time.perf_counter() - start, 0.0
             results: list[dict[str, Any]] = []
-            with inference.room(upright.drawing_bytes(canvases, encoded) if canvases else 0):
+            held = decoding_bytes(encoded) + kept
+            drawing = upright.drawing_bytes([(job.original, job.canvas) for job in good], options.upright)
+            with inference.room(max(0, drawing - held), held=held):
                 for job in jobs:
                     if isinstance(job, Problem):
                         results.append(inference.in_place(call, job))
@@ -157,7 +161,7 @@ def add(router: APIRouter, inference: Inference) -> None:
                 inference.record(call, "warp", warping)
                 start = time.perf_counter()
                 answer = results[0] if payload.single else {"results": results}
-                pixels = sum(canvas.width * canvas.height for canvas in canvases)
+                pixels = sum(job.canvas.width * job.canvas.height for job in good)
                 content = await inference.placed(call, pixels, len(jobs), to_json, answer)
                 inference.record(call, "encode", encoding + time.perf_counter() - start)
         return Response(content, media_type=_JSON, headers={"Vary": "Accept"})

@@ -92,6 +92,8 @@ def test_every_example_works_when_pasted(shipped: httpx.Client) -> None:
             names = {
                 item["name"]: item.get("example") for item in operation.get("parameters", ()) if item["in"] == "path"
             }
+            if "admin key" in operation.get("description", ""):
+                continue
             content: dict[str, Any] = operation.get("requestBody", {}).get("content", {})
             assert method == "get" or "example" in content["application/json"], path
             for body in [content["application/json"]["example"]] if content else [None]:

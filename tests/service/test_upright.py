@@ -505,3 +505,20 @@ def test_where_no_model_says_how_exact_it_is_one_has_to_be_chosen(tmp_path: Path
     with running_server(Settings(model_store=tmp_path)) as url, httpx.Client(base_url=url, trust_env=False) as client:
         assert refused(client, turned(0))[:2] == (404, "model-not-found")
         assert ask(client, turned(0), "?model=two")["model"] == "two"
+
+
+def test_what_could_never_be_held_at_once_is_refused_for_good(tmp_path: Path) -> None:
+    """Pictures of a batch are kept until they are drawn: many large ones compress to a small body."""
+    write(tmp_path)
+    settings = Settings(
+        model_store=tmp_path, max_pixels=MAX_PIXELS, max_body_bytes=500_000, queue_bytes=5_000_000, max_images=64
+    )
+    large = encode(Image.new("L", (500, 500), 200))
+    with running_server(settings) as url, httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+        answer = client.post("/canonicalize", files=[("images", large)] * 30)
+        assert answer.status_code == 413 and "send fewer pictures" in answer.json()["detail"]
+        assert client.post("/transform", files=[("images", large)] * 30).status_code == 200
+        few = client.post("/canonicalize?expand=false", files=[("images", large)] * 2)
+        assert [list(result) for result in few.json()["results"]] == [
+            ["model", "version", "input", "transform", "canonical", "upright"]
+        ] * 2
