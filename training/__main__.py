@@ -201,6 +201,18 @@ def evaluate(
         int | None,
         typer.Option("--held-out-epochs", min=1, help="Epochs of each such training. Default: as the run's own."),
     ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="A quick look: this many images at most, and no figures for an export."),
+    ] = None,
+    classifier: Annotated[
+        Path | None,
+        typer.Option(
+            "--classifier",
+            help="Folder of a served model that reads what a model of poses makes upright. Default: a CNN made here.",
+            metavar="DIR",
+        ),
+    ] = None,
     data: Data = None,
 ) -> None:
     """Measure a finished run, print the table and write it as JSON."""
@@ -209,7 +221,8 @@ def evaluate(
         from training.evaluate import evaluate as measure
 
         use_data_folder(data)
-        options = Options(split, seed, samples, benchmark_epochs, tuple(held_out or ()), held_out_epochs)
+        chosen = (split, seed, samples, benchmark_epochs, tuple(held_out or ()), held_out_epochs, limit, classifier)
+        options = Options(*chosen)
         measure(run, output, options)
 
 

@@ -6,80 +6,33 @@ at the end.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from training import measures, probes
 from training.checkpoint import make_folder, write_atomically
 from training.datasets import LabelledImages, Splits
+from training.datasets.images import first_of_each_class
 from training.errors import DataError, RunError
 from training.held_out import held_out_class
 from training.models.equivae_few import FewLabelEquiVAE
+from training.models.registry import KINDS
+from training.orientation.card import PoseEvaluation
 from training.pages import PAGES, read_from_pages
-from training.run import MODEL_FILE, LoadedRun, load_run, read_metrics
+from training.report import Figure, Options, Report, describe, print_report
+from training.run import LoadedRun, load_run, read_metrics
 from training.scores import percent
 
-__all__ = ["EVALUATION_FILE", "Figure", "Options", "Report", "evaluate"]
+__all__ = ["EVALUATION_FILE", "QUICK_FILE", "Options", "Report", "evaluate"]
 
 EVALUATION_FILE = "evaluation-{split}.json"
+QUICK_FILE = "quick-{split}.json"  # of a part of the split: no figure for a model folder
 PROBE_IMAGES = 10_000
-WIDE = 120  # columns of a terminal from which on the table says how every figure was measured; the JSON always does
 PAGE_IMAGES = {"page": 1000, "photograph": 100}
-
-Split = Literal["train", "validation", "test"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is measured.
-
-    seed: of the classifiers trained here, of the draws of v and of the drawn negatives; the run's own is in the report.
-    samples: prior samples, and negatives of each kind. benchmark_epochs: 0 leaves the benchmark CNN out.
-    held_out: classes for each of which a model without it is trained, for held_out_epochs or as long as the run itself.
-    """
-
-    split: Split = "validation"
-    seed: int = 0
-    samples: int = 1000
-    benchmark_epochs: int = 20
-    held_out: tuple[str, ...] = ()
-    held_out_epochs: int | None = None
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number. n: images it is a mean over; how: the protocol in a few words."""
-
-    name: str
-    value: float
-    unit: str
-    split: str
-    n: int
-    seed: int
-    how: str
-
-
-@dataclass
-class Report:
-    """All figures of one run; `details` holds what is longer than a number."""
-
-    model: dict[str, Any]
-    figures: list[Figure] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def value(self, name: str) -> float:
-        return next(figure.value for figure in self.figures if figure.name == name)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"model": self.model, "figures": [asdict(figure) for figure in self.figures], "details": self.details}
 
 
 def evaluate(
@@ -88,7 +41,8 @@ def evaluate(
     """Measure a finished run, print the table and write it as JSON.
 
     Args:
-        output: the JSON file; by default evaluation-SPLIT.json in the run's folder.
+        output: the JSON file; by default evaluation-SPLIT.json in the run's folder, which an export copies into the
+            manifest, or quick-SPLIT.json where `options.limit` leaves out a part of the split.
 
     Raises:
         TrainingError: the run is not finished, its data is not there or has changed, there is no such split, or
@@ -100,12 +54,19 @@ def evaluate(
     splits = loaded.splits()
     if options.split not in splits.parts:
         raise DataError(f"{splits.name} has no {options.split} split")
-    target = output or run / EVALUATION_FILE.format(split=options.split)
+    name = EVALUATION_FILE if options.limit is None else QUICK_FILE
+    target = output or run / name.format(split=options.split)
     make_folder(target.parent)
     if target.is_dir():
         raise RunError(f"{target} is a folder: expected the name of a JSON file")
-    report = _Evaluation(loaded, splits, options, console).run()
-    _print(report, console)
+    data = splits.parts[options.split]
+    if options.limit is not None:
+        data = first_of_each_class(data, options.limit)
+    if KINDS[loaded.config.model.kind].family == "equivae":
+        report = _Evaluation(loaded, splits, data, options, console).run()
+    else:
+        report = PoseEvaluation(loaded, splits, data, options, console).run()
+    print_report(report, console)
     write_atomically(target, (json.dumps(report.as_dict(), indent=2) + "\n").encode())
     console.print(f"written to {target}", highlight=False, soft_wrap=True)
     return report
@@ -114,13 +75,15 @@ def evaluate(
 class _Evaluation:
     """One evaluation in progress: the model on its device, the split, and the figures so far."""
 
-    def __init__(self, run: LoadedRun, splits: Splits, options: Options, console: Console) -> None:
+    def __init__(
+        self, run: LoadedRun, splits: Splits, data: LabelledImages, options: Options, console: Console
+    ) -> None:
         self.loaded, self.splits, self.options, self.console = run, splits, options, console
-        self.data: LabelledImages = splits.parts[options.split]
+        self.data = data
         self.labels = self.data.labels
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = run.equivae().to(device)
-        self.report = Report(_describe(run))
+        self.report = Report(describe(run) | {"distance_weight": self.model.config.distance_weight})
 
     def run(self) -> Report:
         steps = [
@@ -262,37 +225,3 @@ def elbo_curves(run: Path) -> dict[str, dict[str, list[float]]]:
             "minus_kl": [-row["kl"] for row in rows],
         }
     return curves
-
-
-def _describe(run: LoadedRun) -> dict[str, Any]:
-    return {
-        "run": run.folder.name,
-        "sha256": hashlib.sha256((run.folder / MODEL_FILE).read_bytes()).hexdigest(),
-        "name": run.config.name,
-        "recipe": run.config.recipe,
-        "seed": run.config.fit.seed,
-        "step": run.step,
-        "minutes": run.minutes,
-        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "distance_weight": run.equivae().config.distance_weight,
-        "data": run.data,
-    }
-
-
-def _print(report: Report, console: Console) -> None:
-    model = report.model
-    title = (
-        f"{model['name']}, recipe {model['recipe']}, seed {model['seed']}, {model['parameters']:,} parameters; "
-        f"evaluation seed {report.figures[0].seed}"
-    )
-    table = Table(title=title, title_justify="left")
-    for column in ("figure", "value", "split", "n"):
-        table.add_column(column, no_wrap=True)
-    wide = console.width >= WIDE
-    if wide:
-        table.add_column("how")
-    for figure in report.figures:
-        value = f"{figure.value:.4g} {figure.unit}".strip()
-        cells = [figure.name, value, figure.split, f"{figure.n:,}"]
-        table.add_row(*cells, *([figure.how] if wide else []))
-    console.print(table)

@@ -53,7 +53,7 @@ def rotation_degrees(matrix: Tensor) -> Tensor:
 
 
 def error_matrices(found_before: Tensor, found_after: Tensor, known: Tensor) -> Tensor:
-    """E = A(M x)^-1 M A(x), the identity where the pose turned and moved with the picture: three times [N,2,3] -> [N,2,3]
+    """E = A(M x)^-1 M A(x), all [N,2,3]: the identity where the pose turned and moved with the picture.
 
     A constant error of the frame cancels. With the identity for A(x), E is the error against upright itself.
     """
@@ -180,7 +180,7 @@ def slant_degrees(images: Tensor) -> Tensor:
     return torch.rad2deg(torch.atan2(mixed, vertical.clamp_min(1e-12)))
 
 
-# --- orbits: the same picture under many transforms --------------------------------------------------------------------
+# --- orbits: the same picture under many transforms ------------------------------------------------------------------
 
 
 def orbit_errors(orbits: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +200,7 @@ def random_member_errors(medoids: Tensor, members: Tensor, labels: Tensor, gener
     Digits that are alone in their class are left out.
     """
     found = []
-    for label in labels.unique():
+    for label in range(int(labels.max()) + 1):
         rows = torch.nonzero(labels == label).flatten()
         if len(rows) < 2:
             continue

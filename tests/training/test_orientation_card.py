@@ -1,0 +1,185 @@
+"""The card of a small finished run: what it holds, and that its figures are those of the measures."""
+
+import io
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from training import probes
+from training.config import load_config
+from training.datasets import Splits
+from training.errors import RunError
+from training.evaluate import EVALUATION_FILE, QUICK_FILE, evaluate
+from training.export import export_run
+from training.fit import train
+from training.lie import inverse, resample
+from training.mixture import matched_accuracy
+from training.orientation import card, measures
+from training.orientation.views import Limits, observe
+from training.report import Options, Report
+from training.run import LoadedRun, load_run
+
+SMALL: dict[str, Any] = {
+    "name": "small-pose",
+    "recipe": "test",
+    "data": {"source": "digits", "canvas": 12},
+    "model": {
+        "kind": "mcevae",
+        "group": "SE2",
+        "rotation_degrees": 90,
+        "shift": 0.1,
+        "z_dim": 3,
+        "pose": {"radii": 5, "angles": 32, "width": 12, "kernel": 3, "dilations": [1, 2]},
+        "encoder": {"filters": [8, 8], "strides": [2, 1], "hidden": 16},
+        "decoder": {"hidden": 16, "filters": [4, 8, 4]},
+    },
+    "fit": {
+        "steps": 60,
+        "batch": 64,
+        "optimiser": {"kind": "adamw", "learning_rate": 0.003, "weight_decay": 0.01},
+        "schedule": {"kind": "cosine"},
+        "select": "rotation_error_60",
+        "accelerator": "cpu",
+        "threads": 1,
+    },
+}
+BASELINES = {"identity_error_60", "principal_axis_error_60", "clustering_k_means_pixels", "clustering_k_means_vae"}
+LINES = {
+    *("rotation_error_60", "rotation_median_60", "rotation_flips_60", "rotation_error_90", "rotation_error_60_moved"),
+    *("shift_error_60_moved", "within_one_std_60", "frame_largest_mean", "frame_spread", "frame_slant", "frame_rest"),
+    *("accuracy_upright", "accuracy_turned", "accuracy_rectified", "accuracy_canonical", "orbit_psnr_rectified"),
+    *("orbit_psnr_canonical", "orbit_psnr_floor", "orbit_psnr_other", "invariance_z_c", "invariance_z"),
+    *("reconstruction_bce", "reconstruction_mse", "recanonicalisation", "clustering", "clustering_k_means_rectified"),
+}
+
+
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Train a small model; keywords change its `model` section."""
+
+    def make(**changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp("pose")
+        path = folder / "config.yaml"
+        path.write_text(yaml.safe_dump({**SMALL, "model": {**SMALL["model"], **changes}}))
+        train(load_config(path), folder / "run", console=Console(file=io.StringIO()))
+        return folder / "run"
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(make_run: Callable[..., Path]) -> Path:
+    return make_run()
+
+
+def quick(run: Path, **options: Any) -> Report:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(card, "ORBIT_IMAGES", 20)
+        patch.setattr(card, "ORBIT_MEMBERS", 6)
+        patch.setattr(card, "VAE_EPOCHS", 1)
+        patch.setattr(probes.independent_cnn, "__defaults__", (0, 100))
+        return evaluate(run, options=Options(**options), console=Console(file=io.StringIO(), width=200))
+
+
+@pytest.fixture(scope="module")
+def report(run: Path) -> Report:
+    return quick(run)
+
+
+@pytest.fixture(scope="module")
+def loaded(run: Path) -> LoadedRun:
+    return load_run(run)
+
+
+@pytest.fixture(scope="module")
+def splits(loaded: LoadedRun) -> Splits:
+    return loaded.splits()
+
+
+def test_card_has_every_line_and_its_baselines(report: Report, run: Path) -> None:
+    names = [figure.name for figure in report.figures]
+    assert len(set(names)) == len(names) and set(names) >= LINES | BASELINES
+    # No absolute error without supervision, and no shift of three pixels in a frame of twelve.
+    assert not {name for name in names if name.startswith(("absolute", "rotnet")) or "shift3" in name}
+    for figure in report.figures:
+        assert figure.split == "validation" and figure.n > 0 and figure.how and math.isfinite(figure.value)
+    stored = json.loads((run / EVALUATION_FILE.format(split="validation")).read_text())
+    assert stored == report.as_dict()
+    assert stored["model"]["group"] == "SE2" and stored["model"]["supervised"] is False
+    assert stored["details"]["rotation_60"]["per_class"].keys() == set("0123456789")
+    assert stored["details"]["rotation_60_moved"]["lost_ink"]["largest"] < 0.35
+
+
+def test_rotation_error_and_calibration_are_those_of_the_measures(
+    report: Report, loaded: LoadedRun, splits: Splits
+) -> None:
+    upright = splits.validation.images.float() / 255
+    known = Limits(60).draw(len(upright), 0)
+    with torch.no_grad():
+        before, after = loaded.model.pose(upright), loaded.model.pose(observe(upright, known))
+    errors = measures.rotation_errors(measures.error_matrices(before.matrix, after.matrix, known))
+    assert report.value("rotation_error_60") == pytest.approx(float(errors.mean()), rel=1e-3)
+    assert report.value("rotation_median_60") == pytest.approx(float(errors.median()), rel=1e-3)
+    expected = torch.hypot(before.coefficients_std[:, 0], after.coefficients_std[:, 0]).rad2deg()
+    within = 100 * float((errors <= expected)[errors <= 90].float().mean())
+    assert report.value("within_one_std_60") == pytest.approx(within, abs=1)
+    assert report.value("identity_error_60") == pytest.approx(30, abs=3)
+
+
+def test_reconstruction_and_clusters_by_hand(report: Report, loaded: LoadedRun, splits: Splits) -> None:
+    upright = splits.validation.images.float() / 255
+    known = Limits(90, 0.1).draw(len(upright), 0)
+    shown = observe(upright, known)
+    with torch.no_grad():
+        pose, canonical, _ = loaded.model.canonicalize(shown)
+        found = loaded.model.clusters(shown).argmax(1)
+    rebuilt = resample(canonical, inverse(pose.matrix), padding="border")
+    assert report.value("reconstruction_mse") == pytest.approx(float(((rebuilt - shown) ** 2).mean()), rel=1e-3)
+    right = 100 * matched_accuracy(found, splits.validation.labels)
+    assert report.value("clustering") == pytest.approx(right, abs=0.5)
+
+
+def test_orbits_are_between_the_floor_and_the_pictures_as_shown(report: Report) -> None:
+    order = [report.value(f"orbit_psnr_{name}") for name in ("floor", "rectified", "identity")]
+    assert order == sorted(order, reverse=True)
+
+
+def test_quick_look_takes_a_part_and_is_no_figure_for_an_export(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    report = quick(copy, limit=40, seed=3, split="test")
+    assert {figure.n for figure in report.figures if figure.name == "rotation_error_60"} == {40}
+    assert {figure.seed for figure in report.figures} == {3} and {figure.split for figure in report.figures} == {"test"}
+    assert (copy / QUICK_FILE.format(split="test")).is_file()
+    assert not (copy / EVALUATION_FILE.format(split="test")).exists()
+
+
+def test_supervised_model_has_absolute_errors_and_rotnets_line(make_run: Callable[..., Path]) -> None:
+    report = quick(make_run(group="SO2", shift=0.0, supervised=True, rotation_degrees=180), limit=60)
+    values = {figure.name: figure.value for figure in report.figures}
+    assert {"absolute_median", "absolute_flips", "absolute_error_by_axis", "rotnet_error"} <= set(values)
+    assert values["absolute_error_by_axis"] <= values["absolute_error"] < 80  # 90 by chance
+    assert 0 < values["rotnet_error"] < 90
+    assert not {name for name in values if name.startswith("shift")}
+
+
+def test_export_copies_the_card_into_the_manifest(report: Report, run: Path, tmp_path: Path) -> None:
+    folder = export_run(run, tmp_path, console=Console(file=io.StringIO()))
+    metrics = json.loads((folder / "manifest.json").read_text())["metrics"]["evaluation-validation"]
+    assert metrics["rotation_error_60"]["value"] == report.value("rotation_error_60")
+    assert metrics["rotation_error_60"]["unit"] == "degrees" and metrics["rotation_error_60"]["n"] == 216
+
+
+def test_classifier_that_does_not_fit_is_said_before_anything_is_written(run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "report.json"
+    with pytest.raises(RunError, match="no model folder"):
+        evaluate(run, target, Options(classifier=tmp_path), Console(file=io.StringIO()))
+    assert not target.exists()

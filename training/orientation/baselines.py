@@ -1,0 +1,88 @@
+"""What a pose and a clustering are held against: no model at all, moments of the ink, k-means, a plain VAE."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.latent import kl_per_dimension
+from training.mixture import matched_accuracy
+from training.networks import DenseDecoder, dense, he_initialise
+from training.orientation.views import turned
+from training.probes import seeded
+
+__all__ = ["identity", "k_means_accuracy", "principal_axis", "vae_features"]
+
+VAE_LATENT, VAE_WIDTHS = 10, (512, 256)
+STARTS = 5
+
+
+def identity(images: Tensor) -> Tensor:
+    """The canonicaliser that leaves every picture as it is: [N,C,S,S] -> matrices [N,2,3]"""
+    return turned(torch.zeros(len(images)))
+
+
+def principal_axis(images: Tensor) -> Tensor:
+    """The long axis of the ink's second moments, taken for vertical: [N,C,S,S] -> matrices [N,2,3]
+
+    An axis has no direction: the angle lies in [-90,90).
+    """
+    ink = images.double().sum(1)
+    side = ink.shape[-1]
+    centres = (2 * torch.arange(side, dtype=torch.float64) + 1) / side - 1
+    mass = ink.sum((1, 2)).clamp_min(1e-12)
+    x = centres[None, :] - ((ink * centres[None, :]).sum((1, 2)) / mass)[:, None, None]
+    y = centres[:, None] - ((ink * centres[:, None]).sum((1, 2)) / mass)[:, None, None]
+    horizontal, vertical, mixed = ((ink * product).sum((1, 2)) for product in (x * x, y * y, x * y))
+    # A vertical bar turned by t has 2 mixed = m sin 2t and vertical - horizontal = m cos 2t.
+    return turned(torch.rad2deg(torch.atan2(2 * mixed, vertical - horizontal) / 2).float())
+
+
+def k_means_accuracy(features: Tensor, labels: Tensor, clusters: int, seed: int) -> float:
+    """Accuracy (%) of k-means on features [N,...], clusters matched to classes one to one; best of 5 starts."""
+    points = features.flatten(1).numpy()
+    found = KMeans(clusters, n_init=STARTS, random_state=seed).fit_predict(points)
+    return 100 * matched_accuracy(torch.from_numpy(found.astype(np.int64)), labels)
+
+
+class _VAE(nn.Module):
+    """Dense layers to a Gaussian latent and back, the decoder that EquiVAE uses: the plain model of the pixels."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), *dense(channels * side * side, *VAE_WIDTHS))
+        self.mean = nn.Linear(VAE_WIDTHS[-1], VAE_LATENT)
+        self.log_variance = nn.Linear(VAE_WIDTHS[-1], VAE_LATENT)
+        self.decoder = DenseDecoder(VAE_LATENT, 0, channels, side, VAE_WIDTHS[::-1])
+        he_initialise(self)
+
+    def loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        hidden = self.encoder(images)
+        mean, log_variance = self.mean(hidden), self.log_variance(hidden).clamp(-10, 10)
+        z = mean + torch.exp(log_variance / 2) * torch.randn(mean.shape, generator=generator)
+        pixels = self.decoder(z, z[:, :0])
+        nats = F.binary_cross_entropy_with_logits(pixels, images, reduction="none").flatten(1).sum(1)
+        return (nats + kl_per_dimension(mean, log_variance).sum(1)).mean()
+
+
+def vae_features(train: Tensor, images: Tensor, seed: int, steps: int) -> Tensor:
+    """Train a plain VAE on pictures [M,C,S,S] and take the means of q(z|x): [N,C,S,S] -> [N,10]; both in [0,1]."""
+    with seeded(seed):
+        network = _VAE(train.shape[1], train.shape[-1])
+        generator = torch.Generator().manual_seed(seed)
+        optimiser = torch.optim.AdamW(network.parameters(), 1e-3)
+        for step in range(steps):
+            for group in optimiser.param_groups:
+                group["lr"] = 1e-3 * (1 + math.cos(math.pi * step / steps)) / 2
+            chosen = torch.randint(len(train), (min(128, len(train)),), generator=generator)
+            loss = network.loss(train[chosen], generator)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    with torch.no_grad():
+        return torch.cat([network.mean(network.encoder(part)) for part in torch.split(images, 1000)])

@@ -1,0 +1,55 @@
+"""A classifier of upright pictures, to read what a canonicaliser makes: a served model's graph, or a network here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from contract.manifest import ManifestError, read_manifest, versions
+from training.errors import RunError
+
+__all__ = ["Classifier", "served_classifier"]
+
+Classifier = Callable[[Tensor], Tensor]
+"""Upright pictures [N,C,S,S] in [0,1] -> class indices int64 [N]"""
+
+CHUNK = 500
+
+
+def served_classifier(folder: Path, names: Sequence[str], channels: int, side: int) -> Classifier:
+    """The `classify` graph of a model folder, or of the highest version in a model's folder.
+
+    Where its pictures are smaller than those to be read, it reads their middle.
+
+    Raises:
+        RunError: no such model folder, or one whose labels or input do not fit.
+    """
+    try:
+        version = folder if (folder / "manifest.json").is_file() else folder / str(max(versions(folder)))
+        manifest = read_manifest(version)
+    except (OSError, ValueError, ManifestError) as error:
+        raise RunError(f"{folder} is no model folder: {error}") from error
+    if "classify" not in manifest.graphs or manifest.labels != tuple(names):
+        raise RunError(f"{version} does not classify {', '.join(names)}")
+    width = manifest.input.width
+    if manifest.input.channels != channels or width > side or (side - width) % 2:
+        raise RunError(
+            f"{version} reads {manifest.input.channels} x {width} x {width}, not {channels} x {side} x {side}"
+        )
+    session = onnxruntime.InferenceSession(version / manifest.graphs["classify"].file)
+    margin = (side - width) // 2
+
+    def classify(images: Tensor) -> Tensor:
+        cropped = images[:, :, margin : margin + width, margin : margin + width]
+        found = [
+            session.run(["probabilities"], {"image": part.contiguous().numpy()})[0].argmax(1)
+            for part in torch.split(cropped, CHUNK)
+        ]
+        return torch.from_numpy(np.concatenate(found))
+
+    return classify

@@ -1,0 +1,103 @@
+"""The report of an evaluation: figures with their split, seed and sample count, as a table and as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from training.run import MODEL_FILE, LoadedRun
+
+__all__ = ["Figure", "Options", "Report", "describe", "print_report"]
+
+WIDE = 120  # columns of a terminal from which on the table says how every figure was measured; the JSON always does
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured.
+
+    seed: of the classifiers trained here and of all that is drawn; the run's own is in the report.
+    limit: images at most, the first of every class; None takes the whole split.
+
+    Of an EquiVAE: samples: prior samples, and negatives of each kind. benchmark_epochs: 0 leaves the benchmark CNN out.
+    held_out: classes for each of which a model without it is trained, for held_out_epochs or as long as the run itself.
+
+    Of a model of poses: classifier: folder of a served model that reads the upright pictures; None: a CNN trained here.
+    """
+
+    split: Split = "validation"
+    seed: int = 0
+    samples: int = 1000
+    benchmark_epochs: int = 20
+    held_out: tuple[str, ...] = ()
+    held_out_epochs: int | None = None
+    limit: int | None = None
+    classifier: Path | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number. n: images it is a mean over; how: the protocol in a few words."""
+
+    name: str
+    value: float
+    unit: str
+    split: str
+    n: int
+    seed: int
+    how: str
+
+
+@dataclass
+class Report:
+    """All figures of one run; `details` holds what is longer than a number."""
+
+    model: dict[str, Any]
+    figures: list[Figure] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def value(self, name: str) -> float:
+        return next(figure.value for figure in self.figures if figure.name == name)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"model": self.model, "figures": [asdict(figure) for figure in self.figures], "details": self.details}
+
+
+def describe(run: LoadedRun) -> dict[str, Any]:
+    return {
+        "run": run.folder.name,
+        "sha256": hashlib.sha256((run.folder / MODEL_FILE).read_bytes()).hexdigest(),
+        "name": run.config.name,
+        "recipe": run.config.recipe,
+        "seed": run.config.fit.seed,
+        "step": run.step,
+        "minutes": run.minutes,
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "data": run.data,
+    }
+
+
+def print_report(report: Report, console: Console) -> None:
+    model = report.model
+    title = (
+        f"{model['name']}, recipe {model['recipe']}, seed {model['seed']}, {model['parameters']:,} parameters; "
+        f"evaluation seed {report.figures[0].seed}"
+    )
+    table = Table(title=title, title_justify="left")
+    for column in ("figure", "value", "split", "n"):
+        table.add_column(column, no_wrap=True)
+    wide = console.width >= WIDE
+    if wide:
+        table.add_column("how")
+    for figure in report.figures:
+        value = f"{figure.value:.4g} {figure.unit}".strip()
+        cells = [figure.name, value, figure.split, f"{figure.n:,}"]
+        table.add_row(*cells, *([figure.how] if wide else []))
+    console.print(table)
