@@ -203,7 +203,9 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="A quick look: this many images at most, and no figures for an export."),
+        typer.Option(
+            "--limit", min=1, help="A quick look at this many images, no figures for an export. Default: all."
+        ),
     ] = None,
     classifier: Annotated[
         Path | None,

@@ -80,6 +80,12 @@ def test_rotnet_draws_turn_counter_clockwise_and_shrink() -> None:
     assert np.mean(diagonal) < 0.8 * np.mean(straight)
 
 
+def test_rotnet_degrees_are_those_of_the_house() -> None:
+    pictures, degrees = rotnet_digits((255 * bars(60)).to(torch.uint8), seed=0)
+    errors = error_matrices(baselines.identity(pictures), baselines.principal_axis(pictures), turned(degrees))
+    assert float(rotation_errors(errors, 180.0).median()) < 2 and degrees.unique().numel() > 40
+
+
 # --- the classifier ---
 
 
