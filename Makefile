@@ -9,7 +9,7 @@ TARGET ?= cpu
 bin := $(VENV)/bin
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: serve test lint format train bench bench-peers lock clean image manifests
+.PHONY: serve test lint format train bench bench-peers lock audit clean image manifests
 
 serve: $(VENV)/.serve  ## start the service on http://127.0.0.1:8000 with the shipped models
 	@exec $(bin)/python -m service --host $(HOST) --port $(PORT) --model-store $(STORE)
@@ -22,6 +22,10 @@ lint: $(VENV)/.test  ## formatting, lint, types, import directions
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/lint-imports
+
+audit: $(bin)/python  ## known vulnerabilities in the pinned dependencies; asks a database on the network
+	$(bin)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(bin)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 format: $(VENV)/.test
 	$(bin)/ruff check --fix .

@@ -141,7 +141,7 @@ class Target:
 
     def measure(self, clients: int, seconds: float) -> Sample:
         wrk = ["wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "-s", str(ROOT / "benchmarks/wrk.lua"), self.url]
-        before = _cpu_seconds(self.process.pid)
+        before = cpu_seconds(self.process.pid)
         with tempfile.NamedTemporaryFile() as file:
             file.write(self.body)
             file.flush()
@@ -156,7 +156,7 @@ class Target:
         tree = _tree(self.process.pid)
         return Sample(
             rate=result["requests"] / result["seconds"],
-            cpu_us=(_cpu_seconds(self.process.pid) - before) / max(1, result["requests"]) * 1e6,
+            cpu_us=(cpu_seconds(self.process.pid) - before) / max(1, result["requests"]) * 1e6,
             p50_ms=result["p50_ms"],
             p99_ms=result["p99_ms"],
             not_2xx=result["not_2xx"] + result["broken"],
@@ -177,7 +177,7 @@ def _tree(root: int) -> list[int]:
     return found
 
 
-def _cpu_seconds(root: int) -> float:
+def cpu_seconds(root: int) -> float:
     """User and system time so far of the whole tree."""
     ticks = 0
     for pid in _tree(root):

@@ -1,6 +1,6 @@
 """Binary tensors of many images through the inference protocol, beside ONNX Runtime alone on the same graph.
 
-    python benchmarks/tensors.py
+    python -m benchmarks.tensors
 
 ONNX Runtime runs batches of 32 in this process, with one thread; the service gets requests of 256 images over one
 connection. Repeats alternate. A machine that is busy with something else disturbs the rates of both: CPU time an image
@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from benchmarks.serving import ROOT, Server, _cores, _cpu_seconds, _folder, picture, running
+from benchmarks import contenders
+from benchmarks.load import ROOT, Cores, cpu_seconds, running
+from benchmarks.serving import model_folder, picture
 
 BATCH = 32
 
@@ -39,7 +41,7 @@ def served(port: int, process: int, model: str, images: np.ndarray, seconds: flo
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     body, headers = head + images.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
     connection = http.client.HTTPConnection("127.0.0.1", port)
-    count, start, cpu = 0, time.perf_counter(), _cpu_seconds(process)
+    count, start, cpu = 0, time.perf_counter(), cpu_seconds(process)
     while time.perf_counter() - start < seconds:
         connection.request("POST", f"/v2/models/{model}.classify/infer", body, headers)
         response = connection.getresponse()
@@ -48,7 +50,7 @@ def served(port: int, process: int, model: str, images: np.ndarray, seconds: flo
             raise SystemExit(f"{response.status}: {answer[:200]!r}")
         count += len(images)
     connection.close()
-    return count / (time.perf_counter() - start), (_cpu_seconds(process) - cpu) / count * 1e6
+    return count / (time.perf_counter() - start), (cpu_seconds(process) - cpu) / count * 1e6
 
 
 def main() -> int:
@@ -59,20 +61,17 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="a run (default: 3)")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    folder = _folder(arguments.model_store, arguments.model)
+    folder = model_folder(arguments.model_store, arguments.model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(folder / "classify.onnx", options, providers=["CPUExecutionProvider"])
     shape = [arguments.images, *session.get_inputs()[0].shape[1:]]
     images = np.random.default_rng(0).random(shape, dtype=np.float32)
-    command = [sys.executable, "-m", "service", "--model-store", str(folder.parent.parent)]
-    command += ["--default-classify", folder.parent.name]
-    ours = Server("equipoise", command, {"EQUIPOISE_INFERENCE_THREADS": "1"})
     runs = []
-    with running(ours, _cores()[0], picture(folder)) as (port, process):
+    with running(contenders.ours(folder), Cores(), picture(folder)) as target:
         for _ in range(arguments.repeats):
             one = alone(session, images, arguments.seconds)
-            other = served(port, process, folder.parent.name, images, arguments.seconds)
+            other = served(target.port, target.process.pid, folder.parent.name, images, arguments.seconds)
             runs.append((one, other))
             print(f"alone {one[0]:.0f}/s {one[1]:.1f} us, served {other[0]:.0f}/s {other[1]:.1f} us", flush=True)
     rate = statistics.median(other[0] / one[0] for one, other in runs)
