@@ -184,6 +184,16 @@ def test_the_whole_transform_undone_is_the_same_for_any_turn_and_shift(client: h
     assert np.abs(drawn(0, (0.5, 0.5)) - drawn(100, (0.45, 0.6))).mean() < 2
 
 
+def test_a_picture_and_its_turned_copy_become_the_same(client: httpx.Client) -> None:
+    original = patterned(480, 360, 0)
+    copy = original.rotate(40, Image.Resampling.BICUBIC, fillcolor=PAPER)
+    one, other = (upright_of(ask(client, picture, "?expand=false")) for picture in (original, copy))
+    assert one.mode == other.mode == "RGB" and one.size == other.size == (480, 360)
+    middle = np.s_[90:-90, 120:-120]
+    values = [np.asarray(picture, float)[middle].ravel() for picture in (one, other)]
+    assert np.corrcoef(*values)[0, 1] > 0.97
+
+
 def test_the_grown_canvas_holds_everything(client: httpx.Client) -> None:
     picture = patterned(300, 120, 45)
     answer = ask(client, picture)

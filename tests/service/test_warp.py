@@ -1,0 +1,137 @@
+"""The warp against SciPy, and whatever does not fit into one call of OpenCV."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy import ndimage
+
+from contract import geometry
+from contract.geometry import Canvas
+from contract.picture import Original
+from service import upright, warp
+from service.errors import InternalError, TooManyPixels
+from service.queries import UprightOptions
+from service.routes import transform
+
+random = np.random.default_rng(4)
+
+
+def soft(*shape: int) -> npt.NDArray[np.uint8]:
+    """A picture without edges finer than a few pixels."""
+    blurred = ndimage.gaussian_filter(random.normal(size=shape), (3, 3, 0)[: len(shape)])
+    return np.clip(128 + 60 * blurred / blurred.std(), 0, 255).astype(np.uint8)
+
+
+def turned(degrees: float, width: int, height: int, *, expand: bool = True) -> Canvas:
+    return warp.plan(geometry.rotation(degrees), geometry.frame(0, 0, width, height), width, height, expand=expand)
+
+
+def by_scipy(samples: npt.NDArray[Any], canvas: Canvas, fill: float) -> npt.NDArray[np.float64]:
+    y, x = np.indices((canvas.height, canvas.width))
+    places = geometry.apply(canvas.matrix, np.stack([x, y], -1))
+    return ndimage.map_coordinates(
+        samples.astype(float), [places[..., 1], places[..., 0]], order=1, mode="grid-constant", cval=fill
+    )
+
+
+@pytest.mark.parametrize("degrees", [0, 23, -90, 171])
+@pytest.mark.parametrize("expand", [True, False])
+def test_bilinear_is_what_scipy_gives(degrees: float, expand: bool) -> None:
+    samples = soft(60, 90)
+    canvas = turned(degrees, 90, 60, expand=expand)
+    drawn = warp.draw(samples, canvas, (77.0,), "bilinear")
+    assert np.abs(drawn - by_scipy(samples, canvas, 77)).max() <= 1.5
+
+
+@pytest.mark.parametrize("shape", [(70, 50), (70, 50, 2), (70, 50, 3), (70, 50, 4)])
+@pytest.mark.parametrize("method", ["bicubic", "bilinear", "nearest", "lanczos"])
+def test_tiles_make_no_difference(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], method: str) -> None:
+    samples = soft(*shape)
+    if samples.ndim == 3 and shape[2] != 3:
+        samples[..., -1] |= 64  # colours of what cannot be seen are anything
+    canvas = turned(33, 50, 70)
+    fill = warp.fill_of(samples, "auto")
+    whole = warp.draw(samples, canvas, fill, method).astype(int)
+    monkeypatch.setattr(warp, "_TILE", 17)
+    difference = np.abs(warp.draw(samples, canvas, fill, method).astype(int) - whole)
+    if method == "nearest":  # a place halfway between two pixels may go either way
+        assert (difference > 0).mean() < 0.01
+    else:
+        coarse = method == "lanczos" or shape[2:] == (2,)  # there OpenCV's places are whole 1/32 of a pixel
+        assert difference.max() <= (6 if coarse else 1)
+
+
+def test_sides_longer_than_opencv_takes() -> None:
+    samples = np.zeros((8, 40_000), np.uint8)
+    samples[:, 39_990:] = 255
+    drawn = warp.draw(samples, turned(180, 40_000, 8), (0.0,), "bicubic")
+    assert drawn.shape == (8, 40_000) and drawn[:, :10].min() == 255 and drawn[:, 10:].max() == 0
+
+
+def test_a_picture_far_larger_than_its_canvas() -> None:
+    samples = np.full((3000, 3000), 50, np.uint8)
+    canvas = Canvas(4, 4, geometry.checked([[900, 0, 0], [0, 900, 0]]))
+    assert (warp.draw(samples, canvas, (0.0,), "bilinear") == 50).all()
+
+
+def test_a_canvas_beside_the_picture_is_filled() -> None:
+    canvas = Canvas(5, 3, geometry.checked([[1, 0, 500], [0, 1, 500]]))
+    assert (warp.draw(soft(20, 20), canvas, (9.0,), "bicubic") == 9).all()
+    assert (warp.draw(soft(20, 20, 3), canvas, "transparent", "bicubic")[..., 3] == 0).all()
+
+
+def test_the_fill_is_in_the_pictures_own_values() -> None:
+    assert warp.fill_of(np.full((4, 4), 300, np.uint16), "auto") == (300.0,)
+    assert warp.fill_of(np.zeros((4, 4), np.uint16), (255, 255, 255)) == pytest.approx((65535.0,))
+    assert warp.fill_of(np.zeros((4, 4), np.uint8), (255, 0, 0)) == pytest.approx((76.245,))
+    assert warp.fill_of(np.zeros((4, 4, 2), np.uint8), (255, 0, 0)) == pytest.approx((76.245, 255.0))
+    assert warp.fill_of(np.zeros((4, 4, 4), np.uint8), (1, 2, 3)) == (1.0, 2.0, 3.0, 255.0)
+    assert warp.fill_of(np.zeros((4, 4, 4), np.uint8), "auto") == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_a_transform_that_enlarges_is_held_to_the_limit() -> None:
+    original = Original(soft(100, 100), None, None)
+    frame, tiny = geometry.frame(0, 0, 100, 100), geometry.from_parts(scale=(0.01, 0.01))
+    options = UprightOptions(undo="all")
+    with pytest.raises(TooManyPixels, match="10000 x 10000"):
+        upright.plan(original, frame, tiny, options, 1_000_000)
+    assert upright.plan(original, frame, tiny, UprightOptions(undo="all", expand=False), 1_000_000)[:2] == (100, 100)
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((2, 3)), np.full((2, 3), np.nan)])
+def test_a_model_that_gives_no_transform(matrix: npt.NDArray[np.float64]) -> None:
+    one = matrix.astype(np.float32)[None]
+    outputs = {"matrix": one, "modes": one[None], "weights": np.ones((1, 1), np.float32)}
+    outputs["coefficients_std"] = np.ones((1, 1), np.float32)
+    model = SimpleNamespace(manifest=SimpleNamespace(group="SO2"), name="odd")
+    item = SimpleNamespace(frame=geometry.frame(0, 0, 9, 9))
+    with pytest.raises(InternalError, match="odd gave no transform"):
+        transform.render(model, item, outputs, 0)  # type: ignore[arg-type]
+    with pytest.raises(InternalError, match="gave no transform"):
+        upright.plan(Original(soft(9, 9), None, None), item.frame, matrix, UprightOptions(), 1000)
+
+
+def test_the_uncertainty_of_every_group() -> None:
+    item = SimpleNamespace(frame=geometry.frame(0, 0, 9, 9))
+    fields = {
+        "SO2": ["rotation_degrees"],
+        "SE2": ["rotation_degrees", "translation"],
+        "SIM2": ["rotation_degrees", "translation", "scale"],
+        "AFF5": ["rotation_degrees", "translation", "scale"],
+        "AFF6": ["rotation_degrees", "translation", "scale", "shear_degrees"],
+    }
+    for group, names in fields.items():
+        count = len(geometry.COEFFICIENTS[group])  # type: ignore[index]
+        outputs = {
+            "matrix": geometry.rotation(10).astype(np.float32)[None],
+            "modes": geometry.rotation(10).astype(np.float32)[None, None],
+            "weights": np.ones((1, 1), np.float32),
+            "coefficients_std": np.full((1, count), 0.1, np.float32),
+        }
+        model = SimpleNamespace(manifest=SimpleNamespace(group=group), name="m")
+        answer = transform.render(model, item, outputs, 0)  # type: ignore[arg-type]
+        assert list(answer["uncertainty"]) == names
+        assert answer["uncertainty"]["rotation_degrees"] == pytest.approx(np.degrees(0.1))
