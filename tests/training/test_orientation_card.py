@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,12 @@ LINES = {
 
 @pytest.fixture(scope="module")
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Train a small model; keywords change its `model` section."""
+    """Train a small model of this `model` section."""
 
-    def make(**changes: Any) -> Path:
+    def make(model: dict[str, Any], select: str = "rotation_error_60") -> Path:
         folder = tmp_path_factory.mktemp("pose")
         path = folder / "config.yaml"
-        path.write_text(yaml.safe_dump({**SMALL, "model": {**SMALL["model"], **changes}}))
+        path.write_text(yaml.safe_dump({**SMALL, "model": model, "fit": {**SMALL["fit"], "select": select}}))
         train(load_config(path), folder / "run", console=Console(file=io.StringIO()))
         return folder / "run"
 
@@ -76,7 +77,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="module")
 def run(make_run: Callable[..., Path]) -> Path:
-    return make_run()
+    return make_run(SMALL["model"])
 
 
 def quick(run: Path, **options: Any) -> Report:
@@ -161,13 +162,42 @@ def test_quick_look_takes_a_part_and_is_no_figure_for_an_export(run: Path, tmp_p
     assert not (copy / EVALUATION_FILE.format(split="test")).exists()
 
 
-def test_supervised_model_has_absolute_errors_and_rotnets_line(make_run: Callable[..., Path]) -> None:
-    report = quick(make_run(group="SO2", shift=0.0, supervised=True, rotation_degrees=180), limit=60)
+@pytest.fixture(scope="module")
+def supervised(make_run: Callable[..., Path]) -> Path:
+    return make_run({**SMALL["model"], "group": "SO2", "shift": 0.0, "supervised": True, "rotation_degrees": 180})
+
+
+def test_supervised_model_has_absolute_errors_and_rotnets_line(supervised: Path) -> None:
+    report = quick(supervised, limit=60)
     values = {figure.name: figure.value for figure in report.figures}
-    assert {"absolute_median", "absolute_flips", "absolute_error_by_axis", "rotnet_error"} <= set(values)
+    assert {"absolute_median", "absolute_flips", "absolute_within_one_std", "rotnet_error"} <= set(values)
     assert values["absolute_error_by_axis"] <= values["absolute_error"] < 80  # 90 by chance
     assert 0 < values["rotnet_error"] <= 180
     assert not {name for name in values if name.startswith("shift")}
+
+
+def test_pictures_that_are_turned_already_are_shown_as_they_are(supervised: Path) -> None:
+    """The same pictures turned here give the same errors as those that the card turns itself."""
+    loaded = load_run(supervised)
+    splits = loaded.splits()
+    part = splits.validation.subset(torch.arange(50))
+    known = Limits(180).draw(50, 0)
+    shown = (255 * observe(part.images.float() / 255, known)).round().to(torch.uint8)
+    data = replace(part, images=shown, turns=torch.deg2rad(measures.rotation_degrees(known)))
+    options, console = Options(), Console(file=io.StringIO())
+    report = card.PoseEvaluation(loaded, splits, data, options, console).run()
+    assert {figure.name.split("_")[0] for figure in report.figures} == {"absolute"}
+    usual = card.PoseEvaluation(loaded, splits, part, options, console)
+    usual.absolute_errors()
+    assert report.value("absolute_median") == pytest.approx(usual.report.value("absolute_median"), abs=0.5)
+
+
+def test_model_without_latents_has_the_lines_that_need_none(make_run: Callable[..., Path]) -> None:
+    extractor = {"kind": "polar", "radii": 5, "angles": 32, "width": 8, "kernel": 3, "dilations": [1]}
+    report = quick(make_run({"kind": "upright", "extractor": extractor}, "rotation_error"), limit=30)
+    names = {figure.name for figure in report.figures}
+    assert {"absolute_error", "rotation_error_60", "rotation_error_180", "orbit_psnr_rectified"} <= names
+    assert not {name for name in names if name.startswith(("invariance", "clustering"))}
 
 
 def test_export_takes_the_card_into_the_manifest(report: Report, loaded: LoadedRun) -> None:

@@ -50,9 +50,12 @@ class PolarConfig(_Config):
 
 
 class UprightConfig(_Config):
-    """The model and the changes of its training pictures."""
+    """The model and the changes of its training pictures: always the whole circle, and always told which way is up."""
 
     metrics: ClassVar[tuple[str, ...]] = ("rotation_error", "rotation_median", "rotation_flips")
+    supervised: ClassVar[bool] = True
+    rotation_degrees: ClassVar[float] = 180.0
+    shift: ClassVar[float] = 0.0
 
     kind: Literal["upright"]
     group: Literal["SO2"] = "SO2"

@@ -1,8 +1,9 @@
 """The card of a model that estimates a pose: every measure on one split, with baselines beside it.
 
-All pictures start upright and are shown under known transforms (training/orientation/views.py). A model of unknown
-turns has a frame of its own, so its errors are relative: between a picture as it is and the same picture transformed.
-A model that was told what is upright has absolute errors too.
+Pictures start upright and are shown under known transforms (training/orientation/views.py). A model of unknown turns
+has a frame of its own, so its errors are relative: between a picture as it is and the same picture transformed. A model
+that was told what is upright has absolute errors too. Of a data set whose pictures are turned already, by known angles,
+there is nothing else to measure.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from training.mixture import matched_accuracy
 from training.models.mcevae import Canonical, Pose
 from training.orientation import baselines, measures
 from training.orientation.classifier import Classifier, served_classifier
-from training.orientation.looks import PoseModel, canonicals, clusters, latents, look_at_orbits, poses
+from training.orientation.looks import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
 from training.orientation.measures import Errors
 from training.orientation.rotnet import rotnet_digits
 from training.orientation.views import Limits, even_degrees, lost_ink, observe, turned
@@ -72,14 +73,16 @@ class PoseEvaluation:
 
     def run(self) -> Report:
         steps = {
-            "errors of the pose": self.relative_errors,
             "absolute errors": self.absolute_errors,
+            "errors of the pose": self.relative_errors,
             "frame": self.frame,
             "reading": self.reading,
             "orbits": self.orbits,
             "reconstruction": self.reconstruction,
             "clusters": self.clustering,
         }
+        if self.data.turns is not None:
+            steps = {"absolute errors": self.absolute_errors}
         for name, step in steps.items():
             with self.console.status(name):
                 step()
@@ -106,7 +109,9 @@ class PoseEvaluation:
 
     @cached_property
     def as_trained(self) -> Shown:
-        """Under the range of the model's own training pictures."""
+        """Under the range of the model's own training pictures; those that are turned already are shown as they are."""
+        if self.data.turns is not None:
+            return Shown(turned(torch.rad2deg(self.data.turns)), self.upright)
         return self.show(self.limits)
 
     @cached_property
@@ -168,14 +173,18 @@ class PoseEvaluation:
         after = poses(self.model, self.as_trained.pictures)
         found = measures.error_matrices(upright, after.matrix, self.as_trained.known)
         errors = Errors.of(found, self.labels, self.names, SYMMETRIC)
-        how = f"angle found against the true one, {self.limits}"
+        how = "angle found against the true one, " + (str(self.limits) if self.data.turns is None else "as it is known")
         self.add("absolute_error", errors.mean, "degrees", how)
         self.add("absolute_median", errors.median, "degrees", how)
         self.add("absolute_flips", errors.flips, "%", f"{how}: share above 90 degrees")
-        by_axis = f"{how}; {', '.join(SYMMETRIC)} modulo 180"
-        self.add("absolute_error_by_axis", errors.by_axis, "degrees", by_axis)
         self.report.details["absolute"] = asdict(errors)
-        if self.limits.degrees == 180 and self.upright.shape[1] == 1:
+        std = torch.rad2deg(after.coefficients_std[:, 0])
+        share = measures.calibration(measures.rotation_errors(found), std, torch.zeros_like(std))
+        self.add("absolute_within_one_std", share, "%", f"{how}: within its standard deviation, flips apart")
+        if set(SYMMETRIC) & set(self.names):
+            how = f"{how}; {', '.join(SYMMETRIC)} modulo 180"
+            self.add("absolute_error_by_axis", errors.by_axis, "degrees", how)
+        if self.limits.degrees == 180 and self.upright.shape[1] == 1 and self.data.turns is None:
             pictures, degrees = rotnet_digits(self.data.images, self.options.seed)
             found = measures.error_matrices(upright, poses(self.model, pictures).matrix, turned(degrees))
             how = "the same on RotNet's generator: binary digits whose size depends on the angle"
@@ -245,8 +254,8 @@ class PoseEvaluation:
         if len(others):
             how = "rectified pictures, medoid of one picture against a member of another of its class"
             self.add("orbit_psnr_other", measures.psnr(float(others.mean())), "dB", how, len(others))
-        before = latents(self.model, self.upright[chosen])
-        for index, name in enumerate(("z_c", "z")):
+        before = latents(self.model, self.upright[chosen]) if isinstance(self.model, LatentModel) else ()
+        for index, name in enumerate(("z_c", "z")[: len(before)]):
             orbit = torch.cat([part.latents[index] for part in found])
             how = f"|{name}(x) - {name}(Mx)|^2 over the orbit by the mean between different pictures"
             self.add(f"invariance_{name}", measures.invariance(before[index], orbit), "", how, count)
@@ -267,7 +276,7 @@ class PoseEvaluation:
 
     def clustering(self) -> None:
         classes, seed = len(self.names), self.options.seed
-        if classes < 2:
+        if classes < 2 or not isinstance(self.model, LatentModel):
             return
         shown = self.as_trained.pictures
         found = clusters(self.model, shown)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from training.models.mcevae import Canonical, Pose
 from training.orientation.measures import orbit_errors
 from training.orientation.views import observe
 
-__all__ = ["Orbits", "PoseModel", "canonicals", "clusters", "latents", "look_at_orbits", "poses"]
+__all__ = ["LatentModel", "Orbits", "PoseModel", "canonicals", "clusters", "latents", "look_at_orbits", "poses"]
 
 CHUNK = 500
 
@@ -30,6 +30,11 @@ class PoseModel(Protocol):
     def pose(self, images: Tensor) -> Pose: ...
 
     def canonicalize(self, images: Tensor) -> Canonical: ...
+
+
+@runtime_checkable
+class LatentModel(PoseModel, Protocol):
+    """One with latents and clusters, too."""
 
     def latents(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -57,13 +62,13 @@ def canonicals(model: PoseModel, images: Tensor) -> Canonical:
     return Canonical(Pose(*pose), canonical, rectified)
 
 
-def latents(model: PoseModel, images: Tensor) -> tuple[Tensor, Tensor]:
+def latents(model: LatentModel, images: Tensor) -> tuple[Tensor, Tensor]:
     """z_c [N,D] and z [N,Z]"""
     cluster, rest = _over(model, model.latents, images)
     return cluster, rest
 
 
-def clusters(model: PoseModel, images: Tensor) -> Tensor:
+def clusters(model: LatentModel, images: Tensor) -> Tensor:
     """Probabilities of the clusters: [N,K]"""
     return _over(model, lambda chunk: (model.clusters(chunk),), images)[0]
 
@@ -74,13 +79,13 @@ class Orbits:
 
     errors: of the members as rectified, canonical, shown (identity) and turned back by the truth (floor): mean squared
     error to the medoid [D]. medoids, members: the medoid and one member of every orbit, rectified [D,C,S,S]. latents:
-    z_c and z of all members [D,A,...].
+    z_c and z of all members [D,A,...], of a model that has them.
     """
 
     errors: dict[str, Tensor]
     medoids: Tensor
     members: Tensor
-    latents: tuple[Tensor, Tensor]
+    latents: tuple[Tensor, ...]
 
 
 def look_at_orbits(model: PoseModel, upright: Tensor, known: Tensor) -> Orbits:
@@ -98,6 +103,10 @@ def look_at_orbits(model: PoseModel, upright: Tensor, known: Tensor) -> Orbits:
     orbits = {name: images.reshape(count, members, *upright.shape[1:]) for name, images in pictures.items()}
     errors = {name: orbit_errors(orbit) for name, orbit in orbits.items()}
     medoids = orbits["rectified"][torch.arange(count), errors["rectified"][1]]
-    cluster, rest = (latent.reshape(count, members, -1) for latent in latents(model, shown))
-    middle = orbits["rectified"][:, members // 2]
-    return Orbits({name: error for name, (error, _) in errors.items()}, medoids, middle, (cluster, rest))
+    found = latents(model, shown) if isinstance(model, LatentModel) else ()
+    return Orbits(
+        errors={name: error for name, (error, _) in errors.items()},
+        medoids=medoids,
+        members=orbits["rectified"][:, members // 2],
+        latents=tuple(latent.reshape(count, members, -1) for latent in found),
+    )
