@@ -32,6 +32,8 @@ from service.schemas import ImagesRequest, RecombineRequest
 _RAW_TYPES = (b"", b"application/octet-stream")
 _NON_FINITE = ("NaN", "Infinity")
 _MOST_ERRORS = 16
+_SMALL_JSON = 1024 * 1024
+_MOST_VALUES = 250_000
 
 Encoded = bytes | Problem
 """One picture as it was sent, or what is wrong with its framing."""
@@ -59,7 +61,7 @@ def read_pictures(content_type: bytes, body: bytes, max_images: int) -> Payload:
     if kind.startswith(b"image/") or kind in _RAW_TYPES:
         return Payload([body], single=True)
     if kind == b"application/json":
-        document = _parse_json(body)
+        document = _parse_json(body, max_images)
         _check_count(document, max_images)
         request = _validate(ImagesRequest, document)
         return Payload([_from_base64(image.data) for image in request.images], single=False)
@@ -88,7 +90,7 @@ def read_content_and_style(content_type: bytes, body: bytes) -> tuple[bytes, byt
     if not body:
         raise EmptyBody("send the parts `content` and `style`, as a form or as JSON")
     if kind == b"application/json":
-        document = _parse_json(body)
+        document = _parse_json(body, 2)
         if isinstance(document, dict):
             _check_both(set(document))
         request = _validate(RecombineRequest, document)
@@ -133,7 +135,12 @@ def _listed(names: Any) -> str:
     return ", ".join(f"`{str(name)[:40]}`" for name in list(names)[:8])
 
 
-def _parse_json(body: bytes) -> Any:
+def _parse_json(body: bytes, max_images: int) -> Any:
+    if len(body) > _SMALL_JSON:
+        # Every value takes tens of bytes once it is parsed, and its text as few as two: they are counted beforehand.
+        values = body.count(b",") + body.count(b"[") + body.count(b"{")
+        if values > _MOST_VALUES + 8 * max_images:
+            raise InvalidJson("it has far more values than pictures could need")
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:

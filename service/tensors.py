@@ -27,7 +27,8 @@ from service.errors import (
 
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 MOST_JSON_BYTES = 16 * 1024 * 1024
-"""A hostile JSON takes twenty times its length while it is read; larger tensors come as binary data."""
+"""A list of numbers takes eight times its text while it is read; larger tensors come as binary data."""
+_MOST_LISTS = 500_000
 
 _MOST_ERRORS = 4
 _PICTURE_RANK = 4
@@ -167,6 +168,8 @@ def _read_json(text: bytes) -> InferRequest:
             f"the JSON has {len(text):,} bytes, at most {MOST_JSON_BYTES:,} are read: send binary tensor data",
             max_bytes=MOST_JSON_BYTES,
         )
+    if text.count(b"[") + text.count(b"{") > _MOST_LISTS:  # each takes tens of bytes once it is parsed
+        raise InvalidTensor(f"the JSON has more than {_MOST_LISTS:,} lists: send data flat, or as binary tensor data")
     return read_message(text, InferRequest)
 
 

@@ -7,7 +7,8 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -339,3 +340,17 @@ def exchange(url: str, request: bytes) -> bytes:
         while data := connection.recv(65536):
             answer += data
         return answer
+
+
+@pytest.mark.parametrize("filling", [b"[],", b"0,", b'{"a":[[]]},'])
+def test_json_that_would_fill_the_memory_is_refused_unread(
+    tiny_store: Path, serve: Callable[..., str], filling: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = serve(tiny_store)
+    monkeypatch.setattr("service.payloads.orjson.loads", None)
+    body = b'{"images":[' + filling * (2_000_000 // len(filling)) + b"0]}"
+    for path in ("/classify", "/recombine"):
+        response = httpx.post(
+            url + path, content=body, headers={"content-type": "application/json"}, trust_env=False, timeout=20
+        )
+        assert "far more values" in refused(response, 400, "invalid-json")["detail"]

@@ -303,6 +303,9 @@ def test_json_has_a_limit_of_its_own(tiny_store: Any, serve: Any) -> None:
     body = json.dumps(message(data=[0.5])).encode() + b" " * 16 * 1024 * 1024
     response = httpx.post(f"{url}/v2/models/tiny/infer", content=body, trust_env=False, timeout=20)
     assert response.status_code == 413 and "send binary tensor data" in response.json()["error"]
+    body = b'{"inputs":[' + b"[]," * 500_000 + b"0]}"
+    response = httpx.post(f"{url}/v2/models/tiny/infer", content=body, trust_env=False, timeout=20)
+    assert response.status_code == 400 and "more than 500,000 lists" in response.json()["error"]
 
 
 @pytest.mark.parametrize(
