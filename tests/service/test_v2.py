@@ -4,7 +4,9 @@ import asyncio
 import base64
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,11 +16,12 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from contract.picture import open_picture
 from service.batching import Batcher, CallerGone
 from service.budget import Budget
 from service.schemas import ProtocolError
 from service.tensors import InferAnswer
-from tests.service import tiny
+from tests.service import tiny, tiny_pose
 from tests.service.conftest import MAX_IMAGES
 
 GRAPHS = {
@@ -374,3 +377,30 @@ def test_a_full_queue_is_429_here_too(tiny_store: Any, serve: Any, monkeypatch: 
 async def never(batcher: Batcher, *arguments: Any) -> None:
     await asyncio.sleep(1)
     raise CallerGone
+
+
+@pytest.mark.parametrize("degrees", [0.0, 35.0, -140.0])
+def test_poses_equal_rest(tmp_path: Path, serve: Callable[..., str], degrees: float) -> None:
+    tiny_pose.write(tmp_path)
+    file = BytesIO()
+    tiny_pose.pointer(degrees).save(file, "PNG")
+    url = serve(tmp_path)
+    rest = httpx.post(f"{url}/canonicalize", content=file.getvalue(), trust_env=False).json()
+    canonical = open_picture(base64.b64decode(rest["canonical"]["data"])).pixels / 255
+    with triton.InferenceServerClient(urlsplit(url).netloc) as client:
+        assert client.get_model_metadata("tiny-pose") == {
+            **client.get_model_metadata("tiny-pose.canonicalize"),
+            "name": "tiny-pose",
+        }
+        for name in ("tiny-pose.transform", "tiny-pose.canonicalize", "tiny-pose"):
+            result = client.infer(name, [pictures("image", [file.getvalue()] * 2)])
+            for row in range(2):
+                for tensor, wanted in (
+                    ("matrix", rest["transform"]["matrix"]),
+                    ("modes", [mode["matrix"] for mode in rest["transform"]["modes"]]),
+                    ("weights", [mode["weight"] for mode in rest["transform"]["modes"]]),
+                ):
+                    np.testing.assert_allclose(result.as_numpy(tensor)[row], wanted, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(np.clip(result.as_numpy("canonical")[1, 0], 0, 1), canonical, atol=0.51 / 255)
+    text = httpx.get(f"{url}/metrics", trust_env=False).text
+    assert 'equipoise_rotation_degrees_bucket{le="+Inf",model="tiny-pose",version="1"} 7.0' in text
