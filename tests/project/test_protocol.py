@@ -68,11 +68,28 @@ def of_rest(graph: str, answer: dict[str, Any], labels: list[str]) -> dict[str, 
     if graph == "classify":
         values = {name: [answer[name][label] for label in labels] for name in ("probabilities", "distances")}
         return values | {"novelty": answer["novelty"]["score"]}
-    picture = open_picture(base64.b64decode(answer["image"]["data"])).pixels
-    return {"image": np.moveaxis(np.atleast_3d(picture), 2, 0) / 255}
+    if graph == "transform":
+        return _pose(answer)
+    if graph == "canonicalize":
+        return _pose(answer["transform"]) | {"canonical": _picture(answer["canonical"]["data"])}
+    return {"image": _picture(answer["image"]["data"])}
 
 
-@pytest.mark.parametrize(("model", "graph"), [pair for pair in GRAPHS if pair[1] in ("embed", "classify", "recombine")])
+def _pose(answer: dict[str, Any]) -> dict[str, Any]:
+    modes = answer["modes"]
+    return {
+        "matrix": answer["matrix"],
+        "modes": [mode["matrix"] for mode in modes],
+        "weights": [mode["weight"] for mode in modes],
+    }
+
+
+def _picture(data: str) -> np.ndarray:
+    """[C,H,W]"""
+    return np.moveaxis(np.atleast_3d(open_picture(base64.b64decode(data)).pixels), 2, 0) / 255
+
+
+@pytest.mark.parametrize(("model", "graph"), [pair for pair in GRAPHS if pair[1] != "augment"])
 def test_pictures_and_tensors_equal_rest(
     client: triton.InferenceServerClient, url: str, model: str, graph: str
 ) -> None:
@@ -89,11 +106,7 @@ def test_pictures_and_tensors_equal_rest(
         form = dict.fromkeys(names, file)
         answer = httpx.post(f"{url}/{graph}?model={model}", files=form, trust_env=False)
         for name, value in of_rest(graph, answer.json(), list(manifest.labels)).items():
-            tolerance = 0.51 / 255 if name == "image" else 1e-4  # REST's picture has 8 bits
-            np.testing.assert_allclose(
-                np.clip(result.as_numpy(name)[row], 0, 1) if name == "image" else result.as_numpy(name)[row],
-                value,
-                rtol=0,
-                atol=tolerance,
-                err_msg=name,
-            )
+            got, tolerance = result.as_numpy(name)[row], 1e-4
+            if name in ("image", "canonical"):  # REST's picture has 8 bits
+                got, tolerance = np.clip(got, 0, 1), 0.51 / 255
+            np.testing.assert_allclose(got, value, rtol=0, atol=tolerance, err_msg=name)

@@ -131,6 +131,14 @@ def test_a_curl_line_answers_what_the_readme_says(
         assert written.startswith(b"\x89PNG\r\n\x1a\n"), f"{name} is no PNG"
 
 
+def test_an_existing_client_works_as_the_readme_says(address: str) -> None:
+    (program,) = [match["body"] for match in FENCE.finditer(README) if match["language"] == "python"]
+    assert DEFAULT_ADDRESS in program
+    command = [sys.executable, "-c", program.replace(DEFAULT_ADDRESS, address)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "7\n"
+
+
 @pytest.mark.timeout(300)
 def test_training_on_a_folder_of_ones_own(tmp_path: Path) -> None:
     commands = [command for command, _, _ in EXAMPLES if command.startswith(".venv/bin/python -m training")]
