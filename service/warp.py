@@ -1,5 +1,6 @@
 """The user's own picture brought upright: one warp at its own resolution and in its own kind, by OpenCV."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import cv2
@@ -78,7 +79,7 @@ def draw(samples: Kept, canvas: Canvas, fill: Literal["transparent"] | Border, r
     else:
         border = fill
     drawn = np.empty((canvas.height, canvas.width, *samples.shape[2:]), samples.dtype)
-    warp = _warp_transparent if samples.ndim == 3 and samples.shape[2] in (2, 4) else _warp
+    warp = _method(samples, border)
     size = min(_TILE, max(1, int(_MOST_SOURCE / np.abs(canvas.matrix[:, :2]).sum(axis=1).max())))
     for top in range(0, canvas.height, size):
         for left in range(0, canvas.width, size):
@@ -91,6 +92,14 @@ def draw(samples: Kept, canvas: Canvas, fill: Literal["transparent"] | Border, r
             else:
                 tile[...] = np.rint(border)
     return drawn
+
+
+def _method(samples: Kept, border: Border) -> Callable[..., Any]:
+    if samples.ndim == 2 or samples.shape[2] == 3:
+        return _warp
+    if samples[..., -1].min() < 255:
+        return _warp_transparent
+    return _warp if border[-1] == 255 else _warp_opaque
 
 
 def _source(samples: Kept, matrix: Matrix, width: int, height: int) -> tuple[Kept, Matrix]:
@@ -113,15 +122,25 @@ def _with_transparency(samples: Kept) -> npt.NDArray[np.uint8]:
     return np.dstack([small, np.full(small.shape[:2], 255, np.uint8)])
 
 
-def _warp(source: npt.NDArray[Any], matrix: Matrix, size: tuple[int, int], border: Border, method: int) -> Any:
-    return cv2.warpAffine(
-        source,
-        matrix,
-        size,
-        flags=method | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=border,
-    )
+def _warp(
+    source: npt.NDArray[Any],
+    matrix: Matrix,
+    size: tuple[int, int],
+    border: Border,
+    method: int,
+    beyond: int = cv2.BORDER_CONSTANT,
+) -> Any:
+    flags = method | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(source, matrix, size, flags=flags, borderMode=beyond, borderValue=border)
+
+
+def _warp_opaque(
+    source: npt.NDArray[Any], matrix: Matrix, size: tuple[int, int], border: Border, method: int
+) -> npt.NDArray[np.uint8]:
+    """Of a picture without holes on a transparent canvas: its colours go on beyond its edge, its opacity does not."""
+    colours = _warp(np.ascontiguousarray(source[..., :-1]), matrix, size, border, method, cv2.BORDER_REPLICATE)
+    opacity = _warp(np.ascontiguousarray(source[..., -1]), matrix, size, border[-1:], method)
+    return np.dstack([colours, opacity])
 
 
 def _warp_transparent(

@@ -64,6 +64,23 @@ def test_tiles_make_no_difference(monkeypatch: pytest.MonkeyPatch, shape: tuple[
         assert difference.max() <= (6 if coarse else 1)
 
 
+@pytest.mark.parametrize("border", ["auto", "transparent", (9, 8, 7)])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_a_picture_without_holes_is_drawn_as_any_other(
+    monkeypatch: pytest.MonkeyPatch, border: Any, channels: int
+) -> None:
+    samples = soft(70, 50, channels)
+    samples[..., -1] = 255
+    fill = warp.fill_of(samples, border)
+    short = warp.draw(samples, turned(33, 50, 70), fill, "bilinear").astype(int)
+    monkeypatch.setattr(warp, "_method", lambda *_: warp._warp_transparent)
+    general = warp.draw(samples, turned(33, 50, 70), fill, "bilinear").astype(int)
+    visible = general[..., -1] > 30
+    assert np.abs(short - general)[..., -1].max() <= 8  # 1/32 of a pixel at the edge
+    assert np.abs(short - general)[visible].max() <= 8
+    assert visible.mean() < 0.8 or border != "transparent"
+
+
 def test_sides_longer_than_opencv_takes() -> None:
     samples = np.zeros((8, 40_000), np.uint8)
     samples[:, 39_990:] = 255
