@@ -1,4 +1,4 @@
-"""The paper's figures of a finished run, as PNG: embeddings, prior samples, interpolations, swaps, ELBO curves.
+"""The papers' figures of a finished run, as PNG; here those of EquiVAE: embeddings, samples, swaps, ELBO curves.
 
 All pictures come from the validation split. UMAP (Fig. 3) needs umap-learn from the extra `figures`.
 """
@@ -12,34 +12,36 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
-from torch.nn import functional as F
 
 from training.checkpoint import make_folder
 from training.datasets import LabelledImages
-from training.errors import TrainingError
 from training.evaluate import elbo_curves
 from training.measures import Encoded, encode, recombine_images
 from training.models.equivae import EquiVAE
+from training.models.registry import KINDS
+from training.plots import (
+    ACCENT,
+    CLASSES_SHOWN,
+    SECOND,
+    TILE_PIXELS,
+    grid_figure,
+    one_a_class,
+    save,
+    scatter,
+    show,
+    tiles,
+)
+from training.pose_figures import pose_figures
 from training.run import LoadedRun, load_run
-
-try:
-    import matplotlib
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-except ModuleNotFoundError as error:
-    raise TrainingError("figures need matplotlib: pip install 'equipoise[figures]'") from error
 
 __all__ = ["draw_figures"]
 
-CLASSES_SHOWN = 10
 COLUMNS = 10
 UMAP_IMAGES = 3000
 COMPLEMENTS = 5  # m of Fig. 3
-ACCENT = "#1f5fa8"
-TILE_PIXELS = 64
-GAP_PIXELS = 6
 
 
 def draw_figures(run: Path, output: Path, seed: int = 0, console: Console | None = None) -> list[Path]:
@@ -50,17 +52,30 @@ def draw_figures(run: Path, output: Path, seed: int = 0, console: Console | None
     """
     console = console or Console()
     loaded = load_run(run)
-    model = loaded.equivae()
     splits = loaded.splits()
     make_folder(output)
-    data = splits.validation
+    if KINDS[loaded.config.model.kind].family == "equivae":
+        figures = equivae_figures(loaded, splits.validation, seed, console)
+    else:
+        figures = pose_figures(loaded, splits.validation, seed)
+    paths = []
+    for name, figure in figures.items():
+        path = output / f"{name}.png"
+        save(figure, path)
+        paths.append(path)
+    return paths
+
+
+def equivae_figures(run: LoadedRun, data: LabelledImages, seed: int, console: Console) -> dict[str, Figure]:
+    """Every figure of an EquiVAE, by name."""
+    model = run.equivae()
     encoded = encode(model, data.images)
     means = model.class_means(data)
     figures = {
         "prior-samples": prior_samples(model, means, data.class_names, seed),
         "interpolation": interpolation(model, data, encoded, means, seed),
         "swap-grid": swap_grid(model, data, encoded, seed),
-        "elbo": curves(loaded),
+        "elbo": curves(run),
     }
     if importlib.util.find_spec("umap") is None:
         console.print("without UMAP: umap-learn is not installed (pip install 'equipoise[figures]')", markup=False)
@@ -70,69 +85,10 @@ def draw_figures(run: Path, output: Path, seed: int = 0, console: Console | None
         means_of_five, labels = pooled_embeddings(model, some, COMPLEMENTS, seed)
         figures["umap-r"] = umap(means_of_five, labels, data.class_names, f"r, m = {COMPLEMENTS}", seed)
         figures["umap-v"] = umap(encoded.v[chosen], some.labels, data.class_names, "v", seed)
-    paths = []
-    for name, figure in figures.items():
-        path = output / f"{name}.png"
-        save(figure, path)
-        paths.append(path)
-    return paths
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG that names no software or time, so that equal figures are equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure.savefig(path, dpi=100, metadata={"Software": None})
+    return figures
 
 
 # --- pictures of pictures --------------------------------------------------------------------------------------------
-
-
-def _one_a_class(data: LabelledImages, count: int, seed: int) -> list[Tensor]:
-    """For each of the first classes, `count` random image indices (fewer where the class has fewer)."""
-    generator = torch.Generator().manual_seed(seed)
-    shown = data.by_class[:CLASSES_SHOWN]
-    return [members[torch.randperm(len(members), generator=generator)[:count]] for members in shown]
-
-
-def _tiles(rows: list[Tensor]) -> np.ndarray:
-    """Rows of images [M,C,S,S] in [0,1] -> one picture [H,W,C], tiles enlarged smoothly and set apart by white gaps.
-
-    One-channel pictures come out inverted, as ink on paper, with a pixel of paper around them: strokes that reach the
-    edge of the frame would end as if cut.
-    """
-    if rows[0].shape[1] == 1:
-        rows = [F.pad(row, [1] * 4) for row in rows]
-    scale = max(1, TILE_PIXELS // rows[0].shape[-1])
-    lines = []
-    for row in rows:
-        large = F.interpolate(row, scale_factor=scale, mode="bicubic").clamp(0, 1)
-        shown = 1 - large if large.shape[1] == 1 else large
-        padded = F.pad(shown, [GAP_PIXELS // 2] * 4, value=1.0)
-        lines.append(torch.cat(list(padded), 2))
-    return torch.cat(lines, 1).permute(1, 2, 0).numpy()
-
-
-def _show(axes: Axes, picture: np.ndarray) -> None:
-    axes.imshow(picture if picture.shape[2] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
-    axes.set_axis_off()
-
-
-def _row_labels(axes: Axes, names: list[str], picture: np.ndarray) -> None:
-    step = picture.shape[0] / len(names)
-    for index, name in enumerate(names):
-        axes.text(-10, (index + 0.5) * step, name, ha="right", va="center", fontsize=11, color="#444444")
-
-
-def _grid_figure(rows: list[Tensor], names: list[str], title: str) -> Figure:
-    picture = _tiles(rows)
-    height = 8 * picture.shape[0] / picture.shape[1]
-    figure = Figure((8, height + 0.5), layout="constrained")
-    axes = figure.add_subplot()
-    _show(axes, picture)
-    _row_labels(axes, names, picture)
-    axes.set_title(title, fontsize=11, color="#444444")
-    return figure
 
 
 def prior_samples(model: EquiVAE, means: Tensor, names: tuple[str, ...], seed: int) -> Figure:
@@ -142,13 +98,13 @@ def prior_samples(model: EquiVAE, means: Tensor, names: tuple[str, ...], seed: i
     for r in means[:CLASSES_SHOWN]:
         v = torch.randn((COLUMNS, model.config.v_dim), generator=generator)
         rows.append(recombine_images(model, r.expand(COLUMNS, -1), v))
-    return _grid_figure(rows, list(names[:CLASSES_SHOWN]), "v drawn from the prior, r the mean of the class")
+    return grid_figure(rows, list(names[:CLASSES_SHOWN]), "v drawn from the prior, r the mean of the class")
 
 
 def interpolation(model: EquiVAE, data: LabelledImages, encoded: Encoded, means: Tensor, seed: int) -> Figure:
     """Between the v of two real images of one class, r the class mean; they stand at either end (Fig. 5a)."""
     rows, names = [], []
-    for label, pair in enumerate(_one_a_class(data, 2, seed)):
+    for label, pair in enumerate(one_a_class(data, 2, seed)):
         if len(pair) < 2:
             continue
         share = torch.linspace(0, 1, COLUMNS - 2)[:, None]
@@ -157,16 +113,16 @@ def interpolation(model: EquiVAE, data: LabelledImages, encoded: Encoded, means:
         ends = data.images[pair].float() / 255
         rows.append(torch.cat([ends[:1], between, ends[1:]]))
         names.append(data.class_names[label])
-    return _grid_figure(rows, names, "two images (first and last) and the way between them in v, r fixed")
+    return grid_figure(rows, names, "two images (first and last) and the way between them in v, r fixed")
 
 
 def swap_grid(model: EquiVAE, data: LabelledImages, encoded: Encoded, seed: int) -> Figure:
     """decode(r of the row's image, v of the column's image), the images themselves along the edges (Fig. 5b)."""
-    pairs = _one_a_class(data, 2, seed)
+    pairs = one_a_class(data, 2, seed)
     content, style = (torch.stack([members[which % len(members)] for members in pairs]) for which in (0, 1))
-    swaps = _tiles([recombine_images(model, r.expand(len(style), -1), encoded.v[style]) for r in encoded.r[content]])
+    swaps = tiles([recombine_images(model, r.expand(len(style), -1), encoded.v[style]) for r in encoded.r[content]])
     originals = data.images.float() / 255
-    top, left = _tiles([originals[style]]), _tiles(list(torch.split(originals[content], 1)))
+    top, left = tiles([originals[style]]), tiles(list(torch.split(originals[content], 1)))
     between = TILE_PIXELS // 4
     picture = np.ones(
         (top.shape[0] + between + swaps.shape[0], left.shape[1] + between + swaps.shape[1], swaps.shape[2])
@@ -177,7 +133,7 @@ def swap_grid(model: EquiVAE, data: LabelledImages, encoded: Encoded, seed: int)
     margin = 34  # pixels for the captions, above and to the left
     height, width = picture.shape[0] + margin, picture.shape[1] + margin
     figure = Figure((width / 100, height / 100))
-    _show(figure.add_axes((margin / width, 0, 1 - margin / width, 1 - margin / height)), picture)
+    show(figure.add_axes((margin / width, 0, 1 - margin / width, 1 - margin / height)), picture)
     caption: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 12, "color": ACCENT}
     middle = 1 - swaps.shape[1] / width / 2, swaps.shape[0] / height / 2
     figure.text(middle[0], 1 - margin / height / 2, "style: v of these pictures", **caption)
@@ -195,7 +151,7 @@ def curves(run: LoadedRun) -> Figure:
     for position, (term, name) in enumerate(terms.items(), 1):
         axes = figure.add_subplot(1, 2, position)
         for split, values in elbo_curves(run.folder).items():
-            style: dict[str, Any] = {"color": ACCENT if split == "train" else "#c4581c", "lw": 1.5}
+            style: dict[str, Any] = {"color": ACCENT if split == "train" else SECOND, "lw": 1.5}
             axes.plot(
                 values["epoch"], values[term], label=split, marker="o" if len(values["epoch"]) < 20 else "", **style
             )
@@ -232,14 +188,4 @@ def umap(features: Tensor, labels: Tensor, names: tuple[str, ...], title: str, s
 
         neighbours = min(15, len(features) - 1)
         points = UMAP(n_neighbors=neighbours, random_state=seed).fit_transform(features.numpy())
-    figure = Figure((6.4, 6), layout="constrained")
-    axes = figure.add_subplot()
-    colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
-    for label, name in enumerate(names):
-        mine = (labels == label).numpy()
-        axes.scatter(points[mine, 0], points[mine, 1], s=5, color=colours(label % colours.N), label=name, linewidths=0)
-    axes.set_title(f"UMAP of {title}", fontsize=11)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.legend(markerscale=3, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+    return scatter(points, labels, names, f"UMAP of {title}")

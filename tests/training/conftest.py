@@ -47,6 +47,32 @@ SMALL: dict[str, Any] = {
 }
 
 
+SMALL_POSE: dict[str, Any] = {
+    "name": "small-pose",
+    "recipe": "test",
+    "data": {"source": "digits", "canvas": 12},
+    "model": {
+        "kind": "mcevae",
+        "group": "SE2",
+        "rotation_degrees": 90,
+        "shift": 0.1,
+        "z_dim": 3,
+        "pose": {"radii": 5, "angles": 32, "width": 12, "kernel": 3, "dilations": [1, 2]},
+        "encoder": {"filters": [8, 8], "strides": [2, 1], "hidden": 16},
+        "decoder": {"hidden": 16, "filters": [4, 8, 4]},
+    },
+    "fit": {
+        "steps": 60,
+        "batch": 64,
+        "optimiser": {"kind": "adamw", "learning_rate": 0.003, "weight_decay": 0.01},
+        "schedule": {"kind": "cosine"},
+        "select": "rotation_error_60",
+        "accelerator": "cpu",
+        "threads": 1,
+    },
+}
+
+
 @pytest.fixture
 def small() -> dict[str, Any]:
     """The values of a small configuration, to be changed at will."""
@@ -88,3 +114,23 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     train(load_config(path), folder / "run", console=Console(file=io.StringIO()))
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def finish_pose_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Train a small model of poses of this `model` section; the run's folder."""
+
+    def finish(model: dict[str, Any], select: str = "rotation_error_60") -> Path:
+        folder = tmp_path_factory.mktemp("pose")
+        path = folder / "config.yaml"
+        path.write_text(yaml.safe_dump({**SMALL_POSE, "model": model, "fit": {**SMALL_POSE["fit"], "select": select}}))
+        train(load_config(path), folder / "run", console=Console(file=io.StringIO()))
+        return folder / "run"
+
+    return finish
+
+
+@pytest.fixture(scope="session")
+def finished_pose_run(finish_pose_run: Callable[..., Path]) -> Path:
+    """The folder of a finished run of the small model of poses; to be copied before anything is written into it."""
+    return finish_pose_run(SMALL_POSE["model"])

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from training import figures
+from training import figures, plots
 from training.errors import RunError, TrainingError
 from training.figures import draw_figures, pooled_embeddings
 from training.measures import encode
@@ -67,7 +67,7 @@ def test_figures_are_functions_of_the_seed(finished_run: Path, tmp_path: Path) -
     files = []
     for number, seed in enumerate((0, 0, 1)):
         path = tmp_path / f"{number}.png"
-        figures.save(figures.swap_grid(run.model, data, encoded, seed), path)
+        plots.save(figures.swap_grid(run.model, data, encoded, seed), path)
         files.append(path.read_bytes())
     assert files[0] == files[1] != files[2]
 
@@ -75,17 +75,17 @@ def test_figures_are_functions_of_the_seed(finished_run: Path, tmp_path: Path) -
 def test_missing_matplotlib_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(TrainingError, match=r"pip install 'equipoise\[figures\]'"):
-        runpy.run_path(figures.__file__)
+        runpy.run_path(plots.__file__)
 
 
 def test_tiles_are_ink_on_paper() -> None:
     light_on_dark = torch.zeros(3, 1, 8, 8)
     light_on_dark[:, :, 2:6, 2:6] = 1
-    picture = figures._tiles([light_on_dark, light_on_dark])
+    picture = plots.tiles([light_on_dark, light_on_dark])
     side = picture.shape[0] // 2
     assert picture.shape == (2 * side, 3 * side, 1)
     assert picture[0, 0, 0] == 1 and picture[side // 2, side // 2, 0] < 0.05
-    colour = figures._tiles([light_on_dark.expand(-1, 3, -1, -1)])
+    colour = plots.tiles([light_on_dark.expand(-1, 3, -1, -1)])
     assert colour.shape[2] == 3 and colour[colour.shape[0] // 2, colour.shape[0] // 2, 0] > 0.95
 
 

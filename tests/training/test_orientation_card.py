@@ -11,15 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from rich.console import Console
 
+from tests.training.conftest import SMALL_POSE
 from training import export, probes
-from training.config import load_config
 from training.datasets import Splits
 from training.errors import RunError
 from training.evaluate import EVALUATION_FILE, QUICK_FILE, evaluate
-from training.fit import train
 from training.lie import inverse, resample
 from training.mixture import matched_accuracy
 from training.orientation import card, measures
@@ -27,30 +25,6 @@ from training.orientation.views import Limits, observe
 from training.report import Options, Report
 from training.run import LoadedRun, load_run
 
-SMALL: dict[str, Any] = {
-    "name": "small-pose",
-    "recipe": "test",
-    "data": {"source": "digits", "canvas": 12},
-    "model": {
-        "kind": "mcevae",
-        "group": "SE2",
-        "rotation_degrees": 90,
-        "shift": 0.1,
-        "z_dim": 3,
-        "pose": {"radii": 5, "angles": 32, "width": 12, "kernel": 3, "dilations": [1, 2]},
-        "encoder": {"filters": [8, 8], "strides": [2, 1], "hidden": 16},
-        "decoder": {"hidden": 16, "filters": [4, 8, 4]},
-    },
-    "fit": {
-        "steps": 60,
-        "batch": 64,
-        "optimiser": {"kind": "adamw", "learning_rate": 0.003, "weight_decay": 0.01},
-        "schedule": {"kind": "cosine"},
-        "select": "rotation_error_60",
-        "accelerator": "cpu",
-        "threads": 1,
-    },
-}
 BASELINES = {"identity_error_60", "principal_axis_error_60", "clustering_k_means_pixels", "clustering_k_means_vae"}
 LINES = {
     *("rotation_error_60", "rotation_median_60", "rotation_flips_60", "rotation_error_90", "rotation_error_60_moved"),
@@ -62,22 +36,10 @@ LINES = {
 
 
 @pytest.fixture(scope="module")
-def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Train a small model of this `model` section."""
-
-    def make(model: dict[str, Any], select: str = "rotation_error_60") -> Path:
-        folder = tmp_path_factory.mktemp("pose")
-        path = folder / "config.yaml"
-        path.write_text(yaml.safe_dump({**SMALL, "model": model, "fit": {**SMALL["fit"], "select": select}}))
-        train(load_config(path), folder / "run", console=Console(file=io.StringIO()))
-        return folder / "run"
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def run(make_run: Callable[..., Path]) -> Path:
-    return make_run(SMALL["model"])
+def run(finished_pose_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = tmp_path_factory.mktemp("card") / "run"
+    shutil.copytree(finished_pose_run, copy)
+    return copy
 
 
 def quick(run: Path, **options: Any) -> Report:
@@ -163,8 +125,10 @@ def test_quick_look_takes_a_part_and_is_no_figure_for_an_export(run: Path, tmp_p
 
 
 @pytest.fixture(scope="module")
-def supervised(make_run: Callable[..., Path]) -> Path:
-    return make_run({**SMALL["model"], "group": "SO2", "shift": 0.0, "supervised": True, "rotation_degrees": 180})
+def supervised(finish_pose_run: Callable[..., Path]) -> Path:
+    return finish_pose_run(
+        {**SMALL_POSE["model"], "group": "SO2", "shift": 0.0, "supervised": True, "rotation_degrees": 180}
+    )
 
 
 def test_supervised_model_has_absolute_errors_and_rotnets_line(supervised: Path) -> None:
@@ -192,9 +156,9 @@ def test_pictures_that_are_turned_already_are_shown_as_they_are(supervised: Path
     assert report.value("absolute_median") == pytest.approx(usual.report.value("absolute_median"), abs=0.5)
 
 
-def test_model_without_latents_has_the_lines_that_need_none(make_run: Callable[..., Path]) -> None:
+def test_model_without_latents_has_the_lines_that_need_none(finish_pose_run: Callable[..., Path]) -> None:
     extractor = {"kind": "polar", "radii": 5, "angles": 32, "width": 8, "kernel": 3, "dilations": [1]}
-    report = quick(make_run({"kind": "upright", "extractor": extractor}, "rotation_error"), limit=30)
+    report = quick(finish_pose_run({"kind": "upright", "extractor": extractor}, "rotation_error"), limit=30)
     names = {figure.name for figure in report.figures}
     assert {"absolute_error", "rotation_error_60", "rotation_error_180", "orbit_psnr_rectified"} <= names
     assert not {name for name in names if name.startswith(("invariance", "clustering"))}

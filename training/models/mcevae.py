@@ -429,14 +429,21 @@ class MCEVAE(Model):
         pose = self._pose(seen)
         rectified = resample(seen.ink, pose.matrix)
         cluster, z = self.encoder(self._cropped(rectified))
-        decoded = torch.sigmoid(self.decoder(torch.cat([cluster[0], z[0]], 1)))
-        margin = (self.input.height - self.window) // 2
-        canonical = F.pad(decoded - seen.background, (margin, margin, margin, margin)) + seen.background
+        canonical = self._decoded(cluster[0], z[0], seen.background)
         return Canonical(pose, canonical.clamp(0, 1), (rectified + seen.background).clamp(0, 1))
 
     def _cropped(self, rectified: Tensor) -> Tensor:
         margin = (self.input.height - self.window) // 2
         return rectified[:, :, margin : margin + self.window, margin : margin + self.window]
+
+    def decode(self, content: Tensor, style: Tensor) -> Tensor:
+        """z_c [N,D], z [N,Z] -> canonical picture [N,C,S,S] in [0,1], on black outside the window."""
+        return self._decoded(content, style, torch.zeros(1, 1, 1, 1).to(content))
+
+    def _decoded(self, content: Tensor, style: Tensor, background: Tensor) -> Tensor:
+        decoded = torch.sigmoid(self.decoder(torch.cat([content, style], 1)))
+        margin = (self.input.height - self.window) // 2
+        return F.pad(decoded - background, (margin, margin, margin, margin)) + background
 
     def latents(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Means of z_c [N,D] and z [N,Z] of pictures in any pose."""

@@ -29,7 +29,7 @@ from training.orientation.classifier import Classifier, served_classifier
 from training.orientation.looks import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
 from training.orientation.measures import Errors
 from training.orientation.rotnet import rotnet_digits
-from training.orientation.views import Limits, even_degrees, lost_ink, observe, turned
+from training.orientation.views import Limits, even_degrees, limits_of, lost_ink, observe, turned
 from training.report import Figure, Options, Report, describe
 from training.run import LoadedRun
 from training.scores import percent
@@ -64,11 +64,7 @@ class PoseEvaluation:
         run.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.model = cast(PoseModel, run.model)
         config = self.model.config
-        self.limits = Limits(
-            config.rotation_degrees,
-            config.shift if config.group != "SO2" else 0.0,
-            config.scale if config.group == "SIM2" else 0.0,
-        )
+        self.limits = limits_of(config)
         self.report = Report(describe(run) | {"group": config.group, "supervised": config.supervised})
 
     def run(self) -> Report:

@@ -19,6 +19,7 @@ __all__ = ["LatentModel", "Orbits", "PoseModel", "canonicals", "clusters", "late
 CHUNK = 500
 
 
+@runtime_checkable
 class PoseModel(Protocol):
     """What a model of poses offers; images [N,C,S,S] in [0,1]. training/models/mcevae.py says what comes back.
 
@@ -34,11 +35,13 @@ class PoseModel(Protocol):
 
 @runtime_checkable
 class LatentModel(PoseModel, Protocol):
-    """One with latents and clusters, too."""
+    """One with a decoder, latents and clusters, too."""
 
     def latents(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def clusters(self, images: Tensor) -> Tensor: ...
+
+    def decode(self, content: Tensor, style: Tensor) -> Tensor: ...
 
 
 @torch.no_grad()

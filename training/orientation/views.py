@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from training.turned import move, similarity, uniform
 
-__all__ = ["Limits", "even_degrees", "lost_ink", "observe", "turned"]
+__all__ = ["Limits", "even_degrees", "limits_of", "lost_ink", "observe", "turned"]
 
 CHUNK = 1000
 
@@ -39,6 +40,12 @@ class Limits:
         parts += [f"shifts of +-{100 * self.shift:.3g} % of the width"] if self.shift else []
         parts += [f"log scales of +-{self.scale:g}"] if self.scale else []
         return ", ".join(parts)
+
+
+def limits_of(config: Any) -> Limits:
+    """The range of a model's training pictures, from its configuration (see `looks.PoseModel`)."""
+    shift = config.shift if config.group != "SO2" else 0.0
+    return Limits(config.rotation_degrees, shift, config.scale if config.group == "SIM2" else 0.0)
 
 
 def turned(degrees: Tensor) -> Tensor:
