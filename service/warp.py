@@ -95,11 +95,9 @@ def draw(samples: Kept, canvas: Canvas, fill: Literal["transparent"] | Border, r
 
 
 def _method(samples: Kept, border: Border) -> Callable[..., Any]:
-    if samples.ndim == 2 or samples.shape[2] == 3:
+    if samples.ndim == 2 or samples.shape[2] == 3 or (border[-1] == 255 and samples[..., -1].min() == 255):
         return _warp
-    if samples[..., -1].min() < 255:
-        return _warp_transparent
-    return _warp if border[-1] == 255 else _warp_opaque
+    return _warp_transparent
 
 
 def _source(samples: Kept, matrix: Matrix, width: int, height: int) -> tuple[Kept, Matrix]:
@@ -122,25 +120,15 @@ def _with_transparency(samples: Kept) -> npt.NDArray[np.uint8]:
     return np.dstack([small, np.full(small.shape[:2], 255, np.uint8)])
 
 
-def _warp(
-    source: npt.NDArray[Any],
-    matrix: Matrix,
-    size: tuple[int, int],
-    border: Border,
-    method: int,
-    beyond: int = cv2.BORDER_CONSTANT,
-) -> Any:
-    flags = method | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(source, matrix, size, flags=flags, borderMode=beyond, borderValue=border)
-
-
-def _warp_opaque(
-    source: npt.NDArray[Any], matrix: Matrix, size: tuple[int, int], border: Border, method: int
-) -> npt.NDArray[np.uint8]:
-    """Of a picture without holes on a transparent canvas: its colours go on beyond its edge, its opacity does not."""
-    colours = _warp(np.ascontiguousarray(source[..., :-1]), matrix, size, border, method, cv2.BORDER_REPLICATE)
-    opacity = _warp(np.ascontiguousarray(source[..., -1]), matrix, size, border[-1:], method)
-    return np.dstack([colours, opacity])
+def _warp(source: npt.NDArray[Any], matrix: Matrix, size: tuple[int, int], border: Border, method: int) -> Any:
+    return cv2.warpAffine(
+        source,
+        matrix,
+        size,
+        flags=method | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=border,
+    )
 
 
 def _warp_transparent(
