@@ -1,0 +1,71 @@
+"""docker/compose.yaml: valid by the Compose specification, and every file and target that it names is there."""
+
+import copy
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+DOCKER = Path(__file__).parents[2] / "docker"
+COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+SERVERS = ("cpu", "gpu")
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    file = resources.files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
+    content: dict[str, Any] = json.loads(file.read_text())
+    return content
+
+
+def test_it_is_valid(schema: dict[str, Any]) -> None:
+    jsonschema.validate(COMPOSE, schema)
+
+
+@pytest.mark.parametrize(
+    ("service", "key", "value"),
+    [("cpu", "read_onyl", True), ("nginx", "ports", "8080"), ("gpu", "deploy", {"replica": 1})],
+)
+def test_a_wrong_one_is_refused(schema: dict[str, Any], service: str, key: str, value: object) -> None:
+    wrong = copy.deepcopy(COMPOSE)
+    wrong["services"][service][key] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, schema)
+
+
+def test_what_it_mounts_is_there() -> None:
+    for name, service in COMPOSE["services"].items():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source in COMPOSE["volumes"] or (DOCKER / source).exists(), (name, source)
+
+
+def test_what_it_builds_is_a_target_of_the_dockerfile() -> None:
+    stages = [line.split()[-1] for line in (DOCKER / "Dockerfile").read_text().splitlines() if line.startswith("FROM ")]
+    for name in SERVERS:
+        assert COMPOSE["services"][name]["build"]["target"] in stages
+
+
+def test_images_are_pinned_and_ports_stay_on_this_host() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert service["image"].partition(":")[2] not in ("", "latest"), name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_servers_have_no_privileges(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["read_only"] and service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert "ports" not in service  # nginx alone is in front
+
+
+def test_only_a_profile_asks_for_a_gpu() -> None:
+    for name, service in COMPOSE["services"].items():
+        devices = service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
+        assert bool(devices) == (name == "gpu")
+    assert COMPOSE["services"]["gpu"]["profiles"] == ["gpu"]

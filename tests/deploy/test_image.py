@@ -1,0 +1,63 @@
+"""The Dockerfile and what is sent to its build; that it builds and runs is `make image`."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
+
+
+def stages() -> dict[str, tuple[str, str]]:
+    """Stage -> (what it is from, its lines)."""
+    parts = re.split(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, flags=re.MULTILINE)
+    return {name: (base, lines) for base, name, lines in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)}
+
+
+def lineage(target: str) -> str:
+    """All lines that make a stage, its bases' first."""
+    base, lines = stages()[target]
+    return (lineage(base) if base in stages() else "") + lines
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu", "training"])
+def test_every_target_says_how_it_runs(target: str) -> None:
+    lines = lineage(target)
+    assert re.search(r"^USER (\d{5,}):(\d{5,})$", lines, re.MULTILINE)
+    assert re.search(r'^ENTRYPOINT \["/', lines, re.MULTILINE)
+    assert "STOPSIGNAL SIGTERM" in lines
+    assert "org.opencontainers.image.licenses" in lines
+    assert "pip install" not in lines and "apt-get install -y --no-install-recommends python3 \\" in lines
+
+
+def test_the_base_is_pinned_by_digest() -> None:
+    assert re.search(r"^ARG BASE=\S+@sha256:[0-9a-f]{64}$", DOCKERFILE, re.MULTILINE)
+
+
+def test_the_gpu_image_asks_for_the_driver() -> None:
+    assert "NVIDIA_VISIBLE_DEVICES=all" in lineage("gpu") and "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in lineage(
+        "gpu"
+    )
+
+
+def test_what_is_copied_is_in_the_build_context() -> None:
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for arguments in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
+        for source in arguments.split()[:-1]:
+            assert any(source == entry or source.startswith(f"{entry}/") for entry in kept), source
+
+
+def test_nothing_of_this_machine_is_in_the_dockerfile() -> None:
+    assert not re.search(r"https?://(?!127\.0\.0\.1)", DOCKERFILE)
+
+
+def test_requirements_are_those_of_the_extras() -> None:
+    run = subprocess.run(
+        [sys.executable, "docker/requirements.py", "cpu"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = run.stdout.splitlines()
+    assert any(line.startswith("onnxruntime>=") for line in lines) and any(line.startswith("fastapi") for line in lines)
+    assert not any(line.startswith("torch") for line in lines)
