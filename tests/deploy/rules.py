@@ -41,6 +41,10 @@ def settings_of(objects: list[Object], container: dict[str, Any]) -> Settings:
     return load_settings(fields, {})
 
 
+def listened_on(settings: Settings) -> set[int]:
+    return {settings.port} | ({settings.probe_port} if settings.probe_port else set())
+
+
 def _probes(container: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
         if kind in container:
@@ -52,7 +56,7 @@ def probes_are_answered(objects: list[Object], service: Service) -> Iterator[str
     for pod in pods(objects):
         for container in pod.servers():
             ports = {port.get("name"): port["containerPort"] for port in container["ports"]}
-            listening = {settings_of(objects, container).port}
+            listening = listened_on(settings_of(objects, container))
             for kind, probe in _probes(container):
                 asked = probe["httpGet"]
                 if ports.get(asked["port"], asked["port"]) not in listening:
@@ -83,8 +87,9 @@ def container_ports_are_listened_on(objects: list[Object], service: Service) -> 
     for pod in pods(objects):
         for container in pod.servers():
             declared = {port["containerPort"] for port in container["ports"]}
-            if declared != {settings_of(objects, container).port}:
-                yield f"{pod.name}: declares {declared}, the service listens on {settings_of(objects, container).port}"
+            listening = listened_on(settings_of(objects, container))
+            if declared != listening:
+                yield f"{pod.name}: declares {declared}, the service listens on {listening}"
 
 
 @rule
