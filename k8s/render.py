@@ -1,19 +1,40 @@
 """Render every overlay into k8s/rendered/: `python k8s/render.py`, or with `--check` only say what is out of date.
 
-What is committed there is what the tests read and what `kubectl apply -f` takes. Needs kubectl (kustomize is built in).
+What is committed there is what the tests read and what `kubectl apply -f` takes. The alert rules and the dashboard are
+taken from observability/, in the form that the overlay needs. Needs kubectl (kustomize is built in).
 """
 
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 HERE = Path(__file__).parent
 RENDERED = HERE / "rendered"
+OBSERVABILITY = HERE.parent / "observability"
+RULE_HEAD = """\
+# Written by k8s/render.py from observability/alerts.yaml.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: equipoise
+spec:
+"""
 
 
 class Missing(Exception):
     """No kubectl on this machine."""
+
+
+def derived() -> dict[Path, str]:
+    """Files of the overlays that are made from others."""
+    overlay = HERE / "overlays" / "observability"
+    return {
+        overlay / "prometheus-rule.yaml": RULE_HEAD
+        + textwrap.indent((OBSERVABILITY / "alerts.yaml").read_text(), "  ", lambda line: bool(line.strip())),
+        overlay / "dashboard.json": (OBSERVABILITY / "dashboard.json").read_text(),
+    }
 
 
 def overlays() -> dict[str, Path]:
@@ -37,7 +58,10 @@ def render(folder: Path) -> str:
 
 
 def stale() -> list[str]:
-    """The rendered files that are not what their overlay gives, that no overlay gives any more, or that are missing."""
+    """The files that are not what their overlay gives, that no overlay gives any more, or that are missing."""
+    copies = [path.name for path, text in derived().items() if not path.exists() or path.read_text() != text]
+    if copies:
+        return copies
     wanted = {f"{name}.yaml": render(folder) for name, folder in overlays().items()}
     present = {path.name: path.read_text() for path in RENDERED.glob("*.yaml")}
     return sorted(name for name in wanted.keys() | present.keys() if wanted.get(name) != present.get(name))
@@ -47,8 +71,10 @@ def main() -> int:
     try:
         if sys.argv[1:] == ["--check"]:
             out_of_date = stale()
-            print(*(f"out of date: k8s/rendered/{name}" for name in out_of_date), sep="\n")
+            print(*(f"out of date: {name}" for name in out_of_date), sep="\n")
             return 1 if out_of_date else 0
+        for path, text in derived().items():
+            path.write_text(text)
         RENDERED.mkdir(exist_ok=True)
         for path in RENDERED.glob("*.yaml"):
             path.unlink()

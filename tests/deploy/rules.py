@@ -2,12 +2,13 @@
 running service, and gives its complaints; none means that the rule holds.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from service.settings import ENV_PREFIX, TRAINING_PREFIX, Settings, SettingsError, load_settings
-from tests.deploy.manifests import Object, environment, of_kind, pods, quantity, selects
+from tests.deploy.manifests import Object, environment, load, of_kind, pods, quantity, selects
 
 MADE_BY_HAND = {"equipoise-tls", "equipoise-api-keys"}  # secrets: docs/deploy.md creates them, no file holds them
 MEMORY_BESIDE_THE_QUEUE = 512 * 2**20  # interpreter, models, ONNX Runtime's arena; measured in docs/sizing.md
@@ -199,15 +200,16 @@ def service_ports_exist(objects: list[Object], service: Service) -> Iterator[str
 
 @rule
 def grace_covers_the_drain(objects: list[Object], service: Service) -> Iterator[str]:
+    """preStop, the drain, and a request that was accepted last, all before the kubelet kills."""
     for pod in pods(objects):
         for container in pod.servers():
+            settings = settings_of(objects, container)
             sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-            drain = getattr(settings_of(objects, container), "drain_seconds", 0)
             grace = pod.spec.get("terminationGracePeriodSeconds", 30)
-            if pod.owner["kind"] == "Deployment" and sleep < 5:
-                yield f"{pod.name}: {sleep} s between the end of the endpoint and SIGTERM"
-            if grace < sleep + drain + 10:
-                yield f"{pod.name}: killed after {grace} s; preStop takes {sleep} s, the drain {drain} s"
+            if sleep + settings.drain_seconds < 10:
+                yield f"{pod.name}: answers for {sleep + settings.drain_seconds} s after its end was decided"
+            if grace < sleep + settings.drain_seconds + settings.request_timeout_seconds + 5:
+                yield f"{pod.name}: killed after {grace} s; preStop {sleep} s, drain {settings.drain_seconds} s"
 
 
 @rule
@@ -339,3 +341,29 @@ def no_secret_is_in_a_file(objects: list[Object], service: Service) -> Iterator[
             for entry in container.get("env", []):
                 if "secretKeyRef" in entry.get("valueFrom", {}):
                     yield f"{pod.name}: secret in {entry['name']}"
+
+
+@rule
+def alerts_use_metrics_that_exist(objects: list[Object], service: Service) -> Iterator[str]:
+    for item in of_kind(objects, "PrometheusRule"):
+        for group in item["spec"]["groups"]:
+            for each in group["rules"]:
+                for name in re.findall(r"\bequipoise_\w+", each["expr"]):
+                    if (
+                        name not in service.metrics
+                        and re.sub("_(bucket|count|sum|total)$", "", name) not in service.metrics
+                    ):
+                        yield f"{each['alert']}: no metric {name}"
+
+
+@rule
+def monitors_find_the_service(objects: list[Object], service: Service) -> Iterator[str]:
+    for monitor in of_kind(objects, "ServiceMonitor"):
+        for target in of_kind(load("cpu"), "Service"):
+            if not selects(monitor["spec"]["selector"]["matchLabels"], target["metadata"]["labels"]):
+                yield "selects no Service"
+            for endpoint in monitor["spec"]["endpoints"]:
+                if endpoint["port"] not in {port["name"] for port in target["spec"]["ports"]}:
+                    yield f"Service/{target['metadata']['name']} has no port {endpoint['port']}"
+                if service.status(endpoint["path"]) != 200:
+                    yield f"{endpoint['path']} is not answered"

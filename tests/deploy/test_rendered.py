@@ -41,8 +41,8 @@ def test_what_is_out_of_date_is_said(
     monkeypatch.setattr(sys, "argv", ["render.py", "--check"])
     assert render.main() == 1
     assert capsys.readouterr().out.splitlines() == [
-        "out of date: k8s/rendered/cpu.yaml",
-        "out of date: k8s/rendered/old.yaml",
+        "out of date: cpu.yaml",
+        "out of date: old.yaml",
     ]
 
 

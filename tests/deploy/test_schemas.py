@@ -5,6 +5,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 
 from tests.deploy.manifests import OVERLAYS, Object, load, of_kind, pods
 
@@ -55,3 +56,25 @@ def test_the_containers_of_the_kserve_runtime_are_valid() -> None:
         },
     }
     kubernetes_validate.validate(made, VERSION, strict=True)
+
+
+@pytest.mark.parametrize("kind", [ServiceMonitor, PrometheusRule])
+def test_the_prometheus_operator_understands_all_of_its_objects(kind: type[ServiceMonitor | PrometheusRule]) -> None:
+    """Its models drop what they do not know: what comes back is what was written."""
+    (item,) = of_kind(load("observability"), kind.__name__)
+    assert understood(kind, item) == item
+
+
+@pytest.mark.parametrize("place", [("spec",), ("spec", "endpoints", 0)])
+def test_a_misspelt_field_of_the_operator_is_found_out(place: tuple[str | int, ...]) -> None:
+    (item,) = of_kind(load("observability"), "ServiceMonitor")
+    there: Any = item
+    for step in place:
+        there = there[step]
+    there["intervall"] = "15s"
+    assert understood(ServiceMonitor, item) != item
+
+
+def understood(kind: type[ServiceMonitor | PrometheusRule], item: Object) -> Object:
+    read: Object = kind.model_validate(item).model_dump(by_alias=True, exclude_unset=True, mode="json")
+    return read
