@@ -24,7 +24,7 @@ def ours(folder: Path) -> Server:
     return Server(
         "Equipoise",
         [*command, "--default-classify", folder.parent.name, "--port", "{port}"],
-        {"EQUIPOISE_INFERENCE_THREADS": "1"},
+        {"EQUIPOISE_INFERENCE_THREADS": "1", "EQUIPOISE_DRAIN_SECONDS": "0"},
     )
 
 

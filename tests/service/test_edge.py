@@ -271,3 +271,17 @@ def test_pictures_of_one_request_are_decoded_one_after_the_other(tiny_store: Pat
     response = httpx.post(f"{url}/classify", files=form, trust_env=False, timeout=60)
     assert response.status_code == 200, response.text
     assert all("label" in result for result in response.json()["results"])
+
+
+def test_single_pictures_are_answered_while_a_thousand_wait(tiny_store: Path, serve: Serve) -> None:
+    """A request of 1,000 pictures is run in parts, and single ones have their turn between them."""
+    url = serve(tiny_store, max_batch=8)
+    image = {"data": base64.b64encode(tiny.png()).decode()}
+    before = 0
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, trust_env=False) as client:
+        large = pool.submit(client.post, "/classify", json={"images": [image] * 1000}, timeout=60)
+        while not large.done():
+            assert post(url).status_code == 200
+            before += 1
+    assert len(large.result().json()["results"]) == 1000
+    assert before >= 2  # the first may have come before the large one

@@ -62,7 +62,7 @@ def service(store: Path, *options: str, **given: object) -> Iterator[tuple["subp
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -157,8 +157,8 @@ def faulty(store: Path, folder: Path, *options: str, **given: object) -> Iterato
 
 
 def test_an_event_loop_that_hangs_ends_the_process_with_its_stacks(tiny_store: Path, tmp_path: Path) -> None:
-    with faulty(tiny_store, tmp_path, "--hang-seconds", "2") as (process, url):
-        time.sleep(2.5)  # nothing hangs: it lives on
+    with faulty(tiny_store, tmp_path, "--hang-seconds", "4") as (process, url):
+        time.sleep(4.5)  # nothing hangs: it lives on
         assert classify(url).status_code == 200
         (tmp_path / "fault").write_text("hang")
         with pytest.raises(httpx.TransportError):
@@ -166,12 +166,12 @@ def test_an_event_loop_that_hangs_ends_the_process_with_its_stacks(tiny_store: P
         assert process.wait(timeout=20) == 1
         assert process.stderr is not None
         log = process.stderr.read()
-        assert "Timeout (0:00:02)!" in log
+        assert "Timeout (0:00:04)!" in log
         assert "in run_of_a_graph" in log
 
 
 def test_a_thread_that_hangs_fails_liveness_and_keeps_no_caller(tiny_store: Path, tmp_path: Path) -> None:
-    options = ("--hang-seconds", "2", "--inline-milliseconds", "0", "--drain-seconds", "0")
+    options = ("--hang-seconds", "4", "--inline-milliseconds", "0", "--drain-seconds", "0")
     with faulty(tiny_store, tmp_path, *options) as (process, url):
         (tmp_path / "fault").write_text("hang")
         assert classify(url, **{"x-request-timeout-ms": "200"}).status_code == 504
