@@ -90,12 +90,12 @@ def test_the_openapi_document_says_so(guarded: str) -> None:
     assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            needed = classify_path_needs_key(path)
+            needed = needs_key(path)
             assert ("security" in operation) == needed, path
             assert not needed or "401" in operation["responses"], path
 
 
-def classify_path_needs_key(path: str) -> bool:
+def needs_key(path: str) -> bool:
     return path not in ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 
 

@@ -38,7 +38,7 @@ def expected(capability: str, inputs: list[np.ndarray]) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def client2(url: str) -> Iterator[triton.InferenceServerClient]:
+def triton_client(url: str) -> Iterator[triton.InferenceServerClient]:
     with triton.InferenceServerClient(urlsplit(url).netloc) as client:
         yield client
 
@@ -55,18 +55,20 @@ def pictures(name: str, files: list[bytes]) -> triton.InferInput:
     return tensor
 
 
-def test_the_server_says_what_it_is(client2: triton.InferenceServerClient) -> None:
-    assert client2.is_server_live() and client2.is_server_ready()
-    metadata = client2.get_server_metadata()
+def test_the_server_says_what_it_is(triton_client: triton.InferenceServerClient) -> None:
+    assert triton_client.is_server_live() and triton_client.is_server_ready()
+    metadata = triton_client.get_server_metadata()
     assert metadata["name"] == "equipoise" and "binary_tensor_data" in metadata["extensions"]
 
 
 @pytest.mark.parametrize("capability", GRAPHS)
 @pytest.mark.parametrize("version", ["", "1"])
-def test_metadata_are_those_of_the_graph(client2: triton.InferenceServerClient, capability: str, version: str) -> None:
+def test_metadata_are_those_of_the_graph(
+    triton_client: triton.InferenceServerClient, capability: str, version: str
+) -> None:
     name = f"tiny.{capability}"
-    assert client2.is_model_ready(name, version)
-    metadata = client2.get_model_metadata(name, version)
+    assert triton_client.is_model_ready(name, version)
+    metadata = triton_client.get_model_metadata(name, version)
     assert (metadata["name"], metadata["versions"], metadata["platform"]) == (name, ["1"], "onnx_onnxv1")
     inputs, outputs = GRAPHS[capability]
     for name in inputs:
@@ -79,13 +81,13 @@ def test_metadata_are_those_of_the_graph(client2: triton.InferenceServerClient, 
 @pytest.mark.parametrize("binary_out", [True, False])
 @pytest.mark.parametrize("count", [1, 5])
 def test_tensors_through_every_graph(
-    client2: triton.InferenceServerClient, capability: str, binary_in: bool, binary_out: bool, count: int
+    triton_client: triton.InferenceServerClient, capability: str, binary_in: bool, binary_out: bool, count: int
 ) -> None:
     names, outputs = GRAPHS[capability]
     given = [tiny.as_input(tiny.images(count, seed)) for seed in range(len(names))]
     inputs = [fp32(name, array, binary_in) for name, array in zip(names, given, strict=True)]
     asked = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in outputs]
-    result = client2.infer(f"tiny.{capability}", inputs[::-1], outputs=asked, request_id="r-1")
+    result = triton_client.infer(f"tiny.{capability}", inputs[::-1], outputs=asked, request_id="r-1")
     assert result.get_response()["id"] == "r-1"
     assert result.get_response()["model_version"] == "1"
     for name, array in zip(outputs, expected(capability, given), strict=True):
@@ -94,27 +96,32 @@ def test_tensors_through_every_graph(
         np.testing.assert_allclose(got, array, rtol=1e-4, atol=1e-4)
 
 
-def test_a_models_own_name_is_its_classify_graph(client2: triton.InferenceServerClient) -> None:
+def test_a_models_own_name_is_its_classify_graph(triton_client: triton.InferenceServerClient) -> None:
     given = tiny.as_input(tiny.images(2))
-    result = client2.infer("tiny", [fp32("image", given)], model_version="1")  # no outputs: all of them, as binary data
+    result = triton_client.infer(
+        "tiny", [fp32("image", given)], model_version="1"
+    )  # no outputs: all of them, as binary data
     np.testing.assert_allclose(result.as_numpy("probabilities"), tiny.classify(given)[2], atol=1e-4)
-    assert client2.get_model_metadata("tiny")["outputs"] == client2.get_model_metadata("tiny.classify")["outputs"]
+    assert (
+        triton_client.get_model_metadata("tiny")["outputs"]
+        == triton_client.get_model_metadata("tiny.classify")["outputs"]
+    )
 
 
-def test_pictures_are_prepared_as_by_rest(client2: triton.InferenceServerClient, client: httpx.Client) -> None:
+def test_pictures_are_prepared_as_by_rest(triton_client: triton.InferenceServerClient, client: httpx.Client) -> None:
     page = np.full((60, 50, 3), 250, np.uint8)
     page[10:40, 20:30] = 15
     files = [tiny.png(3), tiny.encode(page), tiny.encode(page, "JPEG")]
     for query in ({}, {"polarity": "light", "fit": "image"}):
         rest = client.post("/embed", files=[("images", file) for file in files], params=query).json()["results"]
-        result = client2.infer("tiny.embed", [pictures("image", files)], query_params=query)
+        result = triton_client.infer("tiny.embed", [pictures("image", files)], query_params=query)
         np.testing.assert_allclose(
             result.as_numpy("embedding"), [answer["embedding"] for answer in rest], rtol=0, atol=1e-4
         )
-    mixed = client2.infer(
+    mixed = triton_client.infer(
         "tiny.recombine", [pictures("content", files), fp32("style", tiny.as_input(tiny.images(3)))]
     ).as_numpy("image")
-    both = client2.infer("tiny.recombine", [pictures("style", files[:1]), pictures("content", files[:1])])
+    both = triton_client.infer("tiny.recombine", [pictures("style", files[:1]), pictures("content", files[:1])])
     assert mixed.shape == (3, 1, 8, 8)
     own = tiny.as_input(tiny.images(1, 3))
     np.testing.assert_allclose(both.as_numpy("image"), own, atol=1e-4)
@@ -337,16 +344,18 @@ def test_other_refusals_have_that_shape_too(
     assert said in ProtocolError.model_validate_json(response.content).error
 
 
-def test_a_compressed_body_is_refused(client2: triton.InferenceServerClient) -> None:
+def test_a_compressed_body_is_refused(triton_client: triton.InferenceServerClient) -> None:
     with pytest.raises(InferenceServerException, match="encoded as 'gzip'"):
-        client2.infer("tiny", [fp32("image", tiny.as_input(tiny.images(1)))], request_compression_algorithm="gzip")
+        triton_client.infer(
+            "tiny", [fp32("image", tiny.as_input(tiny.images(1)))], request_compression_algorithm="gzip"
+        )
 
 
-def test_a_timeout_is_kept(client2: triton.InferenceServerClient) -> None:
+def test_a_timeout_is_kept(triton_client: triton.InferenceServerClient) -> None:
     inputs = [fp32("image", tiny.as_input(tiny.images(1)))]
-    assert client2.infer("tiny", inputs, timeout=20_000_000).as_numpy("novelty").shape == (1,)
+    assert triton_client.infer("tiny", inputs, timeout=20_000_000).as_numpy("novelty").shape == (1,)
     with pytest.raises(InferenceServerException, match=r"\[504\] the deadline has passed"):
-        client2.infer("tiny", inputs, timeout=1)
+        triton_client.infer("tiny", inputs, timeout=1)
 
 
 def test_rows_take_room_in_the_queue(tiny_store: Any, serve: Any) -> None:
