@@ -9,6 +9,7 @@ Pixels are counted from 0 and their centres are integers: a picture of W pixels 
 functions work in float64; those that take [..., 2, 3] take any number of leading axes.
 """
 
+import math
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -153,8 +154,13 @@ def apply(matrix: npt.ArrayLike, points: npt.ArrayLike) -> npt.NDArray[np.float6
 def frame(left: float, top: float, width: float, height: float) -> Matrix:
     """From normalised coordinates to pixels, of a frame whose edges are `left` and `top` and which is `width` x
     `height`, in pixels counted from the picture's corner (a picture's own frame: 0, 0, width, height).
+
+    Raises:
+        GeometryError: it has no area, or a number is not finite.
     """
-    return checked([[width / 2, 0.0, left + width / 2 - 0.5], [0.0, height / 2, top + height / 2 - 0.5]])
+    if not (math.isfinite(left + top) and 0 < width < math.inf and 0 < height < math.inf):
+        raise GeometryError(f"a frame at {left:g}, {top:g} of {width:g} x {height:g} pixels has no area or no end")
+    return np.array([[width / 2, 0.0, left + width / 2 - 0.5], [0.0, height / 2, top + height / 2 - 0.5]])
 
 
 def about(matrix: npt.ArrayLike, centre: npt.ArrayLike) -> Matrix:

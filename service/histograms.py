@@ -61,8 +61,9 @@ class Histogram(Collector):
         registry.register(self)
 
     def series(self, *values: str) -> Series:
-        """The series of a label set; look it up once and keep it."""
-        return self._series.setdefault(values, Series(self._bounds))
+        """The series of a label set, made where it is the first of its values."""
+        series = self._series.get(values)
+        return self._series.setdefault(values, Series(self._bounds)) if series is None else series
 
     def remove(self, *values: str) -> None:
         """Report this label set no more; whoever still holds its series observes for nobody."""
