@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import traceback
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Literal, get_args
@@ -145,9 +146,15 @@ class Metrics:
         )
 
     def watch(self, batcher: Batcher, model: str, version: int, capability: str) -> None:
-        """Report a queue's depth; nothing that the batcher holds refers to it, so that a closed model is freed."""
+        """Report a queue's depth. The gauge is a cycle of references, and must not keep a closed model alive."""
+        watched = weakref.ref(batcher)
+
+        def depth() -> int:
+            there = watched()
+            return there.depth if there is not None else 0
+
         names = (model, str(version), capability)
-        self._depth.labels(*names).set_function(lambda: batcher.depth)
+        self._depth.labels(*names).set_function(depth)
         self._providers[names] = list(batcher.engine.nodes)
         for provider, count in batcher.engine.nodes.items():
             self._nodes.labels(*names, provider).set(count)
