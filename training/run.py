@@ -27,6 +27,7 @@ from training.checkpoint import serialise, write_atomically
 from training.config import Config, restore_config
 from training.datasets import Splits
 from training.errors import DataError, RunError
+from training.framing import turning_frame
 from training.models.base import Model
 from training.models.equivae import EquiVAE
 from training.models.registry import build
@@ -156,12 +157,13 @@ def save_model(
     folder: Path, config: Config, splits: Splits, model: Model, metrics: dict[str, float], step: int, minutes: float
 ) -> Path:
     """Write the finished model; the last act of a run."""
+    preprocessing = splits.preprocessing if config.model.group is None else turning_frame(splits)
     content = {
         "config": config.as_dict(),
         "state": {name: value.cpu() for name, value in model.state_dict().items()},
         "input": splits.input.model_dump(mode="json"),
         "class_names": list(splits.class_names),
-        "preprocessing": splits.preprocessing.model_dump(mode="json"),
+        "preprocessing": preprocessing.model_dump(mode="json"),
         "data": splits.summary(),
         "metrics": metrics,
         "step": step,

@@ -35,8 +35,8 @@ def load(tmp_path: Path, text: str, *overrides: str) -> Config:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_committed_configurations_load_under_their_own_name(path: Path) -> None:
-    own_data = path.stem == "equivae-folder"  # the user's own name goes there
-    assert load_config(path).name == ("my-model" if own_data else path.stem)
+    own_data = {"equivae-folder": "my-model", "mcevae-folder": "my-upright-model"}  # the user's own name goes there
+    assert load_config(path).name == own_data.get(path.stem, path.stem)
 
 
 def test_paper_configurations_keep_the_paper_s_protocol() -> None:

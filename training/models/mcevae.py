@@ -330,7 +330,7 @@ class MCEVAE(Model):
         with _exact(images):
             ink, background = self._ink(images)
             centre, radius, mass = self._moments(ink)
-            log_scale = torch.log((radius / self.reference_radius).clamp(0.05, 20))
+            log_scale = torch.log((radius / self.reference_radius).clamp(0.05, 20.0))
             if self.config.pose.centre == "frame":
                 centre = 0 * centre
             stretch = torch.exp(log_scale) if self.config.group == "SIM2" else None
@@ -381,13 +381,13 @@ class MCEVAE(Model):
         centre, radius, _ = self._moments(ink)
         log_scale = torch.log(radius / self.reference_radius)
         matrix = self._matrix(torch.zeros_like(radius), centre, log_scale)
-        return (self._windowed(ink, matrix) + background).clamp(0, 1)
+        return (self._windowed(ink, matrix) + background).clamp(0.0, 1.0)
 
     def _nats(self, target: Tensor, mean: Tensor) -> Tensor:
         """-log p(x|z_c, z, tau) [N] from the mean picture."""
         if self.config.likelihood == "bernoulli":
             mean = mean.clamp(LEAST, 1 - LEAST)
-            return F.binary_cross_entropy(mean, target.clamp(0, 1), reduction="none").flatten(1).sum(1)
+            return F.binary_cross_entropy(mean, target.clamp(0.0, 1.0), reduction="none").flatten(1).sum(1)
         log_sigma = self.log_sigma.clamp(-4, 2)
         nats = 0.5 * ((target - mean) * torch.exp(-log_sigma)) ** 2 + log_sigma + 0.9189385
         return nats.flatten(1).sum(1)
@@ -420,7 +420,7 @@ class MCEVAE(Model):
     def _calibrated(self, std: Tensor) -> Tensor:
         """The factor fitted to concentrated posteriors fades out towards the flat one, which says what it means."""
         flat = deviation((self.prior / self.prior.sum())[None], torch.zeros(1).to(std))
-        share = ((std - self.std_knee) / (flat - self.std_knee).clamp_min(1e-3)).clamp(0, 1)
+        share = ((std - self.std_knee) / (flat - self.std_knee).clamp_min(1e-3)).clamp(0.0, 1.0)
         return std * self.std_factor ** (1 - share)
 
     def canonicalize(self, images: Tensor) -> Canonical:
@@ -430,7 +430,7 @@ class MCEVAE(Model):
         rectified = resample(seen.ink, pose.matrix)
         cluster, z = self.encoder(self._cropped(rectified))
         canonical = self._decoded(cluster[0], z[0], seen.background)
-        return Canonical(pose, canonical.clamp(0, 1), (rectified + seen.background).clamp(0, 1))
+        return Canonical(pose, canonical.clamp(0.0, 1.0), (rectified + seen.background).clamp(0.0, 1.0))
 
     def _cropped(self, rectified: Tensor) -> Tensor:
         margin = (self.input.height - self.window) // 2
