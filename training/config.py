@@ -124,6 +124,7 @@ class Fit(Section):
     keep: Literal["best", "last"] = Field(default="last", description="which weights become the model")
     select: str = Field(default="error", description="validation metric that best and patience go by")
     select_mode: Literal["min", "max"] = "min"
+    initial: Path | None = Field(default=None, description="finished run of the same shape whose weights to begin with")
     checkpoint_steps: int = Field(default=500, ge=1, description="steps between two checkpoints")
     log_steps: int = Field(default=50, ge=1, description="steps over which the logged terms are averaged")
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
@@ -173,6 +174,11 @@ class Config(Section):
         plain = self.as_dict()
         plain["fit"] = {key: value for key, value in plain["fit"].items() if key not in RUNTIME_KEYS}
         plain["data"].pop("path", None)
+        # What came later is left out where it changes nothing, so that digests of earlier runs still hold.
+        if plain["fit"]["initial"] is None:
+            del plain["fit"]["initial"]
+        if plain["data"]["canvas"] is None:
+            del plain["data"]["canvas"]
         return plain
 
     def digest(self) -> str:

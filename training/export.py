@@ -60,6 +60,8 @@ def _training(run: LoadedRun) -> dict[str, Any]:
     """How the weights came about. Where the data lay is nobody's business."""
     config = run.config.as_dict()
     config["data"].pop("path", None)
+    if config["fit"]["initial"] is not None:
+        config["fit"]["initial"] = Path(config["fit"]["initial"]).name
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     return {
         "recipe": run.config.recipe,

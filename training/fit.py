@@ -151,6 +151,8 @@ class Loop:
             self.module.prepare(splits.train)
         except ValueError as error:
             raise DataError(f"{splits.name}: {error}") from error
+        if self.fit.initial is not None:
+            begin_with(self.module, self.fit.initial)
         self.module.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.optimiser = make_optimiser(self.module, self.fit.optimiser)
         self.model, self.stepper = fabric.setup(self.module, self.optimiser)
@@ -323,6 +325,19 @@ class Loop:
         self.fabric.barrier()
         done = load_run(self.folder)
         return Outcome(self.folder, done.metrics, done.step, done.minutes)
+
+
+def begin_with(module: torch.nn.Module, run: Path) -> None:
+    """Copy the weights of a finished run.
+
+    Raises:
+        RunError: no such run, or its model is of another kind or shape.
+    """
+    try:
+        module.load_state_dict(load_run(run).model.state_dict())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise RunError(f"fit.initial: the model of {run} has another shape: {reason}") from error
 
 
 def make_optimiser(module: torch.nn.Module, config: Optimiser) -> torch.optim.Optimizer:

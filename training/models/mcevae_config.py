@@ -120,15 +120,14 @@ class MCEVAEConfig(_Config):
 
     pose_weight: float = Field(default=20.0, ge=0, description="of the loss on the rotation's posterior")
     relative_weight: float = Field(default=1.0, ge=0, description="a degree of difference between two views' rotations")
-    invariance_weight: float = Field(default=1.0, ge=0, description="on the squared difference of two views' z_c and z")
-    assignment_weight: float = Field(default=20.0, ge=0, description="on the mutual information of two views' clusters")
+    invariance_weight: float = Field(default=0.5, ge=0, description="on the squared difference of two views' z_c and z")
+    assignment_weight: float = Field(default=40.0, ge=0, description="on the mutual information of two views' clusters")
     distortion: AugmentConfig = Field(
         default=AugmentConfig.model_validate(DISTORTION),
         description="of one of the two pictures that assignment_weight compares",
     )
-    outlier_share: float = Field(
-        default=0.05, ge=0, le=1, description="pictures without an orientation, a share of the batch"
-    )
+    outlier_share: float = Field(default=0.06, ge=0, le=1, description="pictures without orientation, of the batch")
+    outlier_weight: float = Field(default=2.0, ge=0, description="on how far from flat their posteriors are")
 
     @model_validator(mode="after")
     def _consistent(self) -> MCEVAEConfig:
