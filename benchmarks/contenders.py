@@ -9,23 +9,29 @@ import json
 import subprocess
 import sys
 import venv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.load import ROOT, Server
+from service.keys import new_key
 
 PEERS = ROOT / "benchmarks" / "peers"
 ENVIRONMENTS = ROOT / ".bench"
 _BOUNDARY = "equipoise-benchmark"
 
 
-def ours(folder: Path) -> Server:
+def ours(folder: Path, with_key: bool = False) -> Server:
+    """with_key: the service asks for an API key, and every request brings it."""
     command = [sys.executable, "-m", "service", "--model-store", str(folder.parent.parent)]
-    return Server(
-        "Equipoise",
-        [*command, "--default-classify", folder.parent.name, "--port", "{port}"],
-        {"EQUIPOISE_INFERENCE_THREADS": "1", "EQUIPOISE_DRAIN_SECONDS": "0"},
-    )
+    command += ["--default-classify", folder.parent.name, "--port", "{port}"]
+    server = Server("Equipoise", command, {"EQUIPOISE_INFERENCE_THREADS": "1", "EQUIPOISE_DRAIN_SECONDS": "0"})
+    if not with_key:
+        return server
+    key, line = new_key()
+    ENVIRONMENTS.mkdir(exist_ok=True)
+    (ENVIRONMENTS / "keys").write_text(line)
+    return replace(server, command=[*command, "--api-keys", str(ENVIRONMENTS / "keys")], key=key)
 
 
 def plain_fastapi(folder: Path) -> Server:

@@ -32,6 +32,7 @@ class Server:
         command, environment: with `{port}` where the port goes.
         encode: from the PNG to the body of a request; content_type: of that body.
         read: from the JSON answer to one with `label` and `probability`.
+        key: sent with every request as `Authorization: Bearer`, where there is one.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Server:
     encode: Callable[[bytes], bytes] = _same
     read: Callable[[Any], dict[str, Any]] = _same
     folder: Path = ROOT
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,10 @@ class Target:
         return f"http://127.0.0.1:{self.port}{self.server.path}"
 
     def first_answer(self) -> Any:
-        request = urllib.request.Request(self.url, self.body, {"Content-Type": self.server.content_type})
+        headers = {"Content-Type": self.server.content_type}
+        if self.server.key:
+            headers["Authorization"] = f"Bearer {self.server.key}"
+        request = urllib.request.Request(self.url, self.body, headers)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -147,7 +152,7 @@ class Target:
             file.flush()
             output = subprocess.run(
                 [*self.cores.client, *wrk],
-                env=os.environ | {"BODY": file.name, "CONTENT_TYPE": self.server.content_type},
+                env=os.environ | {"BODY": file.name, "CONTENT_TYPE": self.server.content_type, "KEY": self.server.key},
                 check=True,
                 capture_output=True,
                 text=True,

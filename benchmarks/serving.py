@@ -4,9 +4,9 @@
     python -m benchmarks.serving --peers --clients 1 8 32 64 --json results/serving.json --chart docs/serving.png
 
 Each server has one core, `wrk` another. Every server judges the same PNG with the same ONNX graph and answers with the
-same fields; ours through its documented `/classify` with everything on. Repeats alternate, so that a machine that is
-busy with something else is busy with it for all: read the ratios, not the rates. A server's own CPU time a request
-depends less on what else runs. Needs `wrk` and, for the pinning, Linux with two cores.
+same fields; ours through its documented `/classify` with everything on, API keys too. Repeats alternate, so that a
+machine that is busy with something else is busy with it for all: read the ratios, not the rates. A server's own CPU
+time a request depends less on what else runs. Needs `wrk` and, for the pinning, Linux with two cores.
 """
 
 import argparse
@@ -151,7 +151,7 @@ def main() -> int:
     print("ONNX Runtime alone, one thread:", ", ".join(f"{t:.0f} us an image at batch {b}" for b, t in alone.items()))
     samples: Samples = {}
     with tempfile.TemporaryDirectory() as scratch:
-        servers = [contenders.ours(folder), contenders.plain_fastapi(folder)]
+        servers = [contenders.ours(folder, with_key=True), contenders.plain_fastapi(folder)]
         if arguments.peers:
             servers += [*contenders.marks(folder), *contenders.peers(folder, Path(scratch))]
         for _ in range(arguments.repeats):

@@ -1,8 +1,11 @@
--- POST one body (a file named by the environment variable BODY) again and again; one line of JSON at the end.
+-- POST one body (a file named by the environment variable BODY) again and again, with the API key in KEY if any; one line of JSON at the end.
 local file = assert(io.open(os.getenv("BODY"), "rb"))
 wrk.method = "POST"
 wrk.body = file:read("*a")
 wrk.headers["Content-Type"] = os.getenv("CONTENT_TYPE")
+if (os.getenv("KEY") or "") ~= "" then
+  wrk.headers["Authorization"] = "Bearer " .. os.getenv("KEY")
+end
 
 function done(summary, latency, requests)
   local errors = summary.errors

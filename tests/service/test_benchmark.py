@@ -38,9 +38,13 @@ def test_the_same_answer(
         assert theirs[name] == pytest.approx(ours[name], rel=1e-4)
 
 
-def test_our_server_answers_the_harness(tiny_store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("with_key", [False, True])
+def test_our_server_answers_the_harness(
+    tiny_store: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, with_key: bool
+) -> None:
+    monkeypatch.setattr(contenders, "ENVIRONMENTS", tmp_path)
     folder = tiny_store / "tiny" / "1"
-    with running(contenders.ours(folder), Cores(), serving.picture(folder)) as target:
+    with running(contenders.ours(folder, with_key), Cores(), serving.picture(folder)) as target:
         answer = target.first_answer()
     assert target.process.returncode is not None
     assert answer["model"] == "tiny"
