@@ -156,13 +156,14 @@ class RequestEdge:
             if not call.status:  # where the answer has begun, the server can only cut the connection
                 await self._answer(unexpected(), call, scope, receive, send_marked)
         finally:
-            if call.model is not None:
-                call.model.leave()
             self._metrics.in_flight -= 1
             seconds = time.perf_counter() - call.start
             self._metrics.request(call.endpoint, call.status, seconds)
             for note in self._notes:
                 note(call, scope, seconds)
+            if call.model is not None:
+                call.model.leave()
+                call.model = None  # a connection keeps its last request's scope for as long as it idles
 
     async def _answer(self, problem: Problem, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         self._metrics.problem(problem.slug)

@@ -119,6 +119,19 @@ def test_a_request_is_answered_by_the_version_that_it_entered(
     assert embed(url).json()["version"] == 2
 
 
+def test_an_idle_connection_keeps_no_old_version(tmp_path: Path, serve: Serve) -> None:
+    """It keeps the facts of its last request; the session that answered it is freed all the same."""
+    tiny.write_scaled(tmp_path, 1)
+    url = serve(tmp_path, **POLL)
+    sessions = [weakref.ref(found) for found in gc.get_objects() if type(found) is Engine]
+    with httpx.Client(base_url=url, trust_env=False) as idle:
+        assert idle.post("/embed", content=tiny.png(), headers=PNG).json()["version"] == 1
+        there = [session for session in sessions if session() is not None]
+        tiny.write_scaled(tmp_path, 2)
+        until(lambda: embed(url).json()["version"] == 2)
+        until(lambda: any(session() is None for session in there))
+
+
 def test_a_bad_version_is_refused_once_and_tried_again_when_it_changes(
     tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
