@@ -81,7 +81,7 @@ def error_against_angle(model: PoseModel, data: LabelledImages, limits: Limits, 
         axes.plot(middles, values, style, color=ACCENT, label=name)
     axes.set_xlabel("true angle, degrees")
     axes.set_ylabel("error, degrees")
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("log")
     axes.grid(alpha=0.3)
     flips = axes.twinx()
     shares = [100 * float((errors[which == index] > measures.FLIP_DEGREES).mean()) for index in filled]

@@ -47,7 +47,7 @@ def quick(run: Path, **options: Any) -> Report:
         patch.setattr(card, "ORBIT_IMAGES", 20)
         patch.setattr(card, "ORBIT_MEMBERS", 6)
         patch.setattr(card, "VAE_EPOCHS", 1)
-        patch.setattr(probes.independent_cnn, "__defaults__", (0, 100))
+        patch.setattr(probes.independent_cnn, "__defaults__", (0, 20))
         return evaluate(run, options=Options(**options), console=Console(file=io.StringIO(), width=200))
 
 
