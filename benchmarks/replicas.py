@@ -41,7 +41,7 @@ CONFIGURATION = ROOT / "docker" / "nginx" / "equipoise.conf"
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
 ACTS = ("steady", "kill_one", "roll_all", "swap_all", "scale")
 POLL_SECONDS = 0.2
-READY_SECONDS = 60.0
+READY_SECONDS = 240.0
 PICTURE_SEED = 3
 
 

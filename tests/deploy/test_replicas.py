@@ -10,7 +10,7 @@ from benchmarks import replicas
 
 pytestmark = [
     pytest.mark.skipif(not Path(replicas.NGINX).exists(), reason="nginx is not installed: apt-get install nginx"),
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(900),
 ]
 
 

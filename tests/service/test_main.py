@@ -29,6 +29,15 @@ def test_help_documents_every_option() -> None:
         assert f"[default: {field.default}; environment: {ENV_PREFIX}{name.upper()}]" in flat, name
 
 
+def test_nothing_is_kept_about_the_machine_or_its_user(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    tiny.write(tmp_path / "store")
+    result = run("check", "--model-store", str(tmp_path / "store"), HOME=str(home), XDG_CACHE_HOME=str(home))
+    assert result.returncode == 0
+    assert list(home.iterdir()) == []
+
+
 def test_check_loads_and_verifies_every_model(tmp_path: Path) -> None:
     folder = tiny.write(tmp_path)
     assert run("check", "--model-store", str(tmp_path)).returncode == 0

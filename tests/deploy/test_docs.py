@@ -1,0 +1,91 @@
+"""The pages for operators name what exists, and their commands that need no cluster are run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from service.settings import ENV_PREFIX, Settings
+from tests.deploy.rules import Service
+from tests.service import tiny
+
+ROOT = Path(__file__).parents[2]
+PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("deploy", "sizing", "oncall")}
+EVERYTHING = "\n".join(PAGES.values())
+
+
+def commands(page: str) -> list[str]:
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", PAGES[page], re.MULTILINE | re.DOTALL)
+    return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_every_alert_has_its_section() -> None:
+    written = yaml.safe_load((ROOT / "observability" / "alerts.yaml").read_text())
+    alerts = {each["alert"] for group in written["groups"] for each in group["rules"]}
+    assert set(re.findall(r"^## (\w+)$", PAGES["oncall"], re.MULTILINE)) == alerts
+
+
+def test_every_path_exists() -> None:
+    for path in set(re.findall(r"\b(?:k8s|docker|observability|results|examples|benchmarks)/[\w./-]*\w", EVERYTHING)):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_module_exists() -> None:
+    for module in set(re.findall(r"python -m (benchmarks\.\w+)", EVERYTHING)):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+
+
+def test_every_variable_is_a_setting() -> None:
+    for name in set(re.findall(r"EQUIPOISE_[A-Z_]+", EVERYTHING)):
+        assert name.removeprefix(ENV_PREFIX).lower() in Settings.model_fields, name
+
+
+def test_every_metric_is_exposed(service: Service) -> None:
+    for name in set(re.findall(r"\bequipoise_[a-z_]+", EVERYTHING)):
+        assert {name, re.sub("_(bucket|count|sum|total)$", "", name)} & service.metrics, name
+
+
+def test_the_adapter_and_keda_ask_for_a_metric_that_is_exposed(service: Service) -> None:
+    adapter = yaml.safe_load((ROOT / "k8s" / "prometheus-adapter.yaml").read_text())
+    (each,) = adapter["rules"]["custom"]
+    assert each["seriesQuery"].partition("{")[0] in service.metrics
+    assert each["name"]["matches"] in service.metrics
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGES["deploy"], re.DOTALL)
+    (trigger,) = yaml.safe_load(block)["spec"]["triggers"]
+    assert set(re.findall(r"equipoise_\w+", trigger["metadata"]["query"])) <= service.metrics
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_is_a_shell_command(page: str) -> None:
+    for line in commands(page):
+        done = subprocess.run(["bash", "-n"], input=line, text=True, capture_output=True)
+        assert done.returncode == 0, (line, done.stderr)
+
+
+def test_the_targets_that_are_built_are_the_dockerfiles() -> None:
+    targets = set(re.findall(r"^FROM \S+ AS (\S+)$", (ROOT / "docker" / "Dockerfile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"--target (\S+)", EVERYTHING)) <= targets
+
+
+def test_the_services_own_commands_run(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    own = [line for page in PAGES for line in commands(page) if line.startswith("python -m service")]
+    assert len(own) >= 2
+    for line in own:
+        arguments = [str(tmp_path) if word == "model_store" else word for word in shlex.split(line)[3:]]
+        run = [sys.executable, "-m", "service", *arguments]
+        done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, (line, done.stderr)
+
+
+def test_the_plan_in_the_page_is_what_the_command_prints() -> None:
+    (line,) = [line for line in commands("sizing") if " plan " in line]
+    run = [sys.executable, *shlex.split(line)[1:]]
+    printed = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for row in printed.splitlines():
+        if row.startswith(("|", "a GPU")):
+            assert row in PAGES["sizing"], row
