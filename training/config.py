@@ -171,24 +171,25 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """What decides the result: everything except where it runs, how often it logs and where the data lies."""
-        plain = self.as_dict()
-        plain["fit"] = {key: value for key, value in plain["fit"].items() if key not in RUNTIME_KEYS}
-        plain["data"].pop("path", None)
-        # What came later is left out where it changes nothing, so that digests of earlier runs still hold.
-        if plain["fit"]["initial"] is None:
-            del plain["fit"]["initial"]
-        if plain["data"]["canvas"] is None:
-            del plain["data"]["canvas"]
-        return plain
+        return _deciding(self.as_dict())
 
     def digest(self) -> str:
-        """SHA-256 of the identity without the seed: runs of one digest differ by the seed alone."""
-        plain = self.identity()
-        del plain["fit"]["seed"]
+        """SHA-256 of the identity without the seed: runs of one digest differ by the seed alone.
+
+        Values at their defaults are left out, so that finished runs keep their digest when an option is added.
+        """
+        plain = _deciding(self.model_dump(mode="json", exclude_defaults=True))
+        plain["fit"].pop("seed", None)
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
     def with_seed(self, seed: int) -> "Config":
         return self.model_copy(update={"fit": self.fit.model_copy(update={"seed": seed})})
+
+
+def _deciding(plain: dict[str, Any]) -> dict[str, Any]:
+    plain["fit"] = {key: value for key, value in plain["fit"].items() if key not in RUNTIME_KEYS}
+    plain["data"].pop("path", None)
+    return plain
 
 
 class _Loader(yaml.SafeLoader):

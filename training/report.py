@@ -101,3 +101,6 @@ def print_report(report: Report, console: Console) -> None:
         cells = [figure.name, value, figure.split, f"{figure.n:,}"]
         table.add_row(*cells, *([figure.how] if wide else []))
     console.print(table)
+    if kl := report.details.get("kl_per_dimension"):
+        each = "  ".join(f"{value:.2f}" for value in kl)
+        console.print(f"KL of every dimension of v, nats: {each}", highlight=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """Configurations: every mistake is one error that names the file and the line; nothing is guessed."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 from training.config import Config, load_config, restore_config
 from training.errors import ConfigError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS, RESULTS = ROOT / "training" / "configs", ROOT / "results"
 
 GOOD = """\
 name: small
@@ -140,3 +142,18 @@ def test_the_digest_tells_what_decides_the_result(make_config: Callable[..., Con
     assert make_config("fit.ema=0.91").digest() != digest
     assert make_config("model.r_dim=5").digest() != digest
     assert make_config("data.split_seed=1").digest() != digest
+
+
+def test_an_option_added_later_leaves_the_digest_of_finished_runs(make_config: Callable[..., Config]) -> None:
+    class Longer(Config):
+        added: int | None = None
+
+    config = make_config()
+    assert Longer(**dict(config)).digest() == config.digest()
+    assert Longer(**dict(config), added=1).digest() != config.digest()
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("equivae-*.jsonl")), ids=lambda path: path.stem)
+def test_finished_seeds_are_of_the_committed_configuration(path: Path) -> None:
+    digest = load_config(CONFIGS / f"{path.stem}.yaml").digest()
+    assert [row["seed"] for row in map(json.loads, path.read_text().splitlines()) if row["config"] == digest]

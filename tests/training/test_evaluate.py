@@ -78,6 +78,8 @@ def test_every_figure_has_its_split_seed_and_count(reported: tuple[Report, str],
         assert figure.split == "validation" and figure.n > 0 and figure.how and np.isfinite(figure.value)
         assert figure.name in said
     assert next(figure.n for figure in report.figures if figure.name == "ece") == len(splits.validation)
+    kl = "  ".join(f"{value:.2f}" for value in report.details["kl_per_dimension"])
+    assert f"KL of every dimension of v, nats: {kl}\n" in said
 
 
 def test_json_says_the_same_as_the_report(reported: tuple[Report, str], run: Path) -> None:
