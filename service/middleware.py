@@ -80,17 +80,10 @@ class Call:
     def has_left(self) -> bool:
         """Whether the client of a request whose body was read has gone, without waiting.
 
-        `receive` has nothing more to give but the client's leaving: one step of it either ends with that or blocks.
+        `receive` has nothing more to give but the client's leaving.
         """
-        step: Any = self._receive()
-        try:
-            step.send(None)
-        except StopIteration as stop:
-            message: Message = stop.value
-            return bool(message["type"] == "http.disconnect")
-        else:
-            step.close()
-            return False
+        message = _at_hand(self._receive)
+        return message is not None and message["type"] == "http.disconnect"
 
     def server_timing(self) -> bytes:
         timings = [*self.stages, ("total", time.perf_counter() - self.start)]
@@ -248,12 +241,14 @@ class BodyLimits:
             nonlocal arrived, held, complete
             if complete:  # what follows the body is the client's leaving, whenever that is
                 return await receive()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                call.unread = True
-                raise BodyTimeout(f"the body did not arrive within {self._timeout_seconds:g} s") from None
+            message = _at_hand(receive)  # a small body came with its head, and needs no timer
+            if message is None:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        message = await receive()
+                except TimeoutError:
+                    call.unread = True
+                    raise BodyTimeout(f"the body did not arrive within {self._timeout_seconds:g} s") from None
             arrived += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if arrived > FREE_BODY_BYTES or arrived > self._max_bytes:
@@ -273,6 +268,18 @@ class BodyLimits:
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the limit is {self._max_bytes:,} bytes", max_bytes=self._max_bytes)
+
+
+def _at_hand(receive: Receive) -> Message | None:
+    """What `receive` gives without waiting, or None: one step of it either ends with a message or blocks."""
+    step: Any = receive()
+    try:
+        step.send(None)
+    except StopIteration as stop:
+        message: Message = stop.value
+        return message
+    step.close()
+    return None
 
 
 async def read_body(receive: Receive) -> bytes:
