@@ -69,8 +69,8 @@ $(VENV)/.serve: $(bin)/python pyproject.toml constraints.txt
 
 $(VENV)/.train: $(bin)/python pyproject.toml constraints.txt
 	$(install) '.[cpu,training]'
-	@touch $@
+	@touch $(VENV)/.serve $@
 
 $(VENV)/.test: $(bin)/python pyproject.toml constraints.txt
 	$(install) '.[cpu,training,test]'
-	@touch $@
+	@touch $(VENV)/.serve $(VENV)/.train $@

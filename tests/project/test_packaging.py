@@ -91,3 +91,16 @@ def test_the_service_imports_neither_torch_nor_training() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("larger", "smaller"), [("test", "train"), ("test", "serve"), ("train", "serve")])
+def test_an_environment_is_not_installed_twice(tmp_path: Path, larger: str, smaller: str) -> None:
+    """What `make test` has installed is enough for `make serve` and `make train`."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text("#!/bin/sh\necho installed >&2\n")
+    python.chmod(0o755)
+    for target, told in ((larger, "installed\n"), (smaller, "")):
+        make = ["make", "--silent", f"VENV={tmp_path}", f"{tmp_path}/.{target}"]
+        done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stderr == told, target
