@@ -170,7 +170,10 @@ def test_export_takes_the_card_into_the_manifest(report: Report, loaded: LoadedR
     assert metrics["rotation_error_60"]["unit"] == "degrees" and metrics["rotation_error_60"]["n"] == 216
 
 
-def test_classifier_that_does_not_fit_is_said_before_anything_is_written(run: Path, tmp_path: Path) -> None:
+def test_classifier_that_does_not_fit_is_said_before_anything_is_measured(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card.PoseEvaluation, "run", lambda self: pytest.fail("measured"))
     target = tmp_path / "report.json"
     with pytest.raises(RunError, match="no model folder"):
         evaluate(run, target, Options(classifier=tmp_path), Console(file=io.StringIO()))

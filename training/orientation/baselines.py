@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from training.latent import kl_per_dimension
 from training.mixture import matched_accuracy
 from training.networks import DenseDecoder, dense, he_initialise
-from training.orientation.views import turned
+from training.orientation.views import ink, turned
 from training.probes import seeded
 
 __all__ = ["identity", "k_means_accuracy", "principal_axis", "vae_features"]
@@ -32,13 +32,13 @@ def principal_axis(images: Tensor) -> Tensor:
 
     An axis has no direction: the angle lies in [-90,90).
     """
-    ink = images.double().sum(1)
-    side = ink.shape[-1]
+    mass = ink(images.double())
+    side = mass.shape[-1]
     centres = (2 * torch.arange(side, dtype=torch.float64) + 1) / side - 1
-    mass = ink.sum((1, 2)).clamp_min(1e-12)
-    x = centres[None, :] - ((ink * centres[None, :]).sum((1, 2)) / mass)[:, None, None]
-    y = centres[:, None] - ((ink * centres[:, None]).sum((1, 2)) / mass)[:, None, None]
-    horizontal, vertical, mixed = ((ink * product).sum((1, 2)) for product in (x * x, y * y, x * y))
+    total = mass.sum((1, 2)).clamp_min(1e-12)
+    x = centres[None, :] - ((mass * centres[None, :]).sum((1, 2)) / total)[:, None, None]
+    y = centres[:, None] - ((mass * centres[:, None]).sum((1, 2)) / total)[:, None, None]
+    horizontal, vertical, mixed = ((mass * product).sum((1, 2)) for product in (x * x, y * y, x * y))
     # A vertical bar turned by t has 2 mixed = m sin 2t and vertical - horizontal = m cos 2t.
     return turned(torch.rad2deg(torch.atan2(2 * mixed, vertical - horizontal) / 2).float())
 

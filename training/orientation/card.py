@@ -65,6 +65,9 @@ class PoseEvaluation:
         self.model = cast(PoseModel, run.model)
         config = self.model.config
         self.limits = limits_of(config)
+        self.served = None  # where a classifier was named: a wrong name is said before anything is measured
+        if options.classifier is not None:
+            self.served = served_classifier(options.classifier, self.names, *self.upright.shape[1:3])
         self.report = Report(describe(run) | {"group": config.group, "supervised": config.supervised})
 
     def run(self) -> Report:
@@ -199,18 +202,16 @@ class PoseEvaluation:
     # --- pictures -------------------------------------------------------------------------------------------------
 
     @cached_property
-    def classifier(self) -> tuple[Classifier, str]:
-        """A classifier of upright pictures, and what it is called."""
-        folder = self.options.classifier
-        if folder is not None:
-            return served_classifier(folder, self.names, *self.upright.shape[1:3]), f"the classifier {folder.name}"
+    def classifier(self) -> Classifier:
+        """Of upright pictures."""
+        if self.served is not None:
+            return self.served
         judge = probes.independent_cnn(self.loaded.folder, self.splits, self.options.seed)
-        return lambda images: probes.predict(judge.network, images), "a CNN trained on upright pictures"
+        return Classifier("a CNN trained on upright pictures", lambda images: probes.predict(judge.network, images))
 
     def reading(self) -> None:
         if len(self.names) < 2:
             return
-        classify, name = self.classifier
         seen = canonicals(self.model, self.probe.pictures)
         axis = resample(self.probe.pictures, baselines.principal_axis(self.probe.pictures))
         turns = f"turned by {Limits(PROBE_DEGREES)}"
@@ -221,8 +222,8 @@ class PoseEvaluation:
             ("canonical", seen.canonical, f"canonical pictures of those {turns}"),
             ("principal_axis", axis, f"pictures {turns}, made upright by their principal axis"),
         ):
-            right = percent((classify(images) == self.labels).numpy())
-            self.add(f"accuracy_{what}", right, "%", f"{name} on {how}")
+            right = percent((self.classifier.read(images) == self.labels).numpy())
+            self.add(f"accuracy_{what}", right, "%", f"{self.classifier.name} on {how}")
 
     def orbits(self) -> None:
         """Members: the same picture at even angles over the model's range, with its shifts and scales."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,15 @@ from training.errors import RunError
 
 __all__ = ["Classifier", "served_classifier"]
 
-Classifier = Callable[[Tensor], Tensor]
-"""Upright pictures [N,C,S,S] in [0,1] -> class indices int64 [N]"""
-
 CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A name for the report, and read: upright pictures [N,C,S,S] in [0,1] -> class indices int64 [N]."""
+
+    name: str
+    read: Callable[[Tensor], Tensor]
 
 
 def served_classifier(folder: Path, names: Sequence[str], channels: int, side: int) -> Classifier:
@@ -52,4 +58,4 @@ def served_classifier(folder: Path, names: Sequence[str], channels: int, side: i
         ]
         return torch.from_numpy(np.concatenate(found))
 
-    return classify
+    return Classifier(f"{manifest.name} version {manifest.version}", classify)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from training.lie import compose, inverse
+from training.orientation.views import ink
 from training.scores import percent
 
 __all__ = [
@@ -170,13 +171,13 @@ def slant_degrees(images: Tensor) -> Tensor:
     atan(mu11 / mu02), the angle whose horizontal shear makes the mixed moment vanish (the usual deslanting): where
     upright strokes are sheared it is their angle, counter-clockwise as seen.
     """
-    ink = images.double().sum(1)
-    rows = torch.arange(ink.shape[1], dtype=torch.float64)[:, None]
-    columns = torch.arange(ink.shape[2], dtype=torch.float64)[None, :]
-    mass = ink.sum((1, 2)).clamp_min(1e-12)
-    y = rows - ((ink * rows).sum((1, 2)) / mass)[:, None, None]
-    x = columns - ((ink * columns).sum((1, 2)) / mass)[:, None, None]
-    mixed, vertical = (ink * x * y).sum((1, 2)), (ink * y * y).sum((1, 2))
+    mass = ink(images.double())
+    rows = torch.arange(mass.shape[1], dtype=torch.float64)[:, None]
+    columns = torch.arange(mass.shape[2], dtype=torch.float64)[None, :]
+    total = mass.sum((1, 2)).clamp_min(1e-12)
+    y = rows - ((mass * rows).sum((1, 2)) / total)[:, None, None]
+    x = columns - ((mass * columns).sum((1, 2)) / total)[:, None, None]
+    mixed, vertical = (mass * x * y).sum((1, 2)), (mass * y * y).sum((1, 2))
     return torch.rad2deg(torch.atan2(mixed, vertical.clamp_min(1e-12)))
 
 

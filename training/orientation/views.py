@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from training.turned import move, similarity, uniform
 
-__all__ = ["Limits", "even_degrees", "limits_of", "lost_ink", "observe", "turned"]
+__all__ = ["Limits", "even_degrees", "ink", "limits_of", "lost_ink", "observe", "turned"]
 
 CHUNK = 1000
 
@@ -60,22 +60,33 @@ def even_degrees(limit: float, count: int) -> Tensor:
     return torch.linspace(-limit, limit, count)
 
 
+def ground(images: Tensor) -> Tensor:
+    """Mean of every picture's outermost pixels: [N,C,S,S] -> [N,C,1,1]"""
+    ring = torch.ones(images.shape[-2:], dtype=torch.bool)
+    ring[1:-1, 1:-1] = False
+    return images[:, :, ring].mean(2)[:, :, None, None]
+
+
+def ink(images: Tensor) -> Tensor:
+    """What differs from the ground, light or dark: [N,C,S,S] -> [N,S,S], the sum over the channels"""
+    return (images - ground(images)).abs().sum(1)
+
+
 def observe(images: Tensor, matrices: Tensor) -> Tensor:
     """Upright pictures as seen under the matrices, bicubic: [N,C,S,S] in [0,1], [N,2,3] -> [N,C,S,S] in [0,1]
 
-    The ground is black, as in every data set of light ink; other pictures keep their border's mean.
+    What comes in from outside the frame is the picture's own ground.
     """
-    ring = torch.ones(images.shape[-2:], dtype=torch.bool)
-    ring[1:-1, 1:-1] = False
-    ground = images[:, :, ring].mean(2)[:, :, None, None]
-    parts = zip(torch.split(images, CHUNK), torch.split(matrices, CHUNK), torch.split(ground, CHUNK), strict=True)
+    parts = zip(
+        torch.split(images, CHUNK), torch.split(matrices, CHUNK), torch.split(ground(images), CHUNK), strict=True
+    )
     return torch.cat([move(part, matrix, level, "bicubic") for part, matrix, level in parts])
 
 
 def lost_ink(images: Tensor, matrices: Tensor) -> Tensor:
     """Share of each picture's ink that the matrix carries out of the frame: [N,C,S,S], [N,2,3] -> [N] in [0,1]"""
     side = images.shape[-1]
-    wide = F.pad(images, [side // 2] * 4)
+    wide = F.pad(ink(images)[:, None], [side // 2] * 4)
     # In a frame of twice the side (side + 2 (side // 2)) a shift is a smaller share of it.
     smaller = matrices.clone()
     smaller[:, :, 2] *= side / wide.shape[-1]
