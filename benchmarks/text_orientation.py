@@ -2,8 +2,8 @@
 
     python -m benchmarks.text_orientation model_store/upright-text/1 --part validation --output text.json
 
-Needs the fonts of docs/fonts.md, Debian's tesseract-ocr and tesseract-ocr-osd, and `pip install deskew==1.6.1`; with
---only-model neither of the two. Each is scored on what it can answer:
+Needs the fonts of docs/fonts.md, and Debian's tesseract-ocr and tesseract-ocr-osd and `pip install deskew==1.6.1`; with
+`--only model` neither of the two. Each is scored on what it can answer:
 
 - any angle: the model's error of the whole angle; deskew's error modulo 90 degrees, and the model's;
 - quarter turns, with a slant within 5 degrees: Tesseract's orientation detection (`--psm 0`, its least number of
@@ -32,8 +32,7 @@ from contract.geometry import compose, to_parts
 from contract.manifest import Manifest, verify
 from contract.preprocess import prepare
 from training.datasets.text import Crop, crops
-from training.datasets.text_fonts import Part, find_fonts
-from training.datasets.text_words import SCRIPTS
+from training.datasets.text_fonts import SCRIPTS, Part, find_fonts
 
 Angles = npt.NDArray[np.float64]
 
@@ -149,27 +148,29 @@ def quarter_scores(found: Angles, truth: Angles) -> dict[str, float]:
     }
 
 
-def measure(model: Model, part: Part, fonts: Path, any_angle: int, quarters: int, seed: int, others: bool) -> Any:
-    """Every figure, as plain values."""
+def measure(
+    model: Model | None, others: bool, part: Part, fonts: Path, any_angle: int, quarters: int, seed: int
+) -> Any:
+    """Every figure of the model, of the others, or of both, as plain values."""
     files = {script: dict(families) for script, families in find_fonts(fonts, part, SCRIPTS).items()}
     drawn = list(crops(files, part, any_angle, seed))
     truth = np.array([crop.degrees for crop in drawn])
-    found = answers(map(model.angle, drawn))
     scripts = np.array([crop.script for crop in drawn])
-    result: dict[str, Any] = {
-        "any_angle": {"model": angle_scores(found, truth, 360)},
-        "any_angle_by_script": {
-            script: {"crops": int((scripts == script).sum())}
-            | angle_scores(found[scripts == script], truth[scripts == script], 360)
-            for script in SCRIPTS
-        },
-        "modulo_90": {"model": angle_scores(found, truth, 90)},
-    }
     rng = np.random.default_rng((seed, 1))
     turns = np.array(QUARTERS)[np.arange(quarters) % 4] + rng.uniform(-SLANT_DEGREES, SLANT_DEGREES, quarters)
     turned = list(crops(files, part, quarters, seed + 1, turns.tolist()))
     nearest = np.round(turns / 90) * 90
-    result["quarters"] = {"model": quarter_scores(answers(map(model.angle, turned)), nearest)}
+    result: dict[str, Any] = {"modulo_90": {}, "quarters": {}}
+    if model:
+        found = answers(map(model.angle, drawn))
+        result["any_angle"] = {"model": angle_scores(found, truth, 360)}
+        result["any_angle_by_script"] = {
+            script: {"crops": int((scripts == script).sum())}
+            | angle_scores(found[scripts == script], truth[scripts == script], 360)
+            for script in SCRIPTS
+        }
+        result["modulo_90"]["model"] = angle_scores(found, truth, 90)
+        result["quarters"]["model"] = quarter_scores(answers(map(model.angle, turned)), nearest)
     if others:
         for suffix, shown in (("", as_sent), (", helped", helped)):
             skews = answers(deskew_angle(shown(crop)) for crop in drawn)
@@ -202,8 +203,8 @@ def versions() -> dict[str, str]:
 def table(result: dict[str, Any]) -> str:
     """The figures as text, one line each."""
     lines = []
-    for task in ("any_angle", "any_angle_by_script", "modulo_90", "quarters"):
-        for who, scores in result[task].items():
+    for task, rows in sorted(result.items()):
+        for who, scores in rows.items():
             figures = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
             lines.append(f"{task:<20} {who:<18} {figures}")
     return "\n".join(lines)
@@ -219,18 +220,17 @@ def main() -> None:
     parser.add_argument("--quarters", type=int, default=500, metavar="N", help="crops turned by quarters")
     parser.add_argument("--seed", type=int, default=100, help="not one that the model was trained or chosen with")
     parser.add_argument("--fonts", type=Path, default=Path("/usr/share/fonts"))
-    parser.add_argument("--only-model", action="store_true", help="leave Tesseract and deskew out")
+    parser.add_argument("--only", choices=("model", "others"), help="the model alone, or Tesseract and deskew alone")
     parser.add_argument("--output", type=Path, help="JSON file of the figures")
     options = parser.parse_args()
-    used = {} if options.only_model else versions()
-    model = Model(options.model)
-    figures = measure(
-        model, options.part, options.fonts, options.any_angle, options.quarters, options.seed, not options.only_model
-    )
+    others = options.only != "model"
+    used = versions() if others else {}
+    model = Model(options.model) if options.only != "others" else None
+    figures = measure(model, others, options.part, options.fonts, options.any_angle, options.quarters, options.seed)
     print(table(figures))
     if options.output:
         protocol = {name: getattr(options, name) for name in ("part", "seed", "any_angle", "quarters")}
-        served = {"name": model.manifest.name, "version": model.manifest.version}
+        served = model and {"name": model.manifest.name, "version": model.manifest.version}
         whole = {"model": served, "protocol": protocol, "versions": used, "figures": figures}
         options.output.write_text(json.dumps(whole, indent=1) + "\n")
 

@@ -73,6 +73,10 @@ class TextData(Data):
     validation: int = Field(default=2_000, ge=8)
     test: int = Field(default=2_000, ge=8)
     seed: Seed = Field(default=0, description="of everything that is drawn")
+    made_up: Share = Field(default=0.5, description="share of made-up words in training; elsewhere 0.5")
+    more: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="script -> factor by which training draws it more often than validation and test do"
+    )
 
 
 DataConfig = Annotated[DigitsData | MnistData | SvhnData | FolderData | TextData, Field(discriminator="source")]

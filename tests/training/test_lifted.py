@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from training.lie import exponential, inverse, resample
-from training.models.lifted import Lifted, main_axis
+from training.models.lifted import DRAWS, Lifted, main_axis
 from training.models.rotation import wrapped
 from training.models.upright_config import LiftedConfig
 
@@ -90,10 +90,32 @@ def test_the_posterior_sums_to_one_and_starts_uniform(images: Tensor) -> None:
     assert torch.allclose(log_posterior, torch.full_like(log_posterior, -math.log(CONFIG.bins)), atol=1e-4)
 
 
-def test_jitter_turns_the_axis_and_nothing_else(images: Tensor, net: Lifted) -> None:
-    jitter = torch.linspace(-1, 1, 6)
-    moved = wrapped(net(images, jitter)[1] - net(images)[1])
-    assert torch.allclose(moved, math.radians(CONFIG.jitter_degrees) * jitter, atol=1e-5)
+def test_a_distortion_of_nothing_turns_the_axis_alone(images: Tensor, net: Lifted) -> None:
+    turns, draws = torch.linspace(-3, 3, 6), torch.zeros(6, DRAWS)
+    plain = net(images)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(plain, net(images, turns, draws), strict=True))
+    draws[:, 0] = torch.linspace(-1, 1, 6)
+    moved = wrapped(net(images, turns, draws)[1] - plain[1])
+    assert torch.allclose(moved, math.radians(CONFIG.jitter_degrees) * draws[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("column", range(1, DRAWS))
+def test_a_distortion_keeps_a_level_line_level(column: int) -> None:
+    """A bar turned by a known angle: its edges, seen in the upright frame, stay level however its letters change."""
+    bar = torch.zeros(1, 1, SIDE, SIDE)
+    bar[:, :, 20:28, 8:40] = 1
+    turn = torch.tensor([math.radians(25.0)])
+    seen: list[Tensor] = []
+    net = Lifted(CONFIG, 1, SIDE).eval()
+    net.body.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    draws = torch.zeros(1, DRAWS)
+    draws[:, column] = 1
+    _, origin = net(turned(bar, 25), turn, draws)
+    lying = torch.nn.functional.pad(seen[0][:1], (0, 0, net.above, net.above))
+    assert (lying - turned(bar, 25 - math.degrees(float(origin)))).abs().max() > 0.3  # something has changed
+    level = resample(lying, exponential("SO2", (turn - origin)[:, None]))[0, 0]
+    tops = (level > 0.5).float()[:, 14:34].argmax(0)
+    assert int(tops.max() - tops.min()) <= 1
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

@@ -14,8 +14,8 @@ from training.config import TextData
 from training.datasets import load
 from training.datasets.text import PREPROCESSING, Fonts, crops, prepared
 from training.datasets.text_crops import Look, draw_look, draw_mask, load_font, take_picture
-from training.datasets.text_fonts import FAMILIES, find_fonts, packages
-from training.datasets.text_words import CASED, MOST_LETTERS, SCRIPTS, TEXTS, draw_text, vocabulary
+from training.datasets.text_fonts import FAMILIES, SCRIPTS, find_fonts, packages
+from training.datasets.text_words import CASED, MOST_LETTERS, TEXTS, draw_text, vocabulary
 from training.errors import DataError
 from training.lie import exponential, resample
 
@@ -144,6 +144,20 @@ def test_missing_fonts_name_the_packages(folder: str, tmp_path: Path) -> None:
         find_fonts(tmp_path / folder, "test", SCRIPTS)
     with pytest.raises(DataError, match="apt-get install"):
         load(TextData(source="text", path=tmp_path / folder, train=8, validation=8, test=8))
+
+
+def test_an_unknown_script_is_named() -> None:
+    with pytest.raises(DataError, match="klingon"):
+        load(TextData(source="text", more={"klingon": 2.0}))
+
+
+def test_training_can_draw_a_script_more_often_and_make_up_its_words() -> None:
+    fonts: Fonts = {"latin": {"Aileron": (None,)}, "greek": {"Aileron": (None,)}}
+    scripts = [crop.script for crop in crops(fonts, "train", 60, 0, more={"greek": 1000.0})]
+    assert scripts.count("greek") > 55
+    real = set(vocabulary("latin", "train"))
+    words = [word.lower() for crop in crops(OWN, "train", 40, 0, made_up=1.0) for word in crop.text.split()]
+    assert sum(word in real for word in words) < 0.2 * len(words)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a font", b"\x00\x01\x00\x00" + bytes(200)])

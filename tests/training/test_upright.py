@@ -128,7 +128,7 @@ def test_a_batch_follows_from_its_generator_and_outliers_come_last() -> None:
     model, data = model_of(LIFTED), words(20, 0)
     one, other = (model.batch(data, torch.arange(20), torch.Generator().manual_seed(5)) for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert len(one["views"]) == 22 and len(one["turns"]) == 20 and len(one["jitter"]) == 22
+    assert [len(one[name]) for name in ("views", "turns", "outliers", "draws")] == [20, 20, 2, 22]
 
 
 def test_pictures_of_unknown_turn_count_as_upright(trained: Upright) -> None:
@@ -139,7 +139,7 @@ def test_pictures_of_unknown_turn_count_as_upright(trained: Upright) -> None:
     plain = LabelledImages((upright * 255).to(torch.uint8), data.labels, data.class_names)
     batch = trained.batch(plain, torch.arange(12), torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = trained.pose(batch["views"][:12]).coefficients[:, 0]
+        found = trained.pose(batch["views"]).coefficients[:, 0]
     assert torch.rad2deg(wrapped(found - batch["turns"])).abs().median() < 6
     assert trained.validate(plain, plain)["rotation_median"] < 6
 
@@ -153,9 +153,11 @@ def test_the_loss_starts_near_the_uniform_posterior_and_has_finite_gradients(con
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.timeout(400)
 def test_its_graphs_give_what_torch_gives(trained: Upright) -> None:
-    exported = export_graphs(graphs("upright", trained), SPEC)
-    assert set(exported.graphs) == {"transform", "canonicalize"}
+    capabilities = graphs("upright", trained)
+    assert set(capabilities) == {"transform", "canonicalize"}
+    exported = export_graphs({"canonicalize": capabilities["canonicalize"]}, SPEC)  # all of transform is in it
     session = onnxruntime.InferenceSession(exported.contents["canonicalize.onnx"], providers=["CPUExecutionProvider"])
     images = words(9, 8).images.float() / 255
     with torch.no_grad():
@@ -165,6 +167,7 @@ def test_its_graphs_give_what_torch_gives(trained: Upright) -> None:
     assert np.allclose(rectified, wanted.rectified, atol=1e-4)
 
 
+@pytest.mark.timeout(400)
 def test_the_polar_extractor_exports_too() -> None:
     model = model_of(POLAR).eval()
     exported = export_graphs({"transform": graphs("upright", model)["transform"]}, SPEC)

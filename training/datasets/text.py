@@ -11,7 +11,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -27,15 +27,15 @@ from training.config import TextData
 from training.datasets.images import LabelledImages, Splits
 from training.datasets.storage import data_root
 from training.datasets.text_crops import Look, draw_look, draw_mask, load_font, require_shaping, take_picture
-from training.datasets.text_fonts import Part, Script, find_fonts
-from training.datasets.text_words import SCRIPTS, draw_text
+from training.datasets.text_fonts import SCRIPTS, Part, Script, find_fonts
+from training.datasets.text_words import MADE_UP, draw_text
 from training.errors import DataError
 
 __all__ = ["PREPROCESSING", "Crop", "Fonts", "crops", "load", "prepared"]
 
 PREPROCESSING = Preprocessing(polarity="light", fit="circle", margin=0.04)
 CHUNK = 1000  # crops a file
-DRAWING = 1  # to be raised with every change to what is drawn
+DRAWING = 2  # to be raised with every change to what is drawn
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 # Latin more often: the service's users send it more often. The others alike.
 SHARES: dict[Script, float] = {script: 0.3 if script == "latin" else 0.1 for script in SCRIPTS}
@@ -58,15 +58,23 @@ class Crop(NamedTuple):
 
 
 def crops(
-    fonts: Fonts, part: Part, count: int, seed: int, degrees: Sequence[float] | None = None, first: int = 0
+    fonts: Fonts,
+    part: Part,
+    count: int,
+    seed: int,
+    degrees: Sequence[float] | None = None,
+    first: int = 0,
+    made_up: float = MADE_UP,
+    more: Mapping[str, float] | None = None,
 ) -> Iterator[Crop]:
     """Draw `count` crops of one part, from number `first` on.
 
     Args:
         degrees: angles that the crops take in turn; None: uniform over the circle.
+        made_up: share of made-up words. more: script -> factor by which it is drawn more often.
     """
     scripts = [script for script in SCRIPTS if fonts.get(script)]
-    weights = np.array([SHARES[script] for script in scripts])
+    weights = np.array([SHARES[script] * (more or {}).get(script, 1.0) for script in scripts])
     for index in range(first, first + count):
         rng = np.random.default_rng((seed, PARTS.index(part), index))
         script = scripts[int(rng.choice(len(scripts), p=weights / weights.sum()))]
@@ -74,7 +82,7 @@ def crops(
         files = fonts[script][family]
         look = draw_look(rng)
         font = load_font(files[int(rng.integers(len(files)))], look.size)
-        text = "\n".join(draw_text(script, part, rng) for _ in range(look.lines))
+        text = "\n".join(draw_text(script, part, rng, made_up) for _ in range(look.lines))
         angle = float(rng.uniform(-180, 180)) if degrees is None else float(degrees[index % len(degrees)])
         pixels = take_picture(draw_mask(text, script, font, look), look, angle, rng)
         yield Crop(pixels, angle, script, family, text, look)
@@ -104,9 +112,12 @@ def load(config: TextData) -> Splits:
     """Draw all three parts, or read what was drawn before.
 
     Raises:
-        DataError: fonts are missing (the message names Debian's packages), or the data folder cannot be written.
+        DataError: an unknown script, fonts are missing (the message names Debian's packages), or the data folder cannot
+            be written.
     """
     require_shaping()
+    if unknown := sorted(set(config.more) - set(SCRIPTS)):
+        raise DataError(f"text: data.more names {', '.join(unknown)}; the scripts are {', '.join(SCRIPTS)}")
     spec = InputSpec(channels=1, height=config.size, width=config.size)
     counts = {"train": config.train, "validation": config.validation, "test": config.test}
     parts = {part: _part(config, part, counts[part], spec) for part in PARTS}
@@ -125,13 +136,14 @@ def _part(config: TextData, part: Part, count: int, spec: InputSpec) -> Labelled
     fonts: Fonts = {script: dict(families) for script, families in find_fonts(config.path, part, SCRIPTS).items()}
     key = _key(config, part, fonts)
     chunks: list[Arrays] = []
+    options: dict[str, Any] = {"made_up": config.made_up, "more": config.more} if part == "train" else {}
     for first in range(0, count, CHUNK):
         size = min(CHUNK, count - first)
         path = data_root() / "text" / f"{part}-{key}-{first}-{first + size}.npz"
         if path.is_file():
             chunks.append(_read(path))
         else:
-            chunks.append(_draw(crops(fonts, part, size, config.seed, first=first), size, spec))
+            chunks.append(_draw(crops(fonts, part, size, config.seed, first=first, **options), size, spec))
             _write(path, chunks[-1])
     return _labelled({name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
 
@@ -160,7 +172,7 @@ def _write(path: Path, stored: Arrays) -> None:
 def _key(config: TextData, part: Part, fonts: Fonts) -> str:
     """All that the crops depend on, digested: the drawing, its options, the files of the fonts, the library."""
     files = sorted({file for families in fonts.values() for names in families.values() for file in names if file})
-    what = {
+    what: dict[str, Any] = {
         "drawing": DRAWING,
         "pillow": PIL.__version__,
         "part": part,
@@ -169,4 +181,6 @@ def _key(config: TextData, part: Part, fonts: Fonts) -> str:
         "preprocessing": PREPROCESSING.model_dump(mode="json"),
         "fonts": [(file.name, file.stat().st_size) for file in files],
     }
+    if part == "train":
+        what |= {"made_up": config.made_up, "more": config.more}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

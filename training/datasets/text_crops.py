@@ -27,8 +27,8 @@ Font = ImageFont.FreeTypeFont
 Pixels = npt.NDArray[np.uint8]
 
 SMALLEST_PX, LARGEST_PX = 12, 48  # size of the font in the picture
-LINES = (1, 2, 3, 4, 6, 8)
-LINE_SHARES = (0.65, 0.15, 0.10, 0.04, 0.03, 0.03)
+LINES = (1, 2, 3)
+LINE_SHARES = (0.75, 0.15, 0.10)
 LIGHT_ON_DARK = 0.25
 COLOURED = 0.3
 LEAST_CONTRAST = 70  # grey levels between ink and paper

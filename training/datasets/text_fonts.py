@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from training.errors import DataError
 
-__all__ = ["FAMILIES", "Family", "Part", "Script", "find_fonts", "packages"]
+__all__ = ["FAMILIES", "SCRIPTS", "Family", "Part", "Script", "find_fonts", "packages"]
 
 Script = Literal["latin", "greek", "cyrillic", "hebrew", "arabic", "devanagari", "han", "japanese"]
 Part = Literal["train", "validation", "test"]
+
+SCRIPTS: tuple[Script, ...] = get_args(Script)
 
 LGC: tuple[Script, ...] = ("latin", "greek", "cyrillic")
 LC: tuple[Script, ...] = ("latin", "cyrillic")
@@ -78,6 +80,37 @@ FAMILIES: tuple[Family, ...] = (
     Family("Yanone Kaffeesatz", "fonts-yanone-kaffeesatz", "train", L, ("YanoneKaffeesatz-*.otf",)),
     Family("Tribun ADF", "fonts-adf-tribun", "train", L, ("TribunADFStd-*.otf",)),
     Family("Gillius ADF", "fonts-adf-gillius", "train", L, ("GilliusADF*.otf",)),
+    Family("FreeSerif", "fonts-freefont-ttf", "train", (*LGC, "hebrew"), ("FreeSerif*.ttf",)),
+    Family("FreeMono", "fonts-freefont-ttf", "train", LGC, ("FreeMono*.ttf",)),
+    Family("Averia Sans", "fonts-averia-sans-gwf", "train", L, ("AveriaSansGWF-*.ttf",)),
+    Family("Averia Serif", "fonts-averia-serif-gwf", "train", L, ("AveriaSerifGWF-*.ttf",)),
+    Family("Cabin", "fonts-cabin", "train", L, ("Cabin-*.otf",)),
+    Family("Comfortaa", "fonts-comfortaa", "train", LGC, ("Comfortaa-*.ttf",)),
+    Family("Dosis", "fonts-dosis", "train", L, ("Dosis-*.otf",)),
+    Family("Dustismo", "fonts-dustin", "train", L, ("*ustismo*.ttf",)),
+    Family("Fantasque Sans Mono", "fonts-fantasque-sans", "train", LGC, ("FantasqueSansMono-*.otf",)),
+    Family("Jura", "fonts-jura", "train", LGC, ("Jura-*.otf",)),
+    Family("monofur", "fonts-monofur", "train", L, ("monof5*.ttf",)),
+    Family("mononoki", "fonts-mononoki", "train", LGC, ("mononoki-*.ttf",)),
+    Family("Lobster Two", "fonts-lobstertwo", "train", L, ("LobsterTwo-*.otf",)),
+    Family("Kaushan Script", "fonts-kaushanscript", "train", L, ("KaushanScript-Regular.otf",)),
+    Family("Rufscript", "fonts-rufscript", "train", L, ("Rufscript010.ttf",)),
+    Family("Ecolier", "fonts-ecolier-court", "train", L, ("Ecolier-court.ttf",)),
+    Family("Breip", "fonts-breip", "train", L, ("Breip.ttf",)),
+    Family("SteveHand", "fonts-sjfonts", "train", L, ("SteveHand.ttf", "Delphine.ttf")),
+    Family("Humor Sans", "fonts-humor-sans", "train", L, ("Humor-Sans.ttf",)),
+    Family("Tomson Talks", "fonts-tomsontalks", "train", L, ("TomsonTalks.ttf",)),
+    Family("femkeklaver", "fonts-femkeklaver", "train", L, ("femkeklaver.ttf",)),
+    Family("Isabella", "fonts-isabella", "train", L, ("Isabella.ttf",)),
+    Family("GFS Baskerville", "fonts-gfs-baskerville", "train", ("greek",), ("GFSBaskerville.otf",)),
+    Family("GFS Bodoni Classic", "fonts-gfs-bodoni-classic", "train", ("greek",), ("GFSBodoniClassic.otf",)),
+    Family("GFS Olga", "fonts-gfs-olga", "train", ("greek",), ("GFSOlga.otf",)),
+    Family("GFS Porson", "fonts-gfs-porson", "train", ("greek",), ("GFSPorson.otf",)),
+    Family("GFS Solomos", "fonts-gfs-solomos", "train", ("greek",), ("GFSSolomos.otf",)),
+    Family("GFS Theokritos", "fonts-gfs-theokritos", "train", ("greek",), ("GFSTheokritos.otf",)),
+    Family("FreeFarsi", "fonts-freefarsi", "train", ("arabic",), ("FreeFarsi*.ttf",)),
+    Family("Thabit", "fonts-hosny-thabit", "train", ("arabic",), ("Thabit*.ttf",)),
+    Family("SetoFont", "fonts-seto", "train", ("japanese",), ("setofont.ttf",)),
     Family("Open Sans", "fonts-open-sans", "validation", LGC, ("OpenSans-*.ttf",)),
     Family("Old Standard", "fonts-oldstandard", "validation", LGC, ("OldStandard-*.otf", "OldStandard-*.ttf")),
     Family("JetBrains Mono", "fonts-jetbrains-mono", "validation", LGC, ("JetBrainsMono-*.ttf",)),
@@ -102,7 +135,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("Nachlieli CLM", "culmus", "test", ("hebrew",), ("NachlieliCLM-*.otf",)),
     Family("David CLM", "culmus", "test", ("hebrew",), ("DavidCLM-*.otf",)),
     Family("Amiri", "fonts-hosny-amiri", "train", ("arabic",), ("Amiri-*.ttf",)),
-    Family("KACST", "fonts-kacst", "train", ("arabic",), ("Kacst[BNOT]*.ttf", "KacstLetter.ttf", "KacstFarsi.ttf")),
+    Family("KACST", "fonts-kacst", "train", ("arabic",), ("Kacst*.ttf",)),
     Family("Nazli", "fonts-farsiweb", "train", ("arabic",), ("nazli*.ttf",)),
     Family("Lateef", "fonts-sil-lateef", "train", ("arabic",), ("Lateef-*.ttf",)),
     Family("Homa", "fonts-farsiweb", "validation", ("arabic",), ("homa.ttf",)),

@@ -15,12 +15,12 @@ import numpy as np
 
 from training.datasets.text_fonts import Part, Script
 
-__all__ = ["CASED", "RIGHT_TO_LEFT", "SCRIPTS", "draw_text", "vocabulary"]
+__all__ = ["CASED", "MADE_UP", "RIGHT_TO_LEFT", "draw_text", "vocabulary"]
 
 CASED = frozenset[Script]({"latin", "greek", "cyrillic"})
 RIGHT_TO_LEFT = frozenset[Script]({"hebrew", "arabic"})
 
-MADE_UP = 0.5  # share of the words that are made up
+MADE_UP = 0.5  # share of the words that are made up, unless another is asked for
 FEWEST_LETTERS, MOST_LETTERS = 3, 18  # a line; the shortest has a top and a bottom for a reader too
 END_MARKS = (".", ",", ":", ";", "!", "?")
 PUNCTUATED, NUMBERED = 0.15, 0.08  # shares of the lines of cased scripts; other fonts may lack both
@@ -96,8 +96,6 @@ TEXTS: dict[Script, str] = {
     "arabic": ARABIC,
     "devanagari": DEVANAGARI,
 }
-SCRIPTS: tuple[Script, ...] = (*TEXTS, "han", "japanese")
-
 VALIDATION_BUCKET, TEST_BUCKET, BUCKETS = 0, 1, 8
 
 
@@ -165,9 +163,9 @@ def _ideographs(script: Script, rng: np.random.Generator) -> str:
     return "".join(_pick(kanji if rng.random() < 0.45 else _hiragana(), rng) for _ in range(max(3, length)))
 
 
-def _word(script: Script, part: Part, rng: np.random.Generator) -> str:
+def _word(script: Script, part: Part, rng: np.random.Generator, made_up: float) -> str:
     real = vocabulary(script, part)
-    return _made_up(script, rng) if not real or rng.random() < MADE_UP else _pick(real, rng)
+    return _made_up(script, rng) if not real or rng.random() < made_up else _pick(real, rng)
 
 
 def _in_case(text: str, case: str) -> str:
@@ -181,14 +179,14 @@ def _in_case(text: str, case: str) -> str:
             return text
 
 
-def draw_text(script: Script, part: Part, rng: np.random.Generator) -> str:
+def draw_text(script: Script, part: Part, rng: np.random.Generator, made_up: float = MADE_UP) -> str:
     """One line of 3 to 18 letters (Chinese from 2), with its case, numbers and punctuation."""
     if script in ("han", "japanese"):
         return _ideographs(script, rng)
     wanted = int(rng.integers(FEWEST_LETTERS, MOST_LETTERS + 1))
     line = ""
     while len(line) < min(wanted, FEWEST_LETTERS + 1) or (len(line) < wanted - 2 and rng.random() < 0.8):
-        word = _word(script, part, rng)
+        word = _word(script, part, rng, made_up)
         if line and len(line) + 1 + len(word) > MOST_LETTERS:
             break
         line = f"{line} {word}".strip()

@@ -16,12 +16,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from training.lie import exponential, resample
+from training.lie import compose, exponential, resample
 from training.models.upright_config import LiftedConfig
-from training.networks import ConvBody, he_initialise
+from training.networks import ResidualConv, he_initialise, strided_sides
 
-__all__ = ["Lifted", "main_axis"]
+__all__ = ["DRAWS", "Lifted", "main_axis"]
 
+DRAWS = 6  # of one picture's distortion: axis, width, height, slant, x, y
 FAINT = 1e-6  # of a pixel of full ink: a picture with less has no axis
 
 
@@ -47,26 +48,47 @@ class Lifted(nn.Module):
 
     def __init__(self, config: LiftedConfig, channels: int, side: int) -> None:
         super().__init__()
-        self.jitter = math.radians(config.jitter_degrees)
-        self.bins = config.bins
-        self.body = ConvBody(channels, side, config.filters, config.strides, config.kernel, norm=True)
-        self.head = nn.Linear(self.body.out_features, config.bins // 2)
+        self.config = config
+        self.above = side // 6  # rows that are cut off: a square in the frame's circle reaches 0.71 of its radius
+        layers, inputs = [], channels
+        for outputs, stride in zip(config.filters, config.strides, strict=True):
+            layers.append(ResidualConv(inputs, outputs, config.kernel, stride))
+            inputs = outputs
+        self.body = nn.Sequential(*layers)
+        height, width = (strided_sides(size, config.strides)[-1] for size in (side - 2 * self.above, side))
+        self.head = nn.Linear(inputs * height * width, config.bins // 2)
         he_initialise(self)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, images: Tensor, jitter: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, turns: Tensor | None = None, draws: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """
         Args:
-            jitter: [N] in [-1,1], of the random turn of the axis in training.
+            turns: [N] in radians, where the pictures' rotation is known. draws: [N,DRAWS] in [-1,1]; with both the
+                pictures are distorted as the configuration says, in the one resampling that there is.
         """
         with torch.autocast(images.device.type, enabled=False):
             axis = main_axis(images)
-            if jitter is not None:
-                axis = axis + self.jitter * jitter
-            lying = resample(images, exponential("SO2", axis[:, None]))
-        logits = self.head(self.body(torch.cat([lying, lying.flip(2, 3)]))).float()
+            matrix = exponential("SO2", axis[:, None])
+            if turns is not None and draws is not None:
+                axis = axis + math.radians(self.config.jitter_degrees) * draws[:, 0]
+                upright, back = exponential("SO2", turns[:, None]), exponential("SO2", (axis - turns)[:, None])
+                matrix = compose(compose(upright, self._distortion(draws)), back)
+            lying = resample(images, matrix)[:, :, self.above : images.shape[3] - self.above]
+        # The kernels for this layout are faster on the CPU.
+        both = torch.cat([lying, lying.flip(2, 3)]).contiguous(memory_format=torch.channels_last)
+        logits = self.head(self.body(both).flatten(1)).float()
         ahead, behind = logits.unflatten(0, (2, -1)).unbind()
         # Each copy reads -90 to 90 degrees of its own; the second one's lie at 90 to 270 of the first's.
-        quarter = self.bins // 4
+        quarter = self.config.bins // 4
         around = torch.cat([ahead[:, quarter:], behind, ahead[:, :quarter]], 1)
         return torch.log_softmax(around, 1), axis
+
+    def _distortion(self, draws: Tensor) -> Tensor:
+        """Wider or narrower, taller or lower, slanted and shifted letters, their line level: [N,DRAWS] -> [N,2,3]"""
+        config = self.config
+        width, height = torch.exp(config.stretch * draws[:, 1:3]).unbind(1)
+        slant = height * math.tan(math.radians(config.slant_degrees)) * draws[:, 3]
+        x, y = (2 * config.shift * draws[:, 4:6]).unbind(1)
+        return torch.stack([torch.stack([width, slant, x], 1), torch.stack([torch.zeros_like(x), height, y], 1)], 1)

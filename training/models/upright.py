@@ -22,7 +22,7 @@ from contract.manifest import InputSpec
 from training.augment import outliers
 from training.lie import exponential, resample
 from training.models.base import Model
-from training.models.lifted import Lifted
+from training.models.lifted import DRAWS, Lifted
 from training.models.mcevae import Canonical, Pose
 from training.models.polar import AngleNet, PolarSampler
 from training.models.rotation import bin_angles, deviation, find_modes, wrapped
@@ -49,7 +49,9 @@ class Polar(nn.Module):
         self.sampler = PolarSampler(side, 1.0, config.radii, config.angles)
         self.net = AngleNet(channels * config.radii, config.width, config.kernel, config.dilations)
 
-    def forward(self, images: Tensor, jitter: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, turns: Tensor | None = None, draws: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         middle = torch.zeros(1, 2).to(images).expand(images.shape[0], 2)
         with torch.autocast(images.device.type, enabled=False):
             polar = self.sampler(images, middle)
@@ -87,7 +89,8 @@ class Upright(Model):
         the configuration; others count as upright and are all resampled.
 
         Returns:
-            views [B+O,C,S,S], the outliers last; turns [B] in radians; jitter [B+O] in [-1,1].
+            views [B,C,S,S] and their turns [B] in radians; where they are asked for outliers [O,C,S,S]; draws
+            [B+O,DRAWS] in [-1,1], from which the extractor makes its distortions.
         """
         config, count = self.config, len(indices)
         images = data.images[indices].float() / 255
@@ -104,9 +107,11 @@ class Upright(Model):
             views[chosen] = torch.rot90(images[chosen], quarter, (2, 3))
         views[resampled & bicubic] = move(images[resampled & bicubic], matrix[resampled & bicubic], mode="bicubic")
         views[resampled & ~bicubic] = move(images[resampled & ~bicubic], matrix[resampled & ~bicubic])
-        if others := round(config.outlier_share * count):
-            views = torch.cat([views, outliers(views[:others], generator)])
-        return {"views": views, "turns": turns + rotation, "jitter": uniform(len(views), 1.0, generator)}
+        batch = {"views": views, "turns": turns + rotation}
+        others = round(config.outlier_share * count)
+        if others:
+            batch["outliers"] = outliers(views[:others], generator)
+        return {**batch, "draws": uniform(count + others, 1.0, generator, columns=DRAWS)}
 
     def loss(
         self, batch: dict[str, Tensor], generator: torch.Generator | None = None, progress: float = 0.0
@@ -116,16 +121,17 @@ class Upright(Model):
         Returns:
             the scalars loss, pose, and outlier where there are any (nats above the uniform posterior's).
         """
-        turns = batch["turns"]
-        log_posterior, origin = self.extractor(batch["views"], batch["jitter"])
-        known = log_posterior[: len(turns)]
-        angles = bin_angles(known.shape[1]).to(known)
-        difference = wrapped(angles + origin[: len(turns), None] - turns[:, None])
+        views, turns = batch["views"], batch["turns"]
+        if "outliers" in batch:
+            views = torch.cat([views, batch["outliers"]])
+        unknown = turns.new_zeros(len(views) - len(turns))
+        log_posterior, origin = self.extractor(views, torch.cat([turns, unknown]), batch["draws"])
+        known, others = log_posterior[: len(turns)], log_posterior[len(turns) :]
+        difference = wrapped(bin_angles(known.shape[1]).to(known) + (origin[: len(turns)] - turns)[:, None])
         width = math.radians(self.config.target_degrees)
         terms = {"pose": -(torch.softmax(torch.cos(difference) / width**2, 1) * known).sum(1).mean()}
         loss = terms["pose"]
-        if len(log_posterior) > len(turns):
-            others = log_posterior[len(turns) :]
+        if len(others):
             terms["outlier"] = -others.mean() - math.log(others.shape[1])
             loss = loss + self.config.outlier_share * terms["outlier"]
         return {"loss": loss, **terms}

@@ -22,6 +22,9 @@ class LiftedConfig(_Config):
     strides: tuple[int, ...] = (2, 2, 1, 2, 1, 2, 1)
     kernel: int = Field(3, ge=3, le=9)
     jitter_degrees: float = Field(15.0, ge=0, le=45, description="training turns the main axis by U(+-this)")
+    stretch: float = Field(0.2, ge=0, lt=1, description="and the letters' width and height by exp U(+-this) each")
+    slant_degrees: float = Field(12.0, ge=0, le=45, description="and slants them by U(+-this)")
+    shift: float = Field(0.03, ge=0, le=0.5, description="and shifts them by U(+-this), as a share of the side")
 
     @model_validator(mode="after")
     def _consistent(self) -> LiftedConfig:
