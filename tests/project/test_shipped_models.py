@@ -21,7 +21,7 @@ from training.pages import draw_page
 STORE = Path(__file__).parents[2] / "model_store"
 FOLDERS = sorted(folder for model in STORE.iterdir() for folder in model.iterdir())
 MOST_BYTES = 8 * 1024 * 1024
-BATCH = 250
+BATCH = 100  # pages of a deadline, on a slow machine too
 # Largest share of wrong answers that is accepted of each shipped model on the test digits it is asked about here.
 PLAIN_DIGITS, PLAIN_LIMIT = 3000, 0.007
 PAGE_DIGITS, PAGE_LIMIT, PAGE_SIDE = 1000, 0.012, 300
