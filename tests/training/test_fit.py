@@ -367,3 +367,22 @@ def test_runs_that_cannot_be_read_say_why(interrupted: tuple[Config, Path], tmp_
     (folder / "model.pt").write_bytes(b"PK nonsense")
     with pytest.raises(RunError, match=r"model.pt is damaged"):
         load_run(folder)
+
+
+def test_a_run_can_begin_with_the_weights_of_another(
+    make_config: MakeConfig, finished_run: Path, tmp_path: Path
+) -> None:
+    begin = [f"fit.initial={finished_run}", "fit.steps=1", "fit.optimiser.learning_rate=1e-9", "fit.ema=null"]
+    train(make_config(*begin), tmp_path / "run", console=Console(quiet=True))
+    before, after = load_run(finished_run).model, load_run(tmp_path / "run").model
+    for (name, weight), other in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert torch.allclose(weight, other, atol=1e-6), name
+    with pytest.raises(RunError, match=r"fit.initial: the model of .* has another shape: .*size"):
+        train(make_config(*begin, "model.r_dim=5"), tmp_path / "other", console=Console(quiet=True))
+    with pytest.raises(RunError, match="does not exist"):
+        train(make_config("fit.initial=nowhere"), tmp_path / "none", console=Console(quiet=True))
+
+
+def test_digests_do_not_change_with_keys_that_came_later(make_config: MakeConfig) -> None:
+    assert make_config("fit.initial=null", "data.canvas=null").digest() == make_config().digest()
+    assert make_config("fit.initial=somewhere").digest() != make_config().digest()

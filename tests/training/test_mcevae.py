@@ -20,7 +20,7 @@ from contract.manifest import COEFFICIENTS, InputSpec, verify
 from training.config import load_config
 from training.datasets import LabelledImages
 from training.datasets import digits as small_digits
-from training.errors import ConfigError, DataError, RunError
+from training.errors import ConfigError, RunError
 from training.evaluate import evaluate
 from training.export import export_run
 from training.fit import train
@@ -294,14 +294,6 @@ def test_configurations_that_contradict_themselves(changes: dict[str, Any], word
 def test_a_window_that_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match="window 11 must be at most 16"):
         make(16, window=11)
-
-
-def test_a_canvas_must_hold_light_ink() -> None:
-    config = load_config(Path("training/configs/mcevae-mnist-so2.yaml"), ["data={source: digits, canvas: 6}"])
-    from training import datasets
-
-    with pytest.raises(DataError, match="canvas 6 is smaller than 8"):
-        datasets.load(config.data)
 
 
 # --- the run and its export -------------------------------------------------------------------------------------------
