@@ -193,6 +193,8 @@ class Config(Section):
 def _deciding(plain: dict[str, Any]) -> dict[str, Any]:
     plain["fit"] = {key: value for key, value in plain["fit"].items() if key not in RUNTIME_KEYS}
     plain["data"].pop("path", None)
+    if plain["fit"].get("initial"):
+        plain["fit"]["initial"] = Path(plain["fit"]["initial"]).name
     return plain
 
 

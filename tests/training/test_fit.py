@@ -386,3 +386,4 @@ def test_a_run_can_begin_with_the_weights_of_another(
 def test_digests_do_not_change_with_keys_that_came_later(make_config: MakeConfig) -> None:
     assert make_config("fit.initial=null", "data.canvas=null").digest() == make_config().digest()
     assert make_config("fit.initial=somewhere").digest() != make_config().digest()
+    assert make_config("fit.initial=here/run-1").digest() == make_config("fit.initial=there/run-1").digest()

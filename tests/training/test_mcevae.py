@@ -21,7 +21,6 @@ from training.config import load_config
 from training.datasets import LabelledImages
 from training.datasets import digits as small_digits
 from training.errors import ConfigError, RunError
-from training.evaluate import evaluate
 from training.export import export_run
 from training.fit import train
 from training.lie import compose, exponential, inverse
@@ -39,6 +38,7 @@ SMALL: dict[str, Any] = {
     "nuisance_shift": 0.0,
     "window": 10,
     "z_dim": 4,
+    "modes": 2,
     "pose": {"reach": 0.6, "radii": 6, "angles": 64, "width": 24, "dilations": [1, 2, 4]},
     "encoder": {"filters": [8, 16], "strides": [2, 2], "hidden": 32},
     "decoder": {"hidden": 32, "filters": [8, 8, 8]},
@@ -178,6 +178,8 @@ def test_a_supervised_model_knows_the_whole_circle(tmp_path: Path) -> None:
     rotation = uniform(len(digits), math.pi, seeded())
     with torch.no_grad():
         pose = run.model.pose(move(digits, similarity(rotation, torch.zeros(len(digits), 2))))
+        blank = run.model.pose(torch.zeros(1, 1, 16, 16))
+    assert math.degrees(float(blank.coefficients_std[0, 0])) > 90  # the flat posterior's 103.9
     error = torch.rad2deg(wrapped(pose.coefficients[:, 0] - rotation)).abs()
     assert float(error.median()) < 12 and float((error > 90).float().mean()) < 0.15
     assert pose.coefficients.shape[1] == 1
@@ -323,7 +325,7 @@ def test_export_has_poses_and_pictures_at_any_batch(run: LoadedRun, digits: torc
 
 def test_what_is_for_an_equivae_alone_says_so(run: LoadedRun) -> None:
     with pytest.raises(RunError, match="holds a model of kind mcevae: expected equivae"):
-        evaluate(run.folder, console=Console(file=io.StringIO()))
+        run.equivae()
 
 
 def test_a_metric_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -426,9 +426,13 @@ class MCEVAE(Model):
 
     def _calibrated(self, std: Tensor) -> Tensor:
         """The factor fitted to concentrated posteriors fades out towards the flat one, which says what it means."""
-        flat = deviation((self.prior / self.prior.sum())[None], torch.zeros(1).to(std))
+        flat = self._flat_deviation()
         share = ((std - self.std_knee) / (flat - self.std_knee).clamp_min(1e-3)).clamp(0.0, 1.0)
         return std * self.std_factor ** (1 - share)
+
+    def _flat_deviation(self) -> Tensor:
+        """Of the posterior that knows nothing but the range: [1]"""
+        return deviation((self.prior / self.prior.sum())[None], torch.zeros(1).to(self.prior))
 
     def canonicalize(self, images: Tensor) -> Canonical:
         """[N,C,S,S] -> pose, canonical picture and rectified picture."""
@@ -542,7 +546,9 @@ class MCEVAE(Model):
         same = error.abs() < FLIP_DEGREES / 2
         ratio = error.abs()[same] / stds[same].norm(dim=1).clamp_min(1e-6)
         self.std_factor.copy_(ratio.quantile(0.683).clamp(1e-3, 10))
-        self.std_knee.copy_(torch.deg2rad(stds.flatten()[: 2**20].quantile(0.95)))
+        # Over the whole circle more than a few digits have two modes, and a deviation above the flat posterior's.
+        usual = torch.deg2rad(stds.flatten()[: 2**20].quantile(0.95))
+        self.std_knee.copy_(torch.minimum(usual, self._flat_deviation()[0] / 2))
         self.frame_std[:2] = middle.std(0) / math.sqrt(2)
         self.frame_std[2] = 0.01
 
