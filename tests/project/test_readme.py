@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = r"[-+]?\d+(?:\.\d+)?"
+SIGNATURES = {".png": b"\x89PNG\r\n\x1a\n", ".jpg": b"\xff\xd8\xff"}
 DEFAULT_ADDRESS = "127.0.0.1:8000"
 
 
@@ -128,7 +129,7 @@ def test_a_curl_line_answers_what_the_readme_says(
         assert pattern(answer).search(done.stdout), done.stdout
     for name in re.findall(r"(?:-o|--output) (\S+)", command):
         written = (tmp_path / name).read_bytes()
-        assert written.startswith(b"\x89PNG\r\n\x1a\n"), f"{name} is no PNG"
+        assert written.startswith(SIGNATURES[Path(name).suffix]), f"{name} is something else"
 
 
 def test_an_existing_client_works_as_the_readme_says(address: str) -> None:
