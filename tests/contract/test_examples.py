@@ -22,6 +22,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_example_is_made_by_the_script(made: Path) -> None:
     committed = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".png", ".jpg")}
+    committed.remove("turned-text.jpg")  # make_text.py's, which needs a font
     assert committed == {path.name for path in made.iterdir()}
     for name in committed:
         one, other = (open_picture((folder / name).read_bytes()).pixels for folder in (EXAMPLES, made))
