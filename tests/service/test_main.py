@@ -144,11 +144,12 @@ def test_plain_logs_are_one_line_each_and_their_curl_line_works(tmp_path: Path) 
         assert answer["results"][0]["label"] in tiny.LABELS
 
 
-def test_ready_within_three_seconds() -> None:
+def test_ready_within_a_second_a_model() -> None:
     """With the shipped models; CPU time, since the machine may be busy with other things."""
+    models = len(list((ROOT / "model_store").iterdir()))
     with started("--model-store", str(ROOT / "model_store"), "--port", "0") as process:
         assert process.stderr is not None
         while "INFO ready" not in (line := process.stderr.readline()):
             assert line
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        assert (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") < 3
+        assert (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") < models
