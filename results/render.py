@@ -1,0 +1,113 @@
+"""Fill the tables of RESULTS.md from committed JSON: `python results/render.py`, `--check` to say what is out of date.
+
+RESULTS.md is written by hand, except for its rendered blocks:
+
+    <!-- rendered from
+    {% set m = model("equivae-mnist/1") %}
+    | error | {{ m.test.error_distance | places(2) }} % |
+    -->
+    | error | 0.33 % |
+    <!-- end -->
+
+Whoever changes a block changes its template, in the comment, and runs this script, which writes what stands below it.
+A template is Jinja's. It can use
+
+    model(NAME)      model_store/NAME/manifest.json: .training, .validation (of the training's end), and as
+                     .test and .on_validation the figures of `evaluate`, each a plain number
+    rows(NAME)       results/NAME.jsonl, one row a finished seed
+    figures(NAME)    results/NAME.json
+    evaluated(NAME)  the same, where `evaluate --output results/NAME.json` wrote it: the figures, each a plain number
+    | places(2)      a number with thousands separated
+    | over_seeds("test.error")   mean +- std / sqrt(n - 1) over rows, and their number
+"""
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(
+    r"(?P<head><!-- rendered from\n(?P<template>.*?)\n-->\n)(?P<text>.*?)(?P<tail>^<!-- end -->$)",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def _model(name: str) -> dict[str, Any]:
+    manifest = json.loads((ROOT / "model_store" / name / "manifest.json").read_text())
+    evaluations = {"test": "evaluation-test", "on_validation": "evaluation-validation"}
+    metrics = {
+        key: {figure: value["value"] for figure, value in manifest["metrics"].get(source, {}).items()}
+        for key, source in evaluations.items()
+    }
+    return metrics | {"training": manifest["training"], "validation": manifest["metrics"]["validation"]}
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (ROOT / "results" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def _figures(name: str) -> Any:
+    return json.loads((ROOT / "results" / f"{name}.json").read_text())
+
+
+def _evaluated(name: str) -> dict[str, float]:
+    return {figure["name"]: figure["value"] for figure in _figures(name)["figures"]}
+
+
+def places(value: float, count: int) -> str:
+    return f"{value:,.{count}f}"
+
+
+def over_seeds(rows: Sequence[dict[str, Any]], path: str, count: int = 2) -> str:
+    """The papers' error bar, std / sqrt(n - 1) with the population's std: the standard error of the mean."""
+    values = []
+    for row in rows:
+        for key in path.split("."):
+            row = row[key]
+        values.append(float(row))
+    if len(values) < 2:
+        return f"{places(values[0], count)} (one seed)"
+    error = statistics.pstdev(values) / (len(values) - 1) ** 0.5
+    return f"{places(statistics.fmean(values), count)} ± {places(error, count)} ({len(values)} seeds)"
+
+
+def rendered(text: str) -> str:
+    """RESULTS.md with every block filled anew.
+
+    Raises:
+        jinja2.TemplateError: a template is wrong, or asks for a figure that is not there.
+    """
+    environment = jinja2.Environment(  # noqa: S701 - Markdown, and nothing in it is anybody's input
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.globals.update(model=_model, rows=_rows, figures=_figures, evaluated=_evaluated)
+    environment.filters.update(places=places, over_seeds=over_seeds)
+
+    def fill(block: re.Match[str]) -> str:
+        filled = environment.from_string(block["template"]).render().rstrip("\n")
+        return f"{block['head']}{filled}\n{block['tail']}"
+
+    return BLOCK.sub(fill, text)
+
+
+def main(arguments: Sequence[str]) -> int:
+    path = ROOT / "RESULTS.md"
+    before = path.read_text(encoding="utf-8")
+    after = rendered(before)
+    if before == after:
+        return 0
+    if "--check" in arguments:
+        print("RESULTS.md differs from the committed JSON: run python results/render.py", file=sys.stderr)
+        return 1
+    path.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

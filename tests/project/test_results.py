@@ -1,0 +1,45 @@
+"""RESULTS.md: its tables say what the committed JSON says."""
+
+import re
+from pathlib import Path
+
+import jinja2
+import pytest
+
+from results.render import BLOCK, over_seeds, rendered
+
+TEXT = (Path(__file__).parents[2] / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_are_those_of_the_committed_json() -> None:
+    assert rendered(TEXT) == TEXT, "run python results/render.py"
+
+
+def test_every_template_is_found_with_its_end() -> None:
+    assert len(BLOCK.findall(TEXT)) == TEXT.count("<!-- rendered from") == TEXT.count("\n<!-- end -->") > 0
+
+
+def test_a_figure_changed_by_hand_is_put_right() -> None:
+    table = next(BLOCK.finditer(TEXT))["text"]
+    changed = re.sub(r"\d+\.\d+", "12.34", table)
+    assert changed != table
+    assert rendered(TEXT.replace(table, changed)) == TEXT
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "{{ model('equivae-mnist/1').test.no_such_figure | places(2) }}",
+        "{{ rows('equivae-mnist') | places }",
+        "{{ rows('equivae-mnist') | no_such_filter }}",
+    ],
+)
+def test_a_template_that_asks_for_what_is_not_there_is_an_error(wrong: str) -> None:
+    with pytest.raises((jinja2.TemplateError, TypeError)):
+        rendered(f"<!-- rendered from\n{wrong}\n-->\n<!-- end -->\n")
+
+
+def test_error_bars_are_the_papers() -> None:
+    rows = [{"test": {"error": value}} for value in (0.7, 0.8, 0.9)]
+    assert over_seeds(rows, "test.error") == "0.80 ± 0.06 (3 seeds)"  # 0.0816 / sqrt(2)
+    assert over_seeds(rows[:1], "test.error") == "0.70 (one seed)"
