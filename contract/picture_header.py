@@ -1,17 +1,15 @@
 """What can be said of an encoded picture before a pixel of it is decoded: its format, its size, whether it is refused.
 
-A format is known by its first bytes, never by a declared type. The sizes of PNG and WebP are read here, because they
-are known from fixed places and because opening a WebP picture already allocates its canvas.
+A format is known by its first bytes, never by a declared type. The size of WebP is read here, because opening such a
+picture already allocates its canvas.
 """
 
 import struct
 from dataclasses import dataclass
-from zlib import crc32
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP", "GIF")
 _SUPPORTED = "send PNG, JPEG, WebP, TIFF, BMP or GIF"
-_IHDR = struct.Struct(">IIBBBBB")
 _FTYP_HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _FTYP_AVIF = (b"avif", b"avis")
 
@@ -150,25 +148,3 @@ def webp_size(data: bytes) -> tuple[int, int]:
             bits = int.from_bytes(body[1:5], "little")
             return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     raise CorruptPictureError("the WebP header is cut short or damaged")
-
-
-def png_header(data: bytes) -> tuple[int, int, int, int, int]:
-    """Width, height, bit depth, colour type and interlacing of a PNG file, from its IHDR chunk."""
-    if data[8:16] != b"\0\0\0\x0dIHDR" or len(data) < 33 or crc32(data[12:29]) != int.from_bytes(data[29:33]):
-        raise CorruptPictureError("the PNG header is cut short or damaged")
-    width, height, depth, colour, _, _, interlacing = _IHDR.unpack_from(data, 16)
-    return width, height, depth, colour, interlacing
-
-
-def check_png_data(data: bytes) -> None:
-    """Raise CorruptPictureError if a chunk of pixels is cut short or fails its checksum: Pillow does not look."""
-    position = 33
-    while position + 8 <= len(data):
-        end = position + 8 + int.from_bytes(data[position : position + 4])
-        kind = data[position + 4 : position + 8]
-        if kind == b"IEND":
-            return
-        if kind == b"IDAT" and crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4]):
-            raise CorruptPictureError("the PNG file is cut short or damaged: a checksum of its pixels does not hold")
-        position = end + 4
-    raise CorruptPictureError("the PNG file is cut short: it has no end")

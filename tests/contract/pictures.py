@@ -1,5 +1,7 @@
 """Pictures for the tests, drawn here: a known shape, in every encoding."""
 
+import struct
+import zlib
 from io import BytesIO
 from typing import Any
 
@@ -12,6 +14,10 @@ def encode(picture: Image.Image | npt.NDArray[Any], name: str = "PNG", **options
     file = BytesIO()
     (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file, name, **options)
     return file.getvalue()
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def noise(*shape: int, seed: int = 0) -> npt.NDArray[np.uint8]:

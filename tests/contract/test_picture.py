@@ -32,18 +32,6 @@ def test_colour_is_exact_where_the_format_is(name: str) -> None:
     np.testing.assert_array_equal(open_picture(encode(pixels, name, **LOSSLESS[name])).pixels, pixels)
 
 
-@pytest.mark.parametrize("options", [{}, {"compress_level": 0}, {"compress_level": 9}, {"optimize": True}])
-@pytest.mark.parametrize("shape", [(28, 28), (5, 300), (300, 7), (28, 28, 3), (90, 110, 3)])
-def test_plain_png_is_what_pillow_makes_of_it(shape: tuple[int, ...], options: dict[str, object]) -> None:
-    """The short way for plain PNG files against Pillow's own reading, for pixels that bring out every filter."""
-    ramp = np.add.outer(np.arange(shape[0]) * 3, np.arange(shape[1]) * 2)
-    smooth = np.broadcast_to(ramp.reshape(*ramp.shape, *([1] * (len(shape) - 2))), shape) % 256
-    for pixels in (noise(*shape), smooth.astype(np.uint8), np.zeros(shape, np.uint8)):
-        data = encode(pixels, **options)
-        assert type(read_header(data).source).__name__ == "PlainPng"
-        np.testing.assert_array_equal(open_picture(data).pixels, pixels)
-
-
 def test_one_bit() -> None:
     for name in ("PNG", "TIFF", "BMP"):
         data = encode(Image.fromarray(glyph()).convert("1"), name)

@@ -24,12 +24,9 @@ from contract.picture_header import (
     webp_size,
 )
 from tests.contract.pictures import encode, glyph, noise
+from tests.contract.pictures import png_chunk as chunk
 
 FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"]
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png(width: int, height: int, *chunks: bytes) -> bytes:

@@ -1,0 +1,116 @@
+"""PNG files: what is said of one before a pixel is decoded, and the short way to the pixels of plain ones.
+
+Pillow's own reader takes every kind of PNG, and for a small picture its Python costs more than the pixels do. A plain
+file (grey or RGB of 8 bits, with transparency or without, not interlaced, and no chunk that bears on what is made of
+it) goes straight to the same decoder in C: one decoder, one truth. Whatever is odd about a file makes it not plain,
+and Pillow's reader decides.
+"""
+
+import struct
+from typing import NamedTuple
+from zlib import crc32
+
+import numpy as np
+from PIL import Image, _imaging
+
+from contract.picture_header import CorruptPictureError
+from contract.picture_pixels import Pixels, to_pixels
+
+_IHDR = struct.Struct(">IIBBBBB")
+_MODES = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # by the colour type
+# What Pillow reads and nothing here asks for, with the length that is right.
+_WITHOUT_EFFECT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"tIME": 7}
+
+
+class PngHeader(NamedTuple):
+    """The IHDR chunk (PNG, third edition, section 11.2.1)."""
+
+    width: int
+    height: int
+    depth: int
+    colour: int
+    compression: int
+    filtering: int
+    interlacing: int
+
+    @property
+    def plain_mode(self) -> str:
+        """Pillow's mode of a plain file; empty where the header says that it is none."""
+        odd = self.depth != 8 or self.compression or self.filtering or self.interlacing
+        return "" if odd else _MODES.get(self.colour, "")
+
+
+class PlainPng(NamedTuple):
+    """The compressed pixels of a plain file, a piece a chunk. mode: Pillow's."""
+
+    mode: str
+    pieces: list[memoryview]
+
+    def decode(self, width: int, height: int) -> tuple[Pixels, Pixels]:
+        """The pixels (see `picture_pixels.to_pixels`), and the samples as they are in the file: uint8, both read-only.
+
+        Raises:
+            ValueError: the data ends early, or is none.
+        """
+        samples = self._decompress(width, height)
+        return samples if self.mode in ("L", "RGB") else to_pixels(Image.fromarray(samples)), samples
+
+    def _decompress(self, width: int, height: int) -> Pixels:
+        """As `ImageFile.load` and `np.asarray` do it."""
+        image = _imaging.new(self.mode, (width, height))
+        decoder = _imaging.zip_decoder(self.mode, self.mode, 0)
+        decoder.setimage(image, (0, 0, width, height))
+        rest: bytes | memoryview = b""
+        for piece in self.pieces:
+            rest = b"".join((rest, piece)) if rest else piece
+            used, error = decoder.decode(rest)
+            if used < 0:  # it wants no more
+                break
+            rest = rest[used:]
+        else:
+            raise ValueError("the pixels end early")
+        if error:
+            raise ValueError("the pixels cannot be decompressed")
+        encoder = _imaging.raw_encoder(self.mode, self.mode)
+        encoder.setimage(image, (0, 0, width, height))
+        _, _, samples = encoder.encode(width * height * len(self.mode))
+        shape = (height, width) if self.mode == "L" else (height, width, len(self.mode))
+        return np.frombuffer(samples, np.uint8).reshape(shape)
+
+
+def png_header(data: bytes) -> PngHeader:
+    """The header of a PNG file."""
+    if data[8:16] != b"\0\0\0\x0dIHDR" or len(data) < 33 or crc32(data[12:29]) != int.from_bytes(data[29:33]):
+        raise CorruptPictureError("the PNG header is cut short or damaged")
+    return PngHeader._make(_IHDR.unpack_from(data, 16))
+
+
+def check_png_data(data: bytes, header: PngHeader) -> PlainPng | None:
+    """Raise CorruptPictureError if a chunk of pixels is cut short or fails its checksum: Pillow does not look.
+
+    The answer is the pixels of a plain file.
+    """
+    view = memoryview(data)
+    pieces: list[memoryview] = []
+    mode, position, after = header.plain_mode, 33, False
+    while position + 8 <= len(data):
+        end = position + 8 + int.from_bytes(data[position : position + 4])
+        kind = data[position + 4 : position + 8]
+        if kind == b"IEND":
+            return PlainPng(mode, pieces) if mode and pieces else None
+        holds = crc32(view[position + 4 : end]) == int.from_bytes(data[end : end + 4])
+        if kind == b"IDAT":
+            if not holds:
+                raise CorruptPictureError(
+                    "the PNG file is cut short or damaged: a checksum of its pixels does not hold"
+                )
+            if after:  # not one after the other
+                mode = ""
+            if end > position + 8:
+                pieces.append(view[position + 8 : end])
+        else:
+            after = bool(pieces)
+            if not holds or _WITHOUT_EFFECT.get(kind) != end - position - 8:
+                mode = ""
+        position = end + 4
+    raise CorruptPictureError("the PNG file is cut short: it has no end")
