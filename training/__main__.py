@@ -149,6 +149,16 @@ def seeds(
         bool,
         typer.Option("--test", help="Measure on the test set too. Only when every choice is made.", show_default="off"),
     ] = False,
+    benchmark_epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--benchmark-epochs",
+            min=0,
+            help="Of an EquiVAE, also train the other classifiers of the paper's tables: the neural head and, for so "
+            "many epochs, the benchmark CNN (0: the head alone).",
+            show_default="neither",
+        ),
+    ] = None,
     data: Data = None,
     set_: Overrides = None,
 ) -> None:
@@ -159,7 +169,8 @@ def seeds(
 
         use_data_folder(data)
         chosen = load_config(config, set_ or ())
-        rows = run_seeds(chosen, [first, *(others or ())], output, runs, test=test, console=Console())
+        wanted = [first, *(others or ())]
+        rows = run_seeds(chosen, wanted, output, runs, test=test, benchmark_epochs=benchmark_epochs, console=Console())
         part = "test" if test else "validation"
         for row in rows:
             typer.echo(f"seed {row['seed']}: {part} {_said(row[part], chosen.fit.select)}, {row['minutes']:.1f} min")

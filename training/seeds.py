@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from training import probes
 from training.checkpoint import make_folder, write_atomically
 from training.config import Config
+from training.datasets import LabelledImages, Splits
 from training.errors import ConfigError, RunError
 from training.fit import train
-from training.run import default_folder, load_run
+from training.measures import encode
+from training.run import LoadedRun, default_folder, load_run
+from training.scores import percent
 
 
 def run_seeds(
@@ -25,17 +29,21 @@ def run_seeds(
     runs: Path,
     *,
     test: bool = False,
+    benchmark_epochs: int | None = None,
     console: Console | None = None,
 ) -> list[dict[str, Any]]:
     """Train every seed that `output` does not hold yet, in order; the rows of all these seeds come back.
 
-    A seed that was interrupted goes on from its checkpoint. Rows of another configuration, or without test figures
-    where these are asked for, do not count.
+    A seed that was interrupted goes on from its checkpoint. Rows of another configuration, or without the figures that
+    are asked for, do not count.
 
     Args:
         output: JSON lines; appended to.
         runs: folder of the run folders.
         test: also measure on the test set. Leave it off until every choice is made.
+        benchmark_epochs: of an EquiVAE, also train the other classifiers of the paper's tables: the neural head on
+            f_inv and, for so many epochs (0: not at all), the benchmark CNN. Each row's figures then have
+            `error_neural_head` and `error_benchmark_cnn` (%).
     """
     console = console or Console(stderr=True)
     if config.fit.devices > 1:
@@ -43,42 +51,72 @@ def run_seeds(
     earlier = read_rows(output)
     make_folder(output.parent)
     digest = config.digest()
+    parts = ("validation", "test") if test else ("validation",)
     rows = []
     for seed in dict.fromkeys(seeds):
-        row = next(
-            (r for r in earlier if r["config"] == digest and r["seed"] == seed and (r["test"] or not test)), None
-        )
+        of_seed = (row for row in earlier if row["config"] == digest and row["seed"] == seed)
+        row = next((row for row in of_seed if _holds(row, parts, benchmark_epochs)), None)
         if row is None:
             console.print(f"seed {seed}", highlight=False)
-            row = _run_seed(config.with_seed(seed), digest, runs, test, console)
+            row = _run_seed(config.with_seed(seed), digest, runs, parts, benchmark_epochs, console)
             earlier.append(row)
             _write(output, earlier)
         rows.append(row)
     return rows
 
 
-def _run_seed(config: Config, digest: str, runs: Path, test: bool, console: Console) -> dict[str, Any]:
+def _holds(row: dict[str, Any], parts: Sequence[str], benchmark_epochs: int | None) -> bool:
+    """Whether a row has the figures that are asked for."""
+    names = {"error_neural_head"} if benchmark_epochs is not None else set()
+    if benchmark_epochs:
+        names.add("error_benchmark_cnn")
+    return all(row[part] is not None and names <= row[part].keys() for part in parts)
+
+
+def _run_seed(
+    config: Config, digest: str, runs: Path, parts: Sequence[str], benchmark_epochs: int | None, console: Console
+) -> dict[str, Any]:
     folder = default_folder(runs, config)
     outcome = train(config, folder, resume=True, console=console)
-    measured = None
-    if test:
+    figures: dict[str, Any] = {"validation": outcome.metrics, "test": None}
+    if "test" in parts or benchmark_epochs is not None:
         run = load_run(folder)
         splits = run.splits()
-        if splits.test is None:
-            raise ConfigError(f"seeds: the data set {splits.name} has no test part to measure on")
-        measured = run.model.validate(splits.train, splits.test, None)
+        if "test" in parts:
+            if splits.test is None:
+                raise ConfigError(f"seeds: the data set {splits.name} has no test part to measure on")
+            figures["test"] = run.model.validate(splits.train, splits.test, None)
+        if benchmark_epochs is not None:
+            for part, errors in _other_classifiers(run, splits, parts, benchmark_epochs).items():
+                figures[part] = figures[part] | errors
     return {
         "config": digest,
         "name": config.name,
         "recipe": config.recipe,
         "seed": config.fit.seed,
         "step": outcome.step,
-        "validation": outcome.metrics,
-        "test": measured,
+        **figures,
         "minutes": round(outcome.minutes, 3),
         "machine": machine(config),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _other_classifiers(
+    run: LoadedRun, splits: Splits, parts: Sequence[str], benchmark_epochs: int
+) -> dict[str, dict[str, float]]:
+    """Errors (%) on each part of the neural head on f_inv and of the benchmark CNN, both trained on the labels."""
+    model, train, seed = run.equivae(), splits.train, run.config.fit.seed
+    head = probes.neural_head(encode(model, train.images).r, train.labels, model.num_classes, seed)
+    benchmark = probes.benchmark_cnn(model, train, seed, benchmark_epochs) if benchmark_epochs else None
+
+    def errors(data: LabelledImages) -> dict[str, float]:
+        found = {"error_neural_head": probes.predict(head, encode(model, data.images).r)}
+        if benchmark is not None:
+            found["error_benchmark_cnn"] = probes.predict(benchmark, data.images)
+        return {name: percent((predicted != data.labels).numpy()) for name, predicted in found.items()}
+
+    return {part: errors(splits.parts[part]) for part in parts}
 
 
 def machine(config: Config) -> str:

@@ -53,6 +53,21 @@ def model_of(values: dict[str, object]) -> FewLabelEquiVAE:
     return FewLabelEquiVAE(EquiVAEConfig.model_validate(values), INPUT, 10)
 
 
+def fitted(model: FewLabelEquiVAE, data: LabelledImages, steps: int) -> list[float]:
+    """Train on two labelled images a class; -L_unlab at every step comes back."""
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    order = torch.stack([members[:2] for members in data.by_class], 1).flatten()
+    history = []
+    for step in range(steps):
+        terms = model.loss(model.batch(data, order, seeded(step)), seeded(step + 1000), step / steps)
+        optimiser.zero_grad()
+        terms["loss"].backward()
+        optimiser.step()
+        history.append(float(terms["unlabelled"].detach()))
+        assert math.isfinite(history[-1])
+    return history
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -120,9 +135,9 @@ def test_eq_6_is_the_sum_over_every_class_written_out(data: LabelledImages) -> N
     model = model_of(SMALL).eval()
     model.prepare(data)
     batch = model.batch(data, torch.arange(20), seeded())
-    r = model._class_representations(batch)
+    r = model._class_representations(batch, model._hidden(batch))
     images = batch["unlabelled"]
-    got = model._unlabelled_term(images, r, seeded(5))
+    got = model._unlabelled_term(images, model.logits(images), r, seeded(5))
     noise = torch.randn((len(images) * 10, 3), generator=seeded(5)).view(len(images), 10, 3)
     total = 0.0
     for n, image in enumerate(images):
@@ -166,20 +181,36 @@ def test_unsure_images_take_no_part_in_consistency(data: LabelledImages) -> None
     assert float(terms["sure"].detach()) == float(terms["consistency"].detach()) == 0.0
 
 
-@pytest.mark.parametrize("values", [SMALL, OURS])
+CHEAP = OURS | {"few_labels": {**OURS["few_labels"], "encoder": None, "dropout": 0.1, "decoded": 4}}  # type: ignore[dict-item]
+
+
+def test_decoded_takes_eq_6_over_some_images_of_the_batch(data: LabelledImages) -> None:
+    model = model_of(CHEAP)
+    model.prepare(data)
+    batch = model.batch(data, torch.arange(40), seeded())
+    decoded: list[int] = []
+    model.decoder.register_forward_hook(lambda _module, _inputs, output: decoded.append(len(output)))
+    model.loss(batch, seeded(1))
+    assert decoded == [40, 4 * 10]
+    assert len(batch["weak"]) == len(batch["strong"]) == 12
+
+
+def test_a_wrong_class_of_a_sure_image_is_what_consistency_punishes(data: LabelledImages) -> None:
+    model = model_of({**CHEAP, "few_labels": {**CHEAP["few_labels"], "threshold": 0.0}})  # type: ignore[dict-item]
+    model.prepare(data)
+    fitted(model, data, 60)
+    batch = model.batch(data, torch.arange(40), seeded())
+    as_weak = model.loss(batch | {"strong": batch["weak"]}, seeded(1))
+    other = model.loss(batch | {"strong": batch["weak"].flip(0)}, seeded(1))
+    assert float(as_weak["sure"]) == float(other["sure"]) == 1.0
+    assert float(as_weak["consistency"].detach()) < float(other["consistency"].detach())
+
+
+@pytest.mark.parametrize("values", [SMALL, OURS, CHEAP])
 def test_it_learns_from_both_kinds_of_images(values: dict[str, object], data: LabelledImages) -> None:
     model = model_of(values)
     model.prepare(data)
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    order = torch.stack([members[:2] for members in data.by_class], 1).flatten()
-    history = []
-    for step in range(60):
-        terms = model.loss(model.batch(data, order, seeded(step)), seeded(step + 1000), step / 60)
-        optimiser.zero_grad()
-        terms["loss"].backward()
-        optimiser.step()
-        history.append(float(terms["unlabelled"].detach()))
-        assert math.isfinite(history[-1])
+    history = fitted(model, data, 60)
     assert np.mean(history[-10:]) < 0.8 * np.mean(history[:5])
     figures = model.validate(data, data)
     assert figures["classifier_error"] < 75

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,23 @@ def test_test_figures_only_where_they_are_asked_for(make_config: MakeConfig, tmp
     assert splits.test is not None
     assert row["test"] == run.model.validate(splits.train, splits.test, None)
     assert run_seeds(config, [1], output, tmp_path / "runs") == [row] or len(output.read_text().splitlines()) == 2
+
+
+def test_the_papers_other_classifiers_join_the_figures_of_a_finished_run(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seeds_module.probes, "neural_head", partial(seeds_module.probes.neural_head, steps=200))
+    config, output, runs = make_config("fit.steps=6"), tmp_path / "seeds.jsonl", tmp_path / "runs"
+    (bare,) = run_seeds(config, [1], output, runs)
+    (row,) = run_seeds(config, [1], output, runs, test=True, benchmark_epochs=8)
+    assert row["validation"].items() >= bare["validation"].items()
+    for part in ("validation", "test"):
+        errors = row[part]["error_neural_head"], row[part]["error_benchmark_cnn"]
+        assert max(errors) < 75, errors  # of 90 by chance: f_inv has seen six steps
+    count = len(output.read_text().splitlines())
+    assert run_seeds(config, [1], output, runs, test=True, benchmark_epochs=0) == [row]
+    assert run_seeds(config, [1], output, runs) == [bare]
+    assert len(output.read_text().splitlines()) == count == 2
 
 
 def test_rows_of_another_configuration_stay_and_do_not_count(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -198,16 +198,26 @@ class EquiVAE(Model):
         Returns:
             the scalars loss, reconstruction, kl, and where they are used distance, batch_error (%), class_mean, swap.
         """
+        return self._terms(batch, self._hidden(batch), generator, progress)
+
+    def _hidden(self, batch: dict[str, Tensor]) -> Tensor:
+        """What f_inv's body makes of the images that r comes from: [B,m,hidden] or, in the batch, [B+O,hidden]."""
+        if self.config.complements == "in_batch":
+            return self.body(batch["encoded"])
+        complements = batch["complements"]
+        return self.body(complements.flatten(0, 1)).unflatten(0, complements.shape[:2])
+
+    def _terms(
+        self, batch: dict[str, Tensor], hidden: Tensor, generator: torch.Generator | None, progress: float
+    ) -> dict[str, Tensor]:
+        """`loss` of a batch whose `_hidden` has been run."""
         images, labels = batch["images"], batch["labels"]
         config = self.config
         terms: dict[str, Tensor] = {}
         class_means = None
         if config.complements == "encoded":
-            complements = batch["complements"]
-            hidden = self.body(complements.flatten(0, 1)).unflatten(0, complements.shape[:2])
             r = self.head(hidden.mean(1))
         else:
-            hidden = self.body(batch["encoded"])
             r = self.head(batch["weights"].to(hidden.dtype) @ hidden[: len(labels)])
             if config.distance_weight:
                 embeddings = self.head(hidden).float()

@@ -65,10 +65,11 @@ class DenseDecoderConfig(_Config):
 class FewLabelsConfig(_Config):
     """Training with unlabelled images (training/models/equivae_few.py); the defaults are the paper's, d = 8 apart."""
 
-    encoder: ConvBodyConfig = ConvBodyConfig()
+    encoder: ConvBodyConfig | None = Field(default=ConvBodyConfig(), description="of q(y|x); null: on f_inv(x) alone")
     widths: tuple[int, ...] = (128, 64)
     dropout: float = Field(default=0.5, ge=0, lt=1)
     unlabelled_batch: int = Field(default=32, ge=1, description="unlabelled images a step")
+    decoded: int | None = Field(default=None, ge=1, description="of them, those that Eq. 6 takes; null: all")
     unlabelled_weight: float = Field(default=1.0, ge=0, description="1 is Eq. 7")
     consistency_weight: float = Field(default=0.0, ge=0, description="nats; 0 is the paper's objective")
     threshold: float = Field(default=0.95, ge=0, le=1, description="probability from which q(y|x) counts as sure")

@@ -12,10 +12,13 @@ r_y are means over labelled images alone. What the paper leaves open, and what i
 3. The complements of an unlabelled x are m labelled images of every class, drawn once a step for all of them
    (`complements: encoded`), or all labelled images of the batch (`in_batch`).
 4. The dropout rate is not stated: 0.5.
+5. Every class of an unlabelled image costs one pass of the decoder. `decoded` takes the term of Eq. 6, a mean over
+   unlabelled images, over that many of the batch: the same expectation at a fraction of the cost.
 
-`consistency_weight` adds FixMatch (Sohn et al. 2020, Eqs. 3 and 4) on q(y|x): where it is sure of an augmented
-unlabelled image, a more strongly augmented copy must get the same class, from q and from the distances to the class
-means. Such a model is EquiVAE + consistency.
+`consistency_weight` adds FixMatch (Sohn et al. 2020, Eqs. 3 and 4): where the mean of q(y|x) and of the classifier by
+distance is sure of an augmented unlabelled image, a more strongly augmented copy must get the same class from both.
+Such a model is EquiVAE + consistency; there q of Eq. 6 sees the weakly augmented copy, as f_inv does. `encoder: null`
+leaves q its dense layers on f_inv(x): a step costs half, and f_inv learns of unlabelled images by distances alone.
 """
 
 from __future__ import annotations
@@ -43,24 +46,27 @@ __all__ = ["FewLabelEquiVAE"]
 
 
 class Classifier(nn.Module):
-    """Logits of q(y|x): convolutions on x beside f_inv(x), whose gradient stops here, then dense layers with dropout.
+    """Logits of q(y|x): convolutions on x (where there are any) beside f_inv(x), then dense layers with dropout.
+
+    The gradient stops at f_inv(x).
 
     Shape: [N,C,H,W], [N,D] -> [N,K]
     """
 
     def __init__(self, config: EquiVAEConfig, few: FewLabelsConfig, input: InputSpec, num_classes: int) -> None:
         super().__init__()
-        self.body = body_of(few.encoder, input)
+        self.body = None if few.encoder is None else body_of(few.encoder, input)
+        width = config.r_dim + (0 if few.encoder is None else body_width(few.encoder))
         layers: list[nn.Module] = []
-        width = body_width(few.encoder) + config.r_dim
         for hidden in few.widths:
             layers += [nn.Dropout(few.dropout), nn.Linear(width, hidden), nn.ReLU()]
             width = hidden
         self.layers = nn.Sequential(*layers, nn.Linear(width, num_classes))
 
     def forward(self, images: Tensor, r: Tensor) -> Tensor:
-        logits: Tensor = self.layers(torch.cat([self.body(images), r.detach()], 1))
-        return logits
+        known = r.detach() if self.body is None else torch.cat([self.body(images), r.detach()], 1)
+        logits: Tensor = self.layers(known)
+        return logits.float()
 
 
 class FewLabelEquiVAE(EquiVAE):
@@ -114,6 +120,12 @@ class FewLabelEquiVAE(EquiVAE):
             batch["strong"] = augment(unlabelled, self.few.strong, generator)
         return batch
 
+    def _hidden(self, batch: dict[str, Tensor]) -> Tensor:
+        """As the base class; the strongly augmented copies, where there are any, are the last rows."""
+        if "strong" in batch:
+            batch = batch | {"encoded": torch.cat([batch["encoded"], batch["strong"]])}
+        return super()._hidden(batch)
+
     def loss(
         self, batch: dict[str, Tensor], generator: torch.Generator | None = None, progress: float = 0.0
     ) -> dict[str, Tensor]:
@@ -123,31 +135,48 @@ class FewLabelEquiVAE(EquiVAE):
             the base class's terms, classifier (-log q(y|x), labelled), unlabelled (-L_unlab), and with consistency
             consistency and sure, the share of unlabelled images that are above the threshold.
         """
-        terms = super().loss(batch, generator, progress)
-        images, labels = batch["images"], batch["labels"]
-        seen = batch["encoded"][: len(labels)] if "encoded" in batch else images
-        terms["classifier"] = F.cross_entropy(self.logits(seen).float(), labels)
-        terms["unlabelled"] = self._unlabelled_term(batch["unlabelled"], self._class_representations(batch), generator)
+        labels = batch["labels"]
+        count = len(labels)
+        hidden = self._hidden(batch)
+        hidden, of_copies = hidden.tensor_split([len(hidden) - len(batch.get("strong", ()))])
+        terms = self._terms(batch, hidden, generator, progress)
+        if "encoded" in batch:
+            logits = self.classifier(batch["encoded"][:count], self.head(hidden[:count]))
+        else:
+            logits = self.logits(batch["images"])
+        terms["classifier"] = F.cross_entropy(logits, labels)
+        r = self._class_representations(batch, hidden)
+        seen = batch.get("weak", batch["unlabelled"])
+        with torch.no_grad():
+            embeddings = self.invariant(seen).float()
+        logits = self.classifier(seen, embeddings)
+        decoded = batch["unlabelled"][: self.few.decoded]
+        terms["unlabelled"] = self._unlabelled_term(decoded, logits[: len(decoded)], r, generator)
         loss = terms.pop("loss") + terms["classifier"] + self.few.unlabelled_weight * terms["unlabelled"]
-        if self.few.consistency_weight:
-            consistency, terms["sure"] = self._consistency(batch, seen, labels)
-            terms["consistency"] = consistency
-            loss = loss + self.few.consistency_weight * consistency
+        if "strong" in batch:
+            means = batch_means(self.head(hidden[:count]).float(), labels, self.num_classes)
+            by_distance = torch.softmax(-squared_distances(embeddings, means.detach()), 1)
+            sure, target = ((torch.softmax(logits.detach(), 1) + by_distance) / 2).max(1)
+            counts = (sure >= self.few.threshold).float()
+            copies = self.head(of_copies).float()
+            wrong = F.cross_entropy(self.classifier(batch["strong"], copies), target, reduction="none")
+            far = F.cross_entropy(-squared_distances(copies, means), target, reduction="none")
+            terms |= {"consistency": ((wrong + far) * counts).mean(), "sure": counts.mean()}
+            loss = loss + self.few.consistency_weight * terms["consistency"]
         return {"loss": loss, **terms}
 
-    def _class_representations(self, batch: dict[str, Tensor]) -> Tensor:
+    def _class_representations(self, batch: dict[str, Tensor], hidden: Tensor) -> Tensor:
         """r_y of every class [K,D], of labelled images (Eq. 2)."""
         if "of_classes" in batch:
             images = batch["of_classes"]
-            hidden = self.body(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-            return self.head(hidden.mean(1))
+            return self.head(self.body(images.flatten(0, 1)).unflatten(0, images.shape[:2]).mean(1))
         labels = batch["labels"]
-        return self.head(batch_means(self.body(batch["encoded"][: len(labels)]), labels, self.num_classes))
+        return self.head(batch_means(hidden[: len(labels)], labels, self.num_classes))
 
-    def _unlabelled_term(self, images: Tensor, r: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Mean of -L_unlab over images [U,C,H,W] given r_y [K,D] (Eq. 6)."""
+    def _unlabelled_term(self, images: Tensor, logits: Tensor, r: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Mean of -L_unlab over images [U,C,H,W] given the logits of q(y|x) [U,K] and r_y [K,D] (Eq. 6)."""
         count, classes = len(images), self.num_classes
-        log_q = torch.log_softmax(self.logits(images).float(), 1)  # [U,K]
+        log_q = torch.log_softmax(logits, 1)
         features = self.posterior.body(images).repeat_interleave(classes, 0)  # [U*K,hidden], y runs fastest
         of_y = r.repeat(count, 1)
         mean, log_variance = (value.float() for value in self.posterior.given(features, of_y))
@@ -158,24 +187,13 @@ class FewLabelEquiVAE(EquiVAE):
         q = log_q.exp()
         return (q * (nats + log_q + math.log(classes))).sum(1).mean()
 
-    def _consistency(self, batch: dict[str, Tensor], seen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """FixMatch's term, and the share of images that take part in it."""
-        with torch.no_grad():
-            sure, target = torch.softmax(self.logits(batch["weak"]).float(), 1).max(1)
-            counts = (sure >= self.few.threshold).float()
-        embeddings = self.invariant(torch.cat([seen, batch["strong"]])).float()
-        means = batch_means(embeddings[: len(labels)], labels, self.num_classes)
-        strong = embeddings[len(labels) :]
-        logits = self.classifier(batch["strong"], strong).float()
-        wrong = F.cross_entropy(logits, target, reduction="none")
-        far = F.cross_entropy(-squared_distances(strong, means), target, reduction="none")
-        return ((wrong + far) * counts).mean(), counts.mean()
-
     # --- the parts ------------------------------------------------------------------------------------------------
 
     def logits(self, images: Tensor) -> Tensor:
         """Of q(y|x): [N,C,H,W] -> [N,K]"""
-        logits: Tensor = self.classifier(images, self.invariant(images))
+        with torch.no_grad():
+            r = self.invariant(images)
+        logits: Tensor = self.classifier(images, r)
         return logits
 
     @torch.no_grad()
