@@ -165,7 +165,7 @@ class Target:
             p50_ms=result["p50_ms"],
             p99_ms=result["p99_ms"],
             not_2xx=result["not_2xx"] + result["broken"],
-            pss_mb=sum(map(_pss_bytes, tree)) / 1e6,
+            pss_mb=tree_pss_mb(self.process.pid),
             processes=len(tree),
         )
 
@@ -192,6 +192,11 @@ def cpu_seconds(root: int) -> float:
             continue
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def tree_pss_mb(root: int) -> float:
+    """Memory of the whole tree, megabytes."""
+    return sum(map(_pss_bytes, _tree(root))) / 1e6
 
 
 def _pss_bytes(pid: int) -> int:

@@ -18,7 +18,6 @@ import asyncio
 import base64
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -35,7 +34,7 @@ import uvloop
 
 from benchmarks.clients import Clients, Tally, post
 from benchmarks.contenders import marks, ours
-from benchmarks.load import ROOT, Cores, Server, Target, cpu_seconds, running
+from benchmarks.load import ROOT, Cores, Server, Target, cpu_seconds, running, tree_pss_mb
 from benchmarks.serving import model_folder
 from benchmarks.serving import picture as golden_picture
 
@@ -65,8 +64,7 @@ def load(target: Target, request: bytes, connections: int, seconds: float, per_s
 
 
 def memory_mb(target: Target) -> float:
-    text = Path(f"/proc/{target.process.pid}/smaps_rollup").read_text()
-    return int(re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE)[0]) / 1e3
+    return tree_pss_mb(target.process.pid)
 
 
 def batch(picture: bytes, size: int) -> bytes:

@@ -143,17 +143,17 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
         frames = tiff_frames(data, limits.frames)
     try:
         image = _PLUGINS[name](BytesIO(data))
+        frames = getattr(image, "n_frames", 1) if name in ("PNG", "WebP") else frames
+        transparent = image.has_transparency_data
     except Image.DecompressionBombError as error:
         raise PictureTooLargeError(str(error)) from error
     except Exception as error:
         raise _corrupt(name, error) from error
     width, height = image.size
     limits.check_size(width, height)
-    if name in ("PNG", "WebP"):
-        frames = getattr(image, "n_frames", 1)
-        if frames > limits.frames:
-            raise PictureTooLargeError(f"the file says it holds {frames:,} pictures, the limit is {limits.frames:,}")
-    decoded_bytes = _decoded_bytes(name, image.mode, image.has_transparency_data, width * height)
+    if frames > limits.frames:
+        raise PictureTooLargeError(f"the file says it holds {frames:,} pictures, the limit is {limits.frames:,}")
+    decoded_bytes = _decoded_bytes(name, image.mode, transparent, width * height)
     return EncodedPicture(name, width, height, frames, decoded_bytes, image)
 
 

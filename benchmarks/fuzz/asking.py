@@ -1,0 +1,152 @@
+"""Sends requests over a few connections and holds every answer to what is promised of all of them."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import orjson
+
+from benchmarks.fuzz.requests import Request, make
+
+_PATIENCE_SECONDS = 60.0
+SLOW_SECONDS = 2.0
+_PROBLEM = "urn:equipoise:problem:"
+
+
+@dataclass
+class Findings:
+    """What came back. statuses: of every kind of damage. wrong: (kind, number, what is wrong with its answer).
+
+    slow: (kind, number, seconds) of answers that took over two seconds, though they were asked for alone once more.
+    busy: requests that took as long, and did not alone.
+    """
+
+    statuses: dict[str, Counter[int]] = field(default_factory=dict)
+    types: Counter[str] = field(default_factory=Counter)
+    wrong: list[tuple[str, int, str]] = field(default_factory=list)
+    slow: list[tuple[str, int, float]] = field(default_factory=list)
+    busy: int = 0
+    longest_seconds: float = 0.0
+
+    def count(self) -> int:
+        return sum(sum(found.values()) for found in self.statuses.values())
+
+
+class _Connection:
+    """One keep-alive connection, opened again where the server has closed it."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, request: Request) -> tuple[int, bytes, bytes]:
+        """Status, head in lower case, body.
+
+        Raises:
+            OSError, EOFError: the connection ended without an answer.
+        """
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        lines = [f"POST {request.path} HTTP/1.1", "Host: fuzz", f"Content-Length: {len(request.body)}"]
+        lines += [f"{name}: {value}" for name, value in request.headers.items()]
+        try:
+            writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + request.body)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            size = int(head.partition(b"\r\ncontent-length:")[2].split(b"\r\n", 1)[0] or -1)
+            body = await (reader.readexactly(size) if size >= 0 else _chunks(reader))
+        except BaseException:
+            self.close()
+            raise
+        if b"connection: close" in head:
+            self.close()
+        return int(head[9:12]), head, body
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    parts = []
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        parts.append(await reader.readexactly(size))
+        await reader.readexactly(2)
+    await reader.readexactly(2)
+    return b"".join(parts)
+
+
+async def ask_all(port: int, numbers: dict[str, range], seed: int, connections: int, findings: Findings) -> None:
+    """The requests of these numbers of each kind, over so many connections at once."""
+    left = _interleaved(numbers)
+    late: list[tuple[str, int]] = []
+
+    async def client() -> None:
+        connection = _Connection(port)
+        for kind, number in left:
+            seconds = await _ask_one(connection, kind, number, seed, findings)
+            findings.longest_seconds = max(findings.longest_seconds, seconds)
+            if seconds > SLOW_SECONDS:
+                late.append((kind, number))
+        connection.close()
+
+    await asyncio.gather(*(client() for _ in range(connections)))
+    alone = _Connection(port)
+    for kind, number in late:
+        seconds = await _ask_one(alone, kind, number, seed, Findings())
+        if seconds > SLOW_SECONDS:
+            findings.slow.append((kind, number, seconds))
+        else:
+            findings.busy += 1
+    alone.close()
+
+
+def _interleaved(numbers: dict[str, range]) -> Iterator[tuple[str, int]]:
+    """Every kind spread over the whole run."""
+    most = max(map(len, numbers.values()))
+    for step in range(most):
+        for kind, those in numbers.items():
+            for number in those[step * len(those) // most : (step + 1) * len(those) // most]:
+                yield kind, number
+
+
+async def _ask_one(connection: _Connection, kind: str, number: int, seed: int, findings: Findings) -> float:
+    """Ask, judge the answer, and give the seconds that it took."""
+    request = make(kind, seed, number)
+    start = time.perf_counter()
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            status, head, body = await connection.ask(request)
+    except (OSError, EOFError) as error:  # EOFError: asyncio.IncompleteReadError, which is one; OSError: a timeout too
+        findings.wrong.append((kind, number, f"no answer: {error!r}"))
+        return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    findings.statuses.setdefault(kind, Counter())[status] += 1
+    if complaint := _judge(request, status, head, body, findings.types):
+        findings.wrong.append((kind, number, complaint))
+    return seconds
+
+
+def _judge(request: Request, status: int, head: bytes, body: bytes, types: Counter[str]) -> str:
+    """What is wrong with an answer; empty where nothing is."""
+    if status >= 500:
+        return f"{status}: {body[:300]!r}"
+    if status >= 400:
+        document = orjson.loads(body)
+        if request.path.startswith("/v2"):
+            return "" if list(document) == ["error"] else f"no error of the protocol: {body[:300]!r}"
+        types[document.get("type", "").removeprefix(_PROBLEM)] += 1
+        whole = b"application/problem+json" in head and document["status"] == status and document["detail"]
+        return "" if whole else f"no problem document: {body[:300]!r}"
+    if status != 200:
+        return f"status {status}"
+    if b"content-type: application/json" in head:
+        for result in orjson.loads(body).get("results", ()):
+            if problem := result.get("problem"):
+                types[problem["type"].removeprefix(_PROBLEM)] += 1
+                if problem["status"] >= 500:
+                    return f"in place: {problem}"
+    return ""
