@@ -58,14 +58,15 @@ def main() -> None:
     chosen = parser.parse_args()
     folder = chosen.model / str(versions(chosen.model)[-1])
     manifest = read_manifest(folder)
-    _, engines = read_version(folder, EngineOptions(threads=1, max_batch=1, inline_seconds=1.0))
+    _, engines = read_version(folder, [EngineOptions(threads=1, max_batch=1, inline_seconds=1.0)])
+    (engine,) = engines["canonicalize"]
     data, limits, repeats = photograph(), PictureLimits(), chosen.repeats
 
     decode, item = least(
         lambda: images.to_input(images.accept(data, limits), manifest, Options(), keep_original=True), repeats
     )
-    infer, outputs = least(lambda: engines["canonicalize"].run([item.image[None]]), repeats)
-    found = dict(zip(engines["canonicalize"].output_names, outputs, strict=True))
+    infer, outputs = least(lambda: engine.run([item.image[None]]), repeats)
+    found = dict(zip(engine.output_names, outputs, strict=True))
     print(f"{folder}: {len(data) / 1e6:.1f} MB of JPEG; rotation and canvas by what the model finds")
     print("| picture | decode | infer | warp | together | encode |\n|---|---|---|---|---|---|")
     for name, options in (("grown canvas", UprightOptions()), ("own size", UprightOptions(expand=False))):

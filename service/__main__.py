@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from service.app import create_app, create_store
 from service.budget import Budget
+from service.devices import DeviceUnavailable, find_devices
 from service.engine import RuntimeUnavailable, check_runtime
 from service.keys import KeyFileError, new_key
 from service.life import Life, Server
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _check(settings) if command == "check" else _serve(settings, runtime)
     except KeyFileError as error:
         return _complain(str(error), EXIT_WRONG_SETTING)
-    except (RuntimeUnavailable, TracingUnavailable, EmptyStore) as error:
+    except (RuntimeUnavailable, DeviceUnavailable, TracingUnavailable, EmptyStore) as error:
         return _complain(str(error), EXIT_FAILED)
 
 
@@ -104,8 +105,9 @@ def _check(settings: Settings) -> int:
     """Load every version of every model; 0 if all are good."""
     find(settings.model_store)
     observed = Metrics(Budget(settings.queue_images, settings.queue_bytes))
-    with ThreadPoolExecutor(1) as device:
-        store = create_store(settings, observed, device, loader=device, life=Life())
+    devices = find_devices(settings.device, settings.gpu_memory_bytes, settings.gpu_conv_search)
+    with ThreadPoolExecutor(1) as loader:
+        store = create_store(settings, observed, devices, [loader] * len(devices.found), loader, Life())
         load_at_start(store, every_version=True)
     return EXIT_FAILED if store.refused or not store.models else EXIT_OK
 

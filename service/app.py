@@ -1,7 +1,8 @@
 """The app: its parts, made from settings and wired together."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib import metadata
@@ -21,6 +22,7 @@ from service.batching import Batcher
 from service.budget import Budget
 from service.cpus import usable_cpus
 from service.deadlines import TIMEOUT_HEADER
+from service.devices import Devices, find_devices
 from service.engine import Engine, EngineOptions
 from service.errors import (
     CapabilityNotFound,
@@ -37,7 +39,7 @@ from service.keys import KeyGate, Keys
 from service.life import Life
 from service.middleware import CALL, PROBE_PATHS, BodyLimits, Note, RequestEdge, TwoPorts, unexpected
 from service.model_store import CAPABILITIES, ModelStore
-from service.observability import Metrics
+from service.observability import Metrics, say
 from service.pool import Pool
 from service.routes import (
     canonicalize,
@@ -76,7 +78,8 @@ def create_app(
     where it ends by more than the lifespan's end.
 
     Raises:
-        KeyFileError: the file of keys cannot be used. TracingUnavailable: traces are asked for without the extra otel.
+        KeyFileError: the file of keys cannot be used. DeviceUnavailable: the device that is asked for cannot be had.
+        TracingUnavailable: traces are asked for without the extra otel.
     """
     keys = Keys(settings.api_keys)
     life = life or Life()
@@ -89,9 +92,13 @@ def create_app(
     if connections is not None:
         observed.watch_connections(connections)
     pool = Pool(settings.decode_threads)
-    device = ThreadPoolExecutor(1, "device")
+    devices = find_devices(settings.device, settings.gpu_memory_bytes, settings.gpu_conv_search)
+    observed.devices(devices)
+    if devices.fell_back:
+        say(logging.WARNING, "graphs run on the CPU", reason=devices.reason)
+    runners = [ThreadPoolExecutor(1, f"device {device.name}") for device in devices.found]
     loader = ThreadPoolExecutor(1, "loader")
-    store = create_store(settings, observed, device, loader, life)
+    store = create_store(settings, observed, devices, runners, loader, life)
     inference = Inference(
         store,
         budget,
@@ -112,7 +119,7 @@ def create_app(
         pool.shutdown()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
-        for executor in (loader, device):
+        for executor in (loader, *runners):
             executor.shutdown(wait=False, cancel_futures=True)
 
     async def refused(request: Request, error: Exception) -> Response:
@@ -137,7 +144,7 @@ def create_app(
     v2_models.add(app.router, store, app.version)
     v2_repository.add(app.router, store, keys)
     v2.add(app.router, inference)
-    health.add(app.router, store)
+    health.add(app.router, store, devices)
     metrics.add(app.router, observed)
     docs.add(app.router)
     app.openapi = lambda: _openapi(app, keys)  # type: ignore[method-assign]
@@ -161,20 +168,28 @@ def allow_origins(app: ASGIApp, origins: str) -> ASGIApp:
     )
 
 
-def create_store(settings: Settings, observed: Metrics, device: Executor, loader: Executor, life: Life) -> ModelStore:
-    def queue(engine: Engine, key: tuple[str, int, str]) -> Batcher:
-        batcher = Batcher(engine, device, observed.queue(*key))
+def create_store(
+    settings: Settings, observed: Metrics, devices: Devices, runners: Sequence[Executor], loader: Executor, life: Life
+) -> ModelStore:
+    """runners: a thread for each device."""
+
+    def queue(engines: Sequence[Engine], key: tuple[str, int, str]) -> Batcher:
+        batcher = Batcher(list(zip(engines, runners, strict=True)), observed.queue(*key))
         observed.watch(batcher, *key)
         return batcher
 
     defaults = {capability: settings.default_model(capability) for capability in CAPABILITIES}
     store = ModelStore(
         root=settings.model_store,
-        options=EngineOptions(
-            threads=settings.inference_threads or usable_cpus(),
-            max_batch=settings.max_batch,
-            inline_seconds=settings.inline_milliseconds / 1e3,
-        ),
+        options=[
+            EngineOptions(
+                threads=settings.inference_threads or usable_cpus(),
+                max_batch=settings.max_batch,
+                inline_seconds=settings.inline_milliseconds / 1e3,
+                device=device,
+            )
+            for device in devices.found
+        ],
         defaults={capability: name for capability, name in defaults.items() if name is not None},
         queue=queue,
         observer=StoreLog(observed),

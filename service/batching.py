@@ -105,33 +105,55 @@ Batch = list[tuple[Entry, int, int]]
 """(entry, its first row in the batch, the row after its last)"""
 
 
-class Batcher:
-    """A queue and the turns that empty it. Used from one event loop; `executor` runs what is too long for it.
+class _Lane:
+    """An engine and the thread of its device. since: when its batch was handed over; None where it is free."""
 
-    A turn takes one batch and runs it. The next turn is due while anything waits, after other connections had theirs;
-    none is while nothing does, so an idle queue is no task and holds nothing alive.
+    __slots__ = ("engine", "executor", "since")
+
+    def __init__(self, engine: Engine, executor: Executor) -> None:
+        self.engine = engine
+        self.executor = executor
+        self.since: float | None = None
+
+
+class Batcher:
+    """A queue and the turns that empty it. Used from one event loop; an engine that is too long for it runs in the
+    thread of its device.
+
+    A turn takes one batch and runs it. The next turn is due while anything waits and an engine is free, after other
+    connections had theirs; none is while nothing waits, so an idle queue is no task and holds nothing alive.
 
     Attributes:
+        engine: one of the graph's; they differ in nothing but the device.
         depth: rows that wait.
-        running_since: when the batch in the thread was handed over, by `time.perf_counter`; None where there is none.
     """
 
-    def __init__(self, engine: Engine, executor: Executor, observer: BatchObserver) -> None:
-        self.engine = engine
-        self._executor = executor
+    def __init__(self, runners: Sequence[tuple[Engine, Executor]], observer: BatchObserver) -> None:
+        """runners: the graph on every device, with the device's thread."""
+        self._lanes = [_Lane(engine, executor) for engine, executor in runners]
+        self.engine = engine = self._lanes[0].engine
         self._observer = observer
         self._waiting: deque[Entry] = deque()
         self._run_seconds = engine.run_seconds  # that a run takes, of late
         self.depth = 0
-        self.running_since: float | None = None
-        self._turning = False  # a turn is due, or its batch is in the thread
+        self._due = False  # the next turn is
         # So that one large request does not hold up those behind it, it has at most this part of a shared batch.
         self._share = max(1, engine.max_batch // 4)
 
     @property
     def wait_seconds(self) -> float:
         """How long new rows would wait for those before them, by what the last runs took."""
-        return math.ceil(self.depth / self.engine.max_batch) * self._run_seconds
+        return math.ceil(self.depth / (self.engine.max_batch * len(self._lanes))) * self._run_seconds
+
+    @property
+    def running_since(self) -> float | None:
+        """When the oldest batch in a thread was handed over, by `time.perf_counter`; None where there is none."""
+        return min((lane.since for lane in self._lanes if lane.since is not None), default=None)
+
+    @property
+    def engines(self) -> list[Engine]:
+        """One a device."""
+        return [lane.engine for lane in self._lanes]
 
     async def run(self, rows: Sequence[Row], deadline: Deadline, gone: Callable[[], bool]) -> Entry:
         """Put one request's rows in the queue and wait for their outputs.
@@ -148,9 +170,7 @@ class Batcher:
         entry = Entry(rows, deadline, gone, loop.create_future())
         self._waiting.append(entry)
         self.depth += len(rows)
-        if not self._turning:
-            self._turning = True
-            loop.call_soon(self._turn)
+        self._call_turn()
         if self.engine.inline:  # the next turn comes for sure, and drops what is late
             await entry.done
             return entry
@@ -170,40 +190,41 @@ class Batcher:
             self.depth -= left
             self._observer.dropped(left, "deadline")
 
+    def _call_turn(self) -> None:
+        if self._waiting and not self._due and any(lane.since is None for lane in self._lanes):
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
     def _turn(self) -> None:
+        self._due = False
         batch: Batch = []
         try:
             self._take(batch)
             if batch:
                 inputs = self._stack(batch)
-                if not self.engine.inline:
+                if self.engine.inline:
+                    start = time.perf_counter()
+                    outputs = self.engine.run(inputs)
+                    self._give_back(batch, outputs, time.perf_counter() - start)
+                else:
                     self._run_in_thread(batch, inputs)
-                    return
-                start = time.perf_counter()
-                outputs = self.engine.run(inputs)
-                self._give_back(batch, outputs, time.perf_counter() - start)
         except Exception as error:  # whatever is raised is these callers' answer, the next ones are served
             self._fail(batch, error)
-        self._next_turn()
-
-    def _next_turn(self) -> None:
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._turn)
-        else:
-            self._turning = False
+        self._call_turn()
 
     def _run_in_thread(self, batch: Batch, inputs: list[Array]) -> None:
-        start = self.running_since = time.perf_counter()
+        lane = next(lane for lane in self._lanes if lane.since is None)
+        running = asyncio.get_running_loop().run_in_executor(lane.executor, lane.engine.run, inputs)
+        start = lane.since = time.perf_counter()
 
         def finish(running: "asyncio.Future[list[Array]]") -> None:
-            self.running_since = None
+            lane.since = None
             try:
                 self._give_back(batch, running.result(), time.perf_counter() - start)
             except (Exception, asyncio.CancelledError) as error:  # cancelled: the service stops
                 self._fail(batch, error)
-            self._next_turn()
+            self._call_turn()
 
-        running = asyncio.get_running_loop().run_in_executor(self._executor, self.engine.run, inputs)
         running.add_done_callback(finish)
 
     def _take(self, batch: Batch) -> None:

@@ -1,4 +1,4 @@
-"""One ONNX graph, ready to run: checked against its manifest, checked against its golden cases, warmed and timed."""
+"""One ONNX graph on one device, ready to run: checked against its manifest, held to its golden cases, warmed, timed."""
 
 import time
 from collections import Counter
@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from contract.manifest import GraphSpec, TensorSpec
 from service import onnx_file
+from service.binding import Binding
+from service.devices import CPU, Device
 
 Array = npt.NDArray[np.float32]
 
@@ -19,6 +21,8 @@ GOLDEN_ATOL, GOLDEN_RTOL = 1e-4, 1e-3
 # From a batch of this many on, one more image in a run saves next to nothing of the cost an image.
 _ENOUGH_IN_A_BATCH = 8
 _TIMED_RUNS = 3
+# How ONNX Runtime begins the report of an error of CUDA itself, after which the process can do no more on that device.
+_DEVICE_FAILURES = ("CUDA failure", "CUDNN failure", "CUBLAS failure", "CUDA error")
 _RANDOM_OPERATORS = {
     "RandomNormal",
     "RandomNormalLike",
@@ -70,6 +74,7 @@ class EngineOptions:
     threads: int
     max_batch: int
     inline_seconds: float
+    device: Device = CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +86,15 @@ class Golden:
 
 
 class Engine:
-    """A session of ONNX Runtime. `run` is thread-safe.
+    """A session of ONNX Runtime. On the CPU `run` is thread-safe; on a GPU it is the affair of the device's one thread.
 
     Attributes:
         max_batch: most rows in one run.
-        inline: a run of `max_batch` rows is short enough for the event loop.
+        inline: a run of `max_batch` rows is short enough for the event loop; on a GPU none is.
         run_seconds: time of a run of `max_batch` rows, measured when warm.
         nodes: how many nodes of the graph, as ONNX Runtime has optimised it, each execution provider runs.
+        strays: of a graph on a GPU the nodes, as `name (operator)`, that run on the CPU all the same.
+        lost: what CUDA said when it failed a run; from then on every run of the process may fail. Empty: it has not.
     """
 
     def __init__(self, graph: bytes, spec: GraphSpec, opset: int, golden: Golden, options: EngineOptions) -> None:
@@ -100,17 +107,46 @@ class Engine:
         self.spec = spec
         self.output_names = [output.name for output in spec.outputs]
         self._input_names = [tensor.name for tensor in spec.inputs]
-        self._session = _session(graph, options.threads)
-        self.nodes = _nodes_by_provider(self._session)
+        self.lost = ""
+        self._session = _session(graph, options)
+        self.nodes, self.strays = _placement(self._session, options.device)
         _check_signature("input", spec.inputs, self._session.get_inputs())
         _check_signature("output", spec.outputs, self._session.get_outputs())
+        self._bindings = self._bind(options) if options.device != CPU else {}
         self._check_golden(golden)
         self.max_batch, self.run_seconds, self.inline = self._warm(options)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """One run: arrays [n, ...] in the order of the manifest's inputs -> arrays [n, ...] in that of its outputs."""
+        if self._bindings:
+            return self._run_bound(inputs)
         outputs: list[Array] = self._session.run(self.output_names, dict(zip(self._input_names, inputs, strict=True)))
         return outputs
+
+    def _run_bound(self, inputs: Sequence[Array]) -> list[Array]:
+        """In the smallest bucket that holds all rows; golden cases may need more than one run."""
+        parts, largest, rows = [], max(self._bindings), len(inputs[0])
+        try:
+            for start in range(0, rows, largest):
+                part = [array[start : start + largest] for array in inputs]
+                size = min(size for size in self._bindings if size >= len(part[0]))
+                parts.append(self._bindings[size].run(part))
+        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+            if any(word in str(error) for word in _DEVICE_FAILURES):
+                self.lost = _first_line(error)
+            raise
+        return parts[0] if len(parts) == 1 else [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+
+    def _bind(self, options: EngineOptions) -> dict[int, Binding]:
+        inputs = {tensor.name: _inner_shape(tensor) for tensor in self.spec.inputs}
+        outputs = {tensor.name: _inner_shape(tensor) for tensor in self.spec.outputs}
+        try:
+            return {
+                size: Binding(self._session, size, inputs, outputs, options.device)
+                for size in _buckets(options.max_batch)
+            }
+        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+            raise EngineError(f"no buffers on {options.device.name}: {_first_line(error)}") from error
 
     def _check_golden(self, golden: Golden) -> None:
         try:
@@ -138,7 +174,7 @@ class Engine:
         Where even a batch that already pays for itself takes longer than that, whole batches run in a thread.
         """
         seconds = {size: self._time_run(size) for size in _buckets(options.max_batch)}
-        within = [size for size, taken in seconds.items() if taken <= options.inline_seconds]
+        within = [size for size, taken in seconds.items() if taken <= options.inline_seconds and not self._bindings]
         inline = bool(within) and max(within) >= min(_ENOUGH_IN_A_BATCH, options.max_batch)
         size = max(within) if inline else options.max_batch
         return size, seconds[size], inline
@@ -181,11 +217,13 @@ def _check_file(graph: bytes, opset: int) -> None:
         raise EngineError(f"the graph draws random numbers: {', '.join(sorted(random))}")
 
 
-def _session(graph: bytes, threads: int) -> Any:
+def _session(graph: bytes, engine_options: EngineOptions) -> Any:
     import onnxruntime  # after check_runtime had its say, and not for `--help`
 
+    device = engine_options.device
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    # Beside a GPU one thread is enough: it only starts kernels.
+    options.intra_op_num_threads = engine_options.threads if device == CPU else 1
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     # Spinning threads eat the quota of a container between requests.
@@ -194,16 +232,24 @@ def _session(graph: bytes, threads: int) -> Any:
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        # Without enable_fallback=0 a provider that fails is replaced by the CPU, with a word to standard output.
+        session = onnxruntime.InferenceSession(graph, options, providers=device.providers(), enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base of their own
         raise EngineError(f"ONNX Runtime refuses the graph: {_first_line(error)}") from error
+    if device.provider not in session.get_providers():
+        raise EngineError(f"ONNX Runtime made a session without {device.provider}: its own log says why")
+    return session
 
 
-def _nodes_by_provider(session: Any) -> dict[str, int]:
+def _placement(session: Any, device: Device) -> tuple[dict[str, int], list[str]]:
+    """Nodes by execution provider, and those that should be on a GPU and are not."""
     nodes: Counter[str] = Counter()
+    strays: list[str] = []
     for subgraph in session.get_provider_graph_assignment_info():
         nodes[subgraph.ep_name] += len(subgraph.get_nodes())
-    return dict(nodes)
+        if subgraph.ep_name != device.provider:
+            strays += [f"{node.name} ({node.op_type})" for node in subgraph.get_nodes()]
+    return dict(nodes), strays
 
 
 def _check_signature(side: str, specs: Sequence[TensorSpec], nodes: Sequence[Any]) -> None:

@@ -1,6 +1,6 @@
 """The model folders on disk: which there are, whether one has changed, and one of them read and verified."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,20 +62,22 @@ def sign(folder: Path) -> Signature:
     return tuple(sorted((name, fact.st_size, fact.st_mtime_ns) for name, fact in facts))
 
 
-def read_version(folder: Path, options: EngineOptions) -> tuple[Manifest, dict[str, Engine]]:
-    """A version's manifest and its engines by capability: every file verified, every graph warm and held to its golden
-    cases.
+def read_version(folder: Path, options: Sequence[EngineOptions]) -> tuple[Manifest, dict[str, list[Engine]]]:
+    """A version's manifest and its engines by capability, one for each of the options: every file verified, every graph
+    warm and held to its golden cases where it will run.
 
     Raises:
         ManifestError, EngineError, OSError: the folder is refused; the message is the reason.
     """
     manifest = verify(folder)
     golden = _read_golden(folder / GOLDEN_FILE)
-    engines: dict[str, Engine] = {}
+    engines: dict[str, list[Engine]] = {}
     for capability, spec in manifest.graphs.items():
         graph = (folder / spec.file).read_bytes()
         try:
-            engines[capability] = Engine(graph, spec, manifest.opset, _golden_of(golden, capability), options)
+            engines[capability] = [
+                Engine(graph, spec, manifest.opset, _golden_of(golden, capability), wanted) for wanted in options
+            ]
         except EngineError as error:
             raise EngineError(f"{capability}: {error}") from error
     return manifest, engines

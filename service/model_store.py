@@ -81,15 +81,16 @@ class LoadedModel:
 class ModelStore:
     """Loaded models by name; `models` is replaced by one assignment and never changed in place.
 
-    queue: puts the queue in front of an engine; the last argument is (model, version, capability).
+    options: of the engines of a graph, one a device.
+    queue: puts the queue in front of a graph's engines; the last argument is (model, version, capability).
     loader: one thread, so that loads come one after the other and delay no request.
     hang_seconds: a run in a thread that takes longer will never end; 0: it may.
     """
 
     root: Path
-    options: EngineOptions
+    options: Sequence[EngineOptions]
     defaults: Mapping[str, str]
-    queue: Callable[[Engine, tuple[str, int, str]], Batcher]
+    queue: Callable[[Sequence[Engine], tuple[str, int, str]], Batcher]
     observer: StoreObserver
     loader: Executor
     life: Life
@@ -219,9 +220,7 @@ class ModelStore:
             reason = str(error) if isinstance(error, ManifestError | EngineError | OSError) else repr(error)
             self._refuse(Refusal(name, number, reason.replace(str(self.root), "<store>")))  # clients read it
             return None
-        batchers = {
-            capability: self.queue(engine, (name, number, capability)) for capability, engine in engines.items()
-        }
+        batchers = {capability: self.queue(those, (name, number, capability)) for capability, those in engines.items()}
         return LoadedModel(manifest, batchers, self.observer.closed)
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -296,8 +295,12 @@ class ModelStore:
     def check_alive(self) -> None:
         """
         Raises:
-            NotAlive: a run in a thread hangs, so that nothing behind it is ever answered.
+            NotAlive: a run in a thread hangs, so that nothing behind it is ever answered; or CUDA has failed.
         """
+        for model in self.models.values():
+            for engine in (engine for batcher in model.batchers.values() for engine in batcher.engines):
+                if engine.lost:
+                    raise NotAlive(f"the GPU has failed, which only a new process mends: {engine.lost}")
         seconds = self.running_seconds()
         if self.hang_seconds and seconds > self.hang_seconds:
             raise NotAlive(f"a run of a graph has not ended for {seconds:.0f} s")

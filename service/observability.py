@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from service.batching import Batcher, DropReason
 from service.budget import Budget
+from service.devices import Devices
 from service.drift import Drift
 from service.errors import problem_types
 from service.histograms import Histogram, Series
@@ -89,6 +90,12 @@ class Metrics:
             (*_QUEUE, "provider"),
             registry=registry,
         )
+        self._devices = Gauge(
+            "equipoise_device_info", "1 for every device that graphs run on.", ("device", "provider"), registry=registry
+        )
+        self._fallback = Gauge(
+            "equipoise_device_fallback", "1 where a GPU was looked for and the CPU has to do.", registry=registry
+        )
         self._providers: dict[tuple[str, str, str], list[str]] = {}
         self.drift = Drift(registry)
         self._of_queues = (self._images, self._batch_images, self._batch_seconds, self._depth)
@@ -104,6 +111,11 @@ class Metrics:
         ):
             Gauge(f"equipoise_{name}", text, registry=registry).set_function(value)
         self._answers: dict[tuple[str, int], tuple[Counter, Series]] = {}
+
+    def devices(self, devices: Devices) -> None:
+        self._fallback.set(devices.fell_back)
+        for device in devices.found:
+            self._devices.labels(device.name, device.provider).set(1)
 
     def watch_connections(self, connections: Connections) -> None:
         self.registry.register(_ConnectionCollector(connections))
@@ -155,7 +167,7 @@ class Metrics:
 
         names = (model, str(version), capability)
         self._depth.labels(*names).set_function(depth)
-        self._providers[names] = list(batcher.engine.nodes)
+        self._providers[names] = list(batcher.engine.nodes)  # the same on every device
         for provider, count in batcher.engine.nodes.items():
             self._nodes.labels(*names, provider).set(count)
 

@@ -241,3 +241,10 @@ class Alive(_Schema):
 class Ready(_Schema):
     status: Literal["ready"] = "ready"
     models: list[str] = Field(description="name/version of each model that serves.")
+    devices: list[str] = Field(description="Where graphs run.", examples=[["cuda:0"]])
+    fallback: str | None = Field(
+        default=None, description="Why graphs run on the CPU although the device was left to the service to find."
+    )
+    strays: list[str] = Field(
+        default=[], description="Nodes on the CPU beside a GPU, as model/version.graph: node (operator)."
+    )

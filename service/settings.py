@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from contract.picture import MOST_DECODED_BYTES
+from service.devices import ConvSearch
 
 ENV_PREFIX = "EQUIPOISE_"
 TRAINING_PREFIX = "EQUIPOISE_TRAINING_"  # the training package's own variables: not ours to judge
@@ -128,13 +129,33 @@ class Settings(BaseSettings):
         default=32,
         ge=1,
         le=1024,
-        description="Most pictures in one run of a graph. More gains little on a CPU and delays those who wait.",
+        description="Most pictures in one run of a graph. More gains little on a CPU and delays those who wait; on a "
+        "GPU 128 or 256 do, each size of batch up to it (1, 2, 4, ...) with buffers of its own.",
     )
     inline_milliseconds: float = Field(
         default=5.0,
         ge=0,
         description="A graph whose run takes at most this long is run on the event loop itself, which saves a thread "
         "hop a request and stalls everything else for that time; a slower graph runs in a thread. 0: always a thread.",
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d{1,2}(,\d{1,2})*)?)$",
+        description="Where graphs run: cpu; cuda, cuda:1 or cuda:0,1 (every graph on each, one thread a device), which "
+        "has to be had or the service does not start; auto: cuda:0 where it can be had, else the CPU, which the log, "
+        "/readyz and equipoise_device_fallback say.",
+    )
+    gpu_memory_bytes: int = Field(
+        default=1024 * MIB,
+        ge=0,
+        description="Most memory that one graph takes on a GPU for what it computes, bytes; 0: no limit. What it has "
+        "taken it keeps; too little fails at the load.",
+    )
+    gpu_conv_search: ConvSearch = Field(
+        default="heuristic",
+        description="How cuDNN chooses the kernels of convolutions, once a graph and size of batch, before the graph "
+        "serves: heuristic by a table, at once; exhaustive by timing all, which makes every load longer and may choose "
+        "otherwise in every process; default: cuDNN's plain one.",
     )
     inference_threads: int = Field(
         default=0,

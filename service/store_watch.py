@@ -25,6 +25,10 @@ class StoreLog:
             for name, batcher in model.batchers.items()
         )
         say(logging.INFO, "model loaded", model=model.name, version=model.version, graphs=graphs)
+        for capability, batcher in model.batchers.items():
+            if strays := batcher.engine.strays:
+                graph, nodes = f"{model.name}/{model.version}.{capability}", ", ".join(strays)
+                say(logging.WARNING, "nodes on the CPU beside a GPU", graph=graph, nodes=nodes)
 
     def refused(self, refusal: Refusal) -> None:
         say(logging.ERROR, "model refused", model=refusal.model, version=refusal.version, reason=refusal.reason)
@@ -48,7 +52,8 @@ def load_at_start(store: ModelStore, *, every_version: bool = False) -> None:
     if reason := store.reason_not_ready():
         say(logging.ERROR, "not ready", reason=reason)
     else:
-        say(logging.INFO, "ready", models=",".join(store.models))
+        devices = ",".join(options.device.name for options in store.options)
+        say(logging.INFO, "ready", models=",".join(store.models), devices=devices)
 
 
 async def serve_store(store: ModelStore, poll_seconds: float, on_loaded: Callable[[], None]) -> None:

@@ -95,7 +95,7 @@ def _read_folders(pipe: Connection) -> None:
     """The reader's life: a path in, an outcome out."""
     while (path := pipe.recv()) is not None:
         try:
-            read_version(Path(path), _OPTIONS)
+            read_version(Path(path), [_OPTIONS])
             outcome = "accepted"
         except (ManifestError, EngineError) as error:
             outcome = type(error).__name__

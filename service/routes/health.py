@@ -4,6 +4,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.devices import Devices
 from service.errors import NotAlive, NotReady
 from service.middleware import CALL
 from service.model_store import ModelStore
@@ -11,7 +12,7 @@ from service.routes.direct import DirectRoute, problem_responses
 from service.schemas import Alive, Ready
 
 
-def add(router: APIRouter, store: ModelStore) -> None:
+def add(router: APIRouter, store: ModelStore, devices: Devices) -> None:
     async def healthz(request: Request) -> Response:
         request.scope[CALL].endpoint = "healthz"
         store.check_alive()
@@ -20,8 +21,19 @@ def add(router: APIRouter, store: ModelStore) -> None:
     async def readyz(request: Request) -> Response:
         request.scope[CALL].endpoint = "readyz"
         store.check_ready()
-        serving = [f"{model.name}/{model.version}" for model in store.models.values()]
-        return Response(Ready(models=serving).model_dump_json(), media_type="application/json")
+        serving = store.models.values()
+        answer = Ready(
+            models=[f"{model.name}/{model.version}" for model in serving],
+            devices=[device.name for device in devices.found],
+            fallback=devices.reason or None,
+            strays=[
+                f"{model.name}/{model.version}.{graph}: {node}"
+                for model in serving
+                for graph, batcher in model.batchers.items()
+                for node in batcher.engine.strays
+            ],
+        )
+        return Response(answer.model_dump_json(), media_type="application/json")
 
     router.add_api_route(
         "/healthz",

@@ -54,7 +54,7 @@ def run(engine: Doubler, executor: ThreadPoolExecutor, scenario: Callable[[Batch
     counts = Counts()
 
     async def main() -> Any:
-        return await scenario(Batcher(cast(Engine, engine), executor, counts))
+        return await scenario(Batcher([(cast(Engine, engine), executor)], counts))
 
     return asyncio.run(main()), counts
 
@@ -246,3 +246,37 @@ def test_an_idle_queue_runs_a_single_picture_at_once(executor: ThreadPoolExecuto
 
     waited, _ = run(Doubler(), executor, scenario)
     assert sorted(waited)[10] < 0.005
+
+
+def test_every_device_takes_its_own_batches(executor: ThreadPoolExecutor) -> None:
+    """While one is busy the other serves; both together answer what one could not."""
+    gate = threading.Event()
+
+    class Gated(Doubler):
+        def run(self, inputs: list[Array]) -> list[Array]:
+            assert gate.wait(20)
+            return super().run(inputs)
+
+    slow, fast = Gated(max_batch=2, inline=False), Doubler(max_batch=2, inline=False)
+
+    async def scenario(batcher: Batcher) -> None:
+        assert batcher.engines == [slow, fast] and batcher.running_since is None
+        stuck = asyncio.ensure_future(batcher.run(rows(0, 1), soon(), here))
+        while batcher.running_since is None:
+            await asyncio.sleep(0)
+        for value in range(2, 6):
+            entry = await batcher.run(rows(value), soon(), here)
+            assert entry.outputs[0].tolist() == [[2 * value]]
+            assert batcher.running_since is not None and not stuck.done()
+        gate.set()
+        assert (await stuck).outputs[0].tolist() == [[0], [2]]
+        assert batcher.running_since is None
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as second:
+            engines = [(cast(Engine, slow), executor), (cast(Engine, fast), second)]
+            await scenario(Batcher(engines, Counts()))
+
+    asyncio.run(main())
+    assert (slow.batches, fast.batches) == ([[0, 1]], [[2], [3], [4], [5]])
+    assert slow.threads.isdisjoint(fast.threads)

@@ -18,6 +18,7 @@ import pytest
 
 from service.app import create_store
 from service.budget import Budget
+from service.devices import Devices
 from service.engine import Engine
 from service.errors import ModelNotFound, ModelRefused, NotReady
 from service.life import Life
@@ -197,7 +198,7 @@ def with_store(root: Path, scenario: Callable[[ModelStore], object]) -> None:
     with ThreadPoolExecutor(1) as loader:
 
         async def main() -> None:
-            await scenario(create_store(settings, observed, loader, loader, Life()))  # type: ignore[misc]
+            await scenario(create_store(settings, observed, Devices("cpu"), [loader], loader, Life()))  # type: ignore[misc]
 
         asyncio.run(main())
 
