@@ -196,6 +196,22 @@ def test_class_mean_energy_counts_pairs_of_different_images() -> None:
     assert float(class_mean_energy(mean, labels, 3)) == pytest.approx(sum(classes) / 3, rel=1e-5)
 
 
+def test_r_of_the_image_itself_leaves_v_with_nothing(data: LabelledImages) -> None:
+    wide = SMALL | {"r_dim": 12}
+    kl = {
+        name: fitted({**wide, "complements": name}, data, 200).validate(data, data)["kl"]
+        for name in ("own", "in_batch")
+    }
+    assert kl["own"] < 0.5 * kl["in_batch"], kl
+
+
+def test_own_is_one_image_s_embedding(data: LabelledImages) -> None:
+    model = make({**SMALL, "complements": "own"})
+    batch = model.batch(data, torch.arange(6), seeded())
+    r = model.head(batch["weights"] @ model.body(batch["encoded"]))
+    assert torch.allclose(r, model.invariant(batch["images"]), atol=1e-5)
+
+
 def test_kl_is_zero_at_the_prior_alone() -> None:
     assert not bool(kl_per_dimension(torch.zeros(1, 2), torch.zeros(1, 2)).any())
     assert float(kl_per_dimension(torch.ones(1, 1), torch.zeros(1, 1))) == pytest.approx(0.5)

@@ -29,6 +29,9 @@ class-balanced batch once and mixes the hidden units as R = W H, W [B,B] row-sto
 other members of the class, m drawn for each row: Eq. 2 at a fifth of the cost. There the encoder sees augmented
 images; what q sees and the decoder explains are the images as they are.
 
+`complements: own` is the paper's negative experiment: r is f_inv of x itself, so that it can say all there is of x, and
+v is left with nothing (its KL falls to 0).
+
 `distance_weight` > 0 adds cross-entropy of the classifier (r_y: means in the batch, x left out): such a model is
 EquiVAE + distance term. Beside it `reject_distance` adds one more class at that constant squared distance, right for
 made-up images that are no class at all (`augment.outliers`), so that nearness means something outside the data too.
@@ -184,7 +187,10 @@ class EquiVAE(Model):
             count = max(1, round(self.config.outlier_share * len(images)))
             chosen = torch.randperm(len(images), generator=generator)[:count]
             encoded = torch.cat([encoded, outliers(images[chosen], generator)])
-        weights = in_batch_weights(labels, self.config.max_complements, generator)
+        if self.config.complements == "own":
+            weights = torch.eye(len(images))
+        else:
+            weights = in_batch_weights(labels, self.config.max_complements, generator)
         return {"images": images, "labels": labels, "encoded": encoded, "weights": weights}
 
     def loss(
@@ -202,7 +208,7 @@ class EquiVAE(Model):
 
     def _hidden(self, batch: dict[str, Tensor]) -> Tensor:
         """What f_inv's body makes of the images that r comes from: [B,m,hidden] or, in the batch, [B+O,hidden]."""
-        if self.config.complements == "in_batch":
+        if self.config.complements != "encoded":
             return self.body(batch["encoded"])
         complements = batch["complements"]
         return self.body(complements.flatten(0, 1)).unflatten(0, complements.shape[:2])
@@ -340,7 +346,8 @@ class EquiVAE(Model):
         """Figures of the validation set in evaluation mode; r_y are means over (the first of) the training set.
 
         Returns:
-            error (%) by distance; reconstruction, kl and elbo (nats an image, v = mu in the reconstruction);
+            error (%) by distance; reconstruction, kl and elbo (nats an image, v = mu in the reconstruction, r the class
+            mean or, for `complements: own`, the image's own);
             active_dims, the dimensions of v with a mean KL above 0.1 nat.
         """
         was_training = self.training
@@ -349,9 +356,9 @@ class EquiVAE(Model):
         wrong = nats = 0.0
         kl = torch.zeros(self.config.v_dim)
         for images, labels in chunks(validation, self.prototypes.device):
-            distances = squared_distances(self.invariant(images), prototypes)
-            wrong += float((distances.argmin(1) != labels).sum())
-            r = prototypes[labels]
+            own = self.invariant(images)
+            wrong += float((squared_distances(own, prototypes).argmin(1) != labels).sum())
+            r = own if self.config.complements == "own" else prototypes[labels]
             mean, log_variance = self.covariant(r, images)
             nats += float(self.reconstruction(images, r, mean).sum())
             kl += kl_per_dimension(mean, log_variance).sum(0).cpu()

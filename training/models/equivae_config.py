@@ -90,7 +90,7 @@ class EquiVAEConfig(_Config):
     kind: Literal["equivae"]
     r_dim: int = Field(16, ge=1)
     v_dim: int = Field(16, ge=1)
-    complements: Literal["encoded", "in_batch"] = "encoded"
+    complements: Literal["encoded", "in_batch", "own"] = "encoded"
     max_complements: int = Field(7, ge=1, description="m is drawn from 1 to this")
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     encoder: ConvBodyConfig = ConvBodyConfig()
