@@ -15,7 +15,7 @@ serve: $(VENV)/.serve  ## start the service on http://127.0.0.1:8000 with the sh
 	@exec $(bin)/python -m service --host $(HOST) --port $(PORT) --model-store $(STORE)
 
 test: $(VENV)/.test  ## the whole test suite
-	$(bin)/python -m pytest -q
+	$(bin)/python -m pytest -q --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.test  ## formatting, lint, types, import directions
 	$(bin)/ruff check .
@@ -33,7 +33,7 @@ format: $(VENV)/.test
 
 train: $(VENV)/.train  ## from nothing to a new version of equivae-digits in model_store, about two minutes
 	$(bin)/python -m training train training/configs/equivae-digits.yaml --run $(RUNS)/equivae-digits --restart
-	$(bin)/python -m training evaluate $(RUNS)/equivae-digits
+	$(bin)/python -m training evaluate $(RUNS)/equivae-digits --photographs 20
 	$(bin)/python -m training export $(RUNS)/equivae-digits --to $(STORE)
 
 bench: $(VENV)/.serve  ## this service beside plain FastAPI, each on one core, wrk on another

@@ -198,6 +198,14 @@ def evaluate(
     benchmark_epochs: Annotated[
         int, typer.Option("--benchmark-epochs", min=0, help="Epochs of the paper's benchmark CNN; 0 leaves it out.")
     ] = 20,
+    photographs: Annotated[
+        int,
+        typer.Option(
+            "--photographs",
+            min=0,
+            help="12-megapixel pages with a digit to read, about a second each; 0 leaves them out.",
+        ),
+    ] = 100,
     held_out: Annotated[
         list[str] | None,
         typer.Option(
@@ -234,8 +242,17 @@ def evaluate(
         from training.evaluate import evaluate as measure
 
         use_data_folder(data)
-        chosen = (split, seed, samples, benchmark_epochs, tuple(held_out or ()), held_out_epochs, limit, classifier)
-        options = Options(*chosen)
+        options = Options(
+            split=split,
+            seed=seed,
+            samples=samples,
+            benchmark_epochs=benchmark_epochs,
+            photographs=photographs,
+            held_out=tuple(held_out or ()),
+            held_out_epochs=held_out_epochs,
+            limit=limit,
+            classifier=classifier,
+        )
         measure(run, output, options)
 
 

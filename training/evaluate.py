@@ -32,7 +32,7 @@ __all__ = ["EVALUATION_FILE", "QUICK_FILE", "Options", "Report", "evaluate"]
 EVALUATION_FILE = "evaluation-{split}.json"
 QUICK_FILE = "quick-{split}.json"  # of a part of the split: no figure for a model folder
 PROBE_IMAGES = 10_000
-PAGE_IMAGES = {"page": 1000, "photograph": 100}
+PAGES_READ = 1000
 
 
 def evaluate(
@@ -178,8 +178,11 @@ class _Evaluation:
         preprocessing = self.loaded.preprocessing
         if preprocessing.polarity != "light" or preprocessing.fit == "image" or self.loaded.input.channels != 1:
             return  # these are no light strokes on a dark ground that could be drawn as ink
+        counts = {"page": PAGES_READ, "photograph": self.options.photographs}
         for name, kind in PAGES.items():
-            part = self.data.subset(torch.arange(min(PAGE_IMAGES[name], len(self.data))))
+            part = self.data.subset(torch.arange(min(counts[name], len(self.data))))
+            if not len(part):
+                continue
             images = read_from_pages(part.images, kind, self.loaded.input, preprocessing, self.options.seed)
             wrong = measures.serve(self.model, images).distances.argmin(1) != part.labels.numpy()
             plain = measures.class_scores(self.model, part)["error"]

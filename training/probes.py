@@ -41,7 +41,9 @@ log = logging.getLogger(__name__)
 
 CHUNK = 500  # inputs a forward pass where no gradient is kept
 JUDGE_FILE = "judge.pt"
+JUDGE_BATCH = 128
 JUDGE_STEPS = 1200
+JUDGE_EPOCHS = 60  # at most: more than enough for a data set of a thousand pictures
 
 
 @contextmanager
@@ -180,6 +182,7 @@ def _judge_network(channels: int, side: int, num_classes: int) -> nn.Sequential:
 def independent_cnn(run: Path, splits: Splits, seed: int = 0, steps: int = JUDGE_STEPS) -> Judge:
     """Train the judge on the training split, or take it from the run's folder where an earlier call left it."""
     spec = splits.input
+    steps = min(steps, JUDGE_EPOCHS * math.ceil(len(splits.train) / JUDGE_BATCH))
     with seeded(seed):
         network = _judge_network(spec.channels, spec.height, len(splits.class_names))
     recipe = f"{splits.digest} {seed} {steps} {network}"
@@ -193,7 +196,7 @@ def independent_cnn(run: Path, splits: Splits, seed: int = 0, steps: int = JUDGE
     log.info("training the independent CNN: %d steps", steps)
     with seeded(seed):
         generator = torch.Generator().manual_seed(seed)
-        fit_classifier(network, splits.train.images, splits.train.labels, steps=steps, generator=generator)
+        fit_classifier(network, splits.train.images, splits.train.labels, steps=steps, generator=generator, batch=JUDGE_BATCH)
     wrong = predict(network, splits.validation.images) != splits.validation.labels
     error = 100 * float(wrong.float().mean())
     state = {"made_of": made_of, "validation_error": error, "weights": network.state_dict()}

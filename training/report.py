@@ -27,6 +27,7 @@ class Options:
     limit: images at most, the first of every class; None takes the whole split.
 
     Of an EquiVAE: samples: prior samples, and negatives of each kind. benchmark_epochs: 0 leaves the benchmark CNN out.
+    photographs: 12-megapixel pages to read, 0 leaves them out.
     held_out: classes for each of which a model without it is trained, for held_out_epochs or as long as the run itself.
 
     Of a model of poses: classifier: folder of a served model that reads the upright pictures; None: a CNN trained here.
@@ -36,6 +37,7 @@ class Options:
     seed: int = 0
     samples: int = 1000
     benchmark_epochs: int = 20
+    photographs: int = 100
     held_out: tuple[str, ...] = ()
     held_out_epochs: int | None = None
     limit: int | None = None

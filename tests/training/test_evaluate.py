@@ -20,7 +20,7 @@ from training.held_out import held_out_class
 from training.models.equivae import EquiVAE
 from training.run import LoadedRun, load_run
 
-QUICK = Options(samples=40, benchmark_epochs=1)
+QUICK = Options(samples=40, benchmark_epochs=1, photographs=2)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def reported(run: Path) -> tuple[Report, str]:
     """The report and what was printed; pages and the judge are made small."""
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PAGE_IMAGES", {"page": 10, "photograph": 2})
+        patch.setattr(module, "PAGES_READ", 10)
         patch.setattr(probes.independent_cnn, "__defaults__", (0, 100))
         report = evaluate(run, options=QUICK, console=Console(file=said, width=200))
     return report, said.getvalue()
