@@ -5,9 +5,8 @@
 A service of its own gets damaged pictures (every format, damaged in its pieces with lengths and checksums set right),
 JSON, forms and tensor messages of wrong sizes; a process of its own reads damaged model folders. Every answer is held
 to be a 200 or a documented 4xx with its problem. An answer later than two seconds is asked for once more, alone, and
-counts if it takes two seconds of CPU time: on a busy machine a request of two hundred pictures waits longer for its turn.
-`--only KIND NUMBER` writes the one request of that number to standard output. With the defaults about a quarter of an
-hour on two cores.
+counts if it takes two seconds of CPU time: on a busy machine a request of two hundred pictures waits for its turn.
+`--only KIND NUMBER` writes the one request of that number to standard output. With the defaults about twenty minutes.
 """
 
 import argparse
