@@ -175,7 +175,7 @@ def drain(server: Server, cores: Cores, picture: bytes, seconds: float) -> dict[
 def swaps(server: Server, folder: Path, cores: Cores, picture: bytes, count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         name = folder.parent.name
-        _write_version(folder, Path(scratch) / name, 1)
+        write_version(folder, Path(scratch) / name, 1)
         command = [part if part != str(folder.parent.parent) else scratch for part in server.command]
         polling = server.environment | {"EQUIPOISE_MODEL_POLL_SECONDS": "0.05"}
         request = post("/classify", "image/png", picture)
@@ -194,7 +194,7 @@ def swaps(server: Server, folder: Path, cores: Cores, picture: bytes, count: int
             asking.start()
             start = time.monotonic()
             for version in range(2, count + 2):
-                _write_version(folder, Path(scratch) / name, version)
+                write_version(folder, Path(scratch) / name, version)
                 shutil.rmtree(Path(scratch) / name / str(version - 1))
                 while True:
                     status, answer = _get(target, "/readyz")
@@ -222,12 +222,13 @@ def swaps(server: Server, folder: Path, cores: Cores, picture: bytes, count: int
             }
 
 
-def _write_version(folder: Path, model: Path, version: int) -> None:
+def write_version(folder: Path, model: Path, version: int) -> Path:
+    """A copy of a version's folder as another version."""
     aside = model / f".tmp-{version}"
     shutil.copytree(folder, aside)
     manifest = json.loads((aside / "manifest.json").read_text())
     (aside / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
-    aside.rename(model / str(version))
+    return aside.rename(model / str(version))
 
 
 def _get(target: Target, path: str) -> tuple[int, dict[str, Any]]:

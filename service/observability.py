@@ -4,6 +4,7 @@ Label values come from the routes, the model folders and the table of problems, 
 number of series is bounded. Children of a label set are resolved once, since the look-up costs more than the count.
 """
 
+import asyncio
 import json
 import logging
 import sys
@@ -108,6 +109,7 @@ class Metrics:
                 lambda: budget.bytes,
             ),
             ("requests_in_flight", "Requests not yet answered.", lambda: self.in_flight),
+            ("event_loop_tasks", "Tasks of the event loop, that of the asking request included.", _count_tasks),
         ):
             Gauge(f"equipoise_{name}", text, registry=registry).set_function(value)
         self._answers: dict[tuple[str, int], tuple[Counter, Series]] = {}
@@ -170,6 +172,13 @@ class Metrics:
         self._providers[names] = list(batcher.engine.nodes)  # the same on every device
         for provider, count in batcher.engine.nodes.items():
             self._nodes.labels(*names, provider).set(count)
+
+
+def _count_tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # asked from elsewhere than an event loop
+        return 0
 
 
 class _ConnectionCollector(Collector):

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from benchmarks.fuzz.requests import Request, make
+from benchmarks.connection import Connection, Request
+from benchmarks.fuzz.requests import make
 
 _PATIENCE_SECONDS = 60.0
 SLOW_SECONDS = 2.0
@@ -34,51 +35,6 @@ class Findings:
         return sum(sum(found.values()) for found in self.statuses.values())
 
 
-class _Connection:
-    """One keep-alive connection, opened again where the server has closed it."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(self, request: Request) -> tuple[int, bytes, bytes]:
-        """Status, head in lower case, body.
-
-        Raises:
-            OSError, EOFError: the connection ended without an answer.
-        """
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
-        lines = [f"POST {request.path} HTTP/1.1", "Host: fuzz", f"Content-Length: {len(request.body)}"]
-        lines += [f"{name}: {value}" for name, value in request.headers.items()]
-        try:
-            writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + request.body)
-            head = (await reader.readuntil(b"\r\n\r\n")).lower()
-            size = int(head.partition(b"\r\ncontent-length:")[2].split(b"\r\n", 1)[0] or -1)
-            body = await (reader.readexactly(size) if size >= 0 else _chunks(reader))
-        except BaseException:
-            self.close()
-            raise
-        if b"connection: close" in head:
-            self.close()
-        return int(head[9:12]), head, body
-
-    def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
-
-
-async def _chunks(reader: asyncio.StreamReader) -> bytes:
-    parts = []
-    while size := int(await reader.readuntil(b"\r\n"), 16):
-        parts.append(await reader.readexactly(size))
-        await reader.readexactly(2)
-    await reader.readexactly(2)
-    return b"".join(parts)
-
-
 async def ask_all(
     port: int,
     numbers: dict[str, range],
@@ -95,7 +51,7 @@ async def ask_all(
     late: list[tuple[str, int]] = []
 
     async def client() -> None:
-        connection = _Connection(port)
+        connection = Connection(port)
         for kind, number in left:
             seconds = await _ask_one(connection, kind, number, seed, findings)
             findings.longest_seconds = max(findings.longest_seconds, seconds)
@@ -104,7 +60,7 @@ async def ask_all(
         connection.close()
 
     await asyncio.gather(*(client() for _ in range(connections)))
-    alone = _Connection(port)
+    alone = Connection(port)
     for kind, number in late:
         before = cpu_seconds()
         await _ask_one(alone, kind, number, seed, again := Findings())
@@ -124,7 +80,7 @@ def _interleaved(numbers: dict[str, range]) -> Iterator[tuple[str, int]]:
                 yield kind, number
 
 
-async def _ask_one(connection: _Connection, kind: str, number: int, seed: int, findings: Findings) -> float:
+async def _ask_one(connection: Connection, kind: str, number: int, seed: int, findings: Findings) -> float:
     """Ask, judge the answer, and give the seconds that it took."""
     request = make(kind, seed, number)
     start = time.perf_counter()

@@ -3,7 +3,6 @@
 import base64
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
 from random import Random
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.connection import Request
 from benchmarks.fuzz.pieces import FORMATS, LINES, damage, integer, scramble
 
 _ENDPOINTS = ("classify", "classify", "embed", "transform", "canonicalize")
@@ -56,16 +56,6 @@ _VALUES: tuple[Any, ...] = (
     ),
     *([], {}, [[]], [None], [0], [1, 1, 8, 8], [-1, 1, 8, 8], [2**40, 1, 8, 8], [[[[0.5]]]], {"data": {}}, {"a": [{}]}),
 )
-
-
-@dataclass(frozen=True)
-class Request:
-    """kind: of the damage. headers: besides the length of the body."""
-
-    kind: str
-    path: str
-    headers: dict[str, str]
-    body: bytes
 
 
 def _pictures() -> dict[str, list[bytes]]:
@@ -140,7 +130,7 @@ def _picture(random: Random) -> Request:
     headers = {"Content-Type": "image/png"}
     if random.random() < 0.1:
         headers["Accept"] = random.choice(("image/png", "image/jpeg", "image/webp;q=0.1", "text/html", "*/*"))
-    return Request("picture", _path(random), headers, damaged_picture(random))
+    return Request(_path(random), headers, damaged_picture(random))
 
 
 def damaged_document(random: Random, document: Any) -> Any:
@@ -199,7 +189,7 @@ def _json(random: Random) -> Request:
     else:
         path, document = _path(random), {"images": [encoded() for _ in range(random.randrange(1, 5))]}  # type: ignore[dict-item]
     body = written(random, damaged_document(random, document))
-    return Request("json", path, {"Content-Type": "application/json"}, body)
+    return Request(path, {"Content-Type": "application/json"}, body)
 
 
 def _form(random: Random) -> Request:
@@ -213,7 +203,7 @@ def _form(random: Random) -> Request:
     body = b"".join([*lines, f"--{_BOUNDARY}--\r\n".encode()])
     path = "/recombine" if names == ("content", "style") else _path(random)
     kind = random.choice((_FORM, _FORM, _FORM, _FORM, f"multipart/form-data; boundary={'-' * random.randrange(90)}"))
-    return Request("form", path, {"Content-Type": kind}, damage(random, LINES, body, body))
+    return Request(path, {"Content-Type": kind}, damage(random, LINES, body, body))
 
 
 def _tensors(random: Random) -> Request:
@@ -245,7 +235,7 @@ def _tensors(random: Random) -> Request:
     stated = random.choice((len(head),) * 6 + (0, len(head) + 1, len(head) - 1, 10**11, -1, "1e2", "\u00b2", ""))
     body = head + (scramble(random, binary) if binary and random.random() < 0.4 else binary)
     headers = {"Content-Type": "application/octet-stream", _JSON_LENGTH: str(stated)}
-    return Request("tensors", f"/v2/models/{graph}/infer", headers, body)
+    return Request(f"/v2/models/{graph}/infer", headers, body)
 
 
 def _length(random: Random, size: int) -> bytes:
@@ -255,7 +245,7 @@ def _length(random: Random, size: int) -> bytes:
 def _mixed_up(random: Random) -> Request:
     """A good or a bad body that is called something else."""
     made = random.choice((_picture, _json, _form, _tensors))(random)
-    return Request("mixed up", _path(random), {"Content-Type": random.choice(_TYPES)}, made.body)
+    return Request(_path(random), {"Content-Type": random.choice(_TYPES)}, made.body)
 
 
 MAKERS: dict[str, Callable[[Random], Request]] = {
