@@ -307,7 +307,7 @@ def run(minutes: float) -> dict[str, Any]:
     failed = judge(soak, left, before, after) + ([] if alive else ["the service ended"])
     return {
         "minutes": minutes,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}; load of the last five minutes {os.getloadavg()[1]:.1f}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[1]:.1f} over five minutes",
         "answers": {kind: dict(sorted(found.items())) for kind, found in soak.statuses.items()},
         "swaps": soak.swaps,
         "wrong": soak.wrong[:20],
