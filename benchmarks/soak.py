@@ -276,8 +276,10 @@ def judge(soak: Soak, left: dict[str, float], before: Sample, after: Sample) -> 
 
 def _quarter(samples: list[Sample], number: int) -> float:
     """Memory's median in a quarter of the time."""
-    size = max(1, len(samples) // 4)
-    return statistics.median(sample.memory_mb for sample in samples[number * size :][:size])
+    count = len(samples)
+    return statistics.median(
+        sample.memory_mb for sample in samples[number * count // 4 : (number + 1) * count // 4] or samples
+    )
 
 
 def run(minutes: float) -> dict[str, Any]:

@@ -1,0 +1,44 @@
+"""A few seconds of `python -m benchmarks.soak`, and proof that it would notice what grows."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import soak
+from benchmarks.soak import Sample, Soak, judge
+
+
+def test_a_few_seconds_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("CYCLE_SECONDS", 4.0), ("SWAP_SECONDS", 0.5), ("SAMPLE_SECONDS", 0.3)):
+        monkeypatch.setattr(soak, name, seconds)
+    # With few samples, memory that the first overload has taken is still growth.
+    monkeypatch.setattr(soak, "_quarter", lambda samples, number: 1.0)
+    found = soak.run(8 / 60)
+    assert found["failed"] == []
+    answers = found["answers"]
+    assert answers["good"]["200"] > 20 and answers["leaving"]["left"] > 20 and answers["bad"]["400"] > 5
+    assert answers["overload"]["429"] > 5 and answers["overload"].get("200", 0) > 0
+    assert found["swaps"] >= 3 and len(found["samples"]) >= 2
+
+
+SAME = Sample(seconds=1.0, memory_mb=100.0, files=20, threads=5, tasks=4, series=500)
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        (SAME, ""),
+        (replace(SAME, files=40), "files: 20 before, 40 after"),
+        (replace(SAME, threads=9), "threads: 5 before, 9 after"),
+        (replace(SAME, tasks=50), "tasks: 4 before, 50 after"),
+    ],
+)
+def test_what_grows_is_named(after: Sample, said: str) -> None:
+    assert judge(Soak(samples=[SAME] * 8), {"accepted_images": 0.0}, SAME, after) == ([said] if said else [])
+
+
+def test_memory_and_what_is_still_held_are_judged() -> None:
+    growing = [replace(SAME, memory_mb=100.0 + number) for number in range(40)]
+    assert judge(Soak(samples=growing), {}, SAME, SAME)[0].startswith("memory: 114 MB in the second quarter, 134 MB")
+    assert judge(Soak(samples=[SAME] * 8), {"accepted_bytes": 5.0}, SAME, SAME) == ["accepted_bytes is 5 in the end"]
+    assert judge(Soak(wrong=["good: 500"], samples=[SAME] * 8), {}, SAME, SAME) == ["1 wrong answers: good: 500"]
