@@ -38,6 +38,9 @@ class Data(Section):
     )
     labels: int | None = Field(default=None, ge=4, description="training labels to keep, class-balanced; null: all")
     label_seed: Seed = Field(default=0, description="seed of which labels are kept")
+    photograph_seed: Seed | None = Field(
+        default=None, description="lay grey pictures in random colours over photographs, drawn by this seed; null: not"
+    )
 
 
 class DigitsData(Data):
