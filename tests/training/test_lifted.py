@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from training.lie import exponential, inverse, resample
-from training.models.lifted import DRAWS, Lifted, main_axis
+from training.models.lifted import DRAWS, Lifted, arctan2, main_axis
 from training.models.rotation import wrapped
 from training.models.upright_config import LiftedConfig
 
@@ -50,6 +50,17 @@ def test_the_axis_is_the_first_principal_component(images: Tensor) -> None:
         x, y = np.linalg.eigh(covariance)[1][:, 1]
         gap = float(axis) - math.atan2(y, x)
         assert abs(math.remainder(gap, math.pi)) < 1e-3
+
+
+def test_arctan2_is_that_of_torch() -> None:
+    angles = torch.linspace(-math.pi, math.pi, 4001)[1:-1]
+    for radius in (1e-12, 1.0, 1e6):
+        y, x = radius * angles.sin(), radius * angles.cos()
+        torch.testing.assert_close(arctan2(y, x), torch.atan2(y, x), rtol=0, atol=1e-6)
+    zero, one = torch.zeros(1), torch.ones(1)
+    assert arctan2(zero, zero) == 0 and arctan2(zero, one) == 0
+    torch.testing.assert_close(arctan2(zero, -one), torch.full((1,), math.pi))
+    torch.testing.assert_close(arctan2(-one, zero), torch.full((1,), -math.pi / 2))
 
 
 @pytest.mark.parametrize("degrees", [-160.0, -90.0, -20.0, 7.0, 90.0, 135.0])
