@@ -5,6 +5,7 @@ box, antialiased resize and placement as the training data have it (`Preprocessi
 """
 
 import math
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -77,11 +78,18 @@ def prepare(
         image = _to_channels(pixels, spec.channels)
         if polarity in ("dark", "light") and preprocessing.polarity not in ("none", polarity):
             image = np.float32(1) - image
-        box = (0, 0, width, height)
-        return Prepared(image, "none" if polarity == "auto" else polarity, box, geometry.frame(0, 0, width, height))
+        return Prepared(image, "none" if polarity == "auto" else polarity, (0, 0, width, height), _own(width, height))
     if fit == "image" or (fit == "auto" and preprocessing.fit == "image"):
         return _whole(pixels, spec, preprocessing, polarity)
     return _content(pixels, spec, preprocessing, polarity)
+
+
+@cache
+def _own(width: int, height: int) -> geometry.Matrix:
+    """A model's frame that is a whole picture of its size, read-only."""
+    frame = geometry.frame(0, 0, width, height)
+    frame.flags.writeable = False
+    return frame
 
 
 def _to_channels(pixels: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.float32]:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from service import schemas, tensors
 from service.access_log import AccessLog
+from service.admission import Admission
 from service.batching import Batcher
 from service.budget import Budget
 from service.cpus import usable_cpus
@@ -151,6 +152,7 @@ def create_app(
     layered: ASGIApp = BodyLimits(DirectPaths(app), settings.max_body_bytes, settings.body_timeout_seconds, budget)
     if keys.needed:
         layered = KeyGate(layered, keys, OPEN_PATHS)
+    layered = Admission(layered, budget)
     if probe_port is not None:
         layered = TwoPorts(layered, probe_port)
     edge: ASGIApp = RequestEdge(layered, life, observed, 2 * settings.max_body_bytes, notes)

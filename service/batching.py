@@ -8,7 +8,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Literal, Protocol
 
@@ -28,7 +28,7 @@ _ASK_AFTER_SECONDS = 0.02
 class BatchObserver(Protocol):
     """What is told of a queue; `observability` implements it."""
 
-    def batch(self, images: int, seconds: float) -> None: ...
+    def batch(self, images: int, seconds: float, outputs: Mapping[str, Array]) -> None: ...
 
     def dropped(self, images: int, reason: "DropReason") -> None: ...
 
@@ -261,11 +261,7 @@ class Batcher:
 
     def _stack(self, batch: Batch) -> list[Array]:
         rows = [row for entry, start, stop in batch for row in entry.rows[start:stop]]
-        inputs = [np.empty((len(rows), *array.shape), dtype=np.float32) for array in rows[0]]
-        for at, row in enumerate(rows):
-            for stacked, array in zip(inputs, row, strict=True):
-                stacked[at] = array
-        return inputs
+        return [np.array(column) for column in zip(*rows, strict=True)]
 
     def _give_back(self, batch: Batch, outputs: list[Array], seconds: float) -> None:
         for entry in {entry for entry, _, _ in batch}:  # a large request may stand in it twice
@@ -276,7 +272,7 @@ class Batcher:
             entry.give([output[at : at + count] for output in outputs], count)
             at += count
         self._run_seconds = smoothed(self._run_seconds, seconds)
-        self._observer.batch(at, seconds)
+        self._observer.batch(at, seconds, dict(zip(self.engine.output_names, outputs, strict=True)))
 
     def _fail(self, batch: Batch, error: BaseException) -> None:
         """The answer of these callers; what else waits of them is skipped in its turn."""

@@ -37,6 +37,11 @@ class Budget:
         self.bytes += size
         return Permit(self, images, size)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for a single picture."""
+        return self.images >= self.image_limit or self.bytes >= self.byte_limit
+
     def check(self, images: int, size: int = 0) -> None:
         """
         Raises:

@@ -84,9 +84,14 @@ def accept(data: bytes, limits: PictureLimits) -> EncodedPicture:
         raise _problem(error) from None
 
 
-def decoding_bytes(encoded: Sequence[EncodedPicture | Problem]) -> int:
-    """Of memory, what decoding the good ones takes: one after the other, so what the largest takes."""
-    return max((picture.decoded_bytes for picture in encoded if not isinstance(picture, Problem)), default=0)
+def decoding_cost(encoded: Sequence[EncodedPicture | Problem]) -> tuple[int, int]:
+    """How many are good, and of memory, what decoding them takes: one after the other, so what the largest takes."""
+    good = most = 0
+    for picture in encoded:
+        if not isinstance(picture, Problem):
+            good += 1
+            most = max(most, picture.decoded_bytes)
+    return good, most
 
 
 def to_input(

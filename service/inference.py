@@ -20,7 +20,7 @@ from service.budget import Budget, Permit
 from service.deadlines import Deadline, read_deadline
 from service.engine import Array
 from service.errors import Problem, TooManyPixels
-from service.images import ModelInput, decoding_bytes
+from service.images import ModelInput, decoding_cost
 from service.middleware import CALL, FREE_BODY_BYTES, Call, read_body
 from service.model_store import LoadedModel, ModelStore
 from service.observability import Metrics
@@ -31,6 +31,7 @@ from service.queries import Options, read_options
 _INLINE_PIXELS = 100_000  # about 5 ms, content search included
 _INLINE_PICTURES = 4
 INLINE_BODY_BYTES = 256 * 1024
+_JSON = (b"content-type", b"application/json")
 
 Result = TypeVar("Result")
 Render = Callable[[LoadedModel, ModelInput, Mapping[str, Array], int], dict[str, Any]]
@@ -73,7 +74,7 @@ class Inference:
             start = time.perf_counter()
             content = self._write(call, payload, model, inputs, outputs, render)
             self.record(call, "encode", time.perf_counter() - start)
-        return Response(content, media_type="application/json")
+        return JsonAnswer(content)
 
     async def begin(self, request: Request, endpoint: str) -> tuple[Call, Options, bytes]:
         """The request's facts, its options and its whole body.
@@ -128,9 +129,14 @@ class Inference:
         keep_original: bool = False,
     ) -> list[ModelInput | Problem]:
         """Decoded and brought to the model's frame, in order; what was or became a problem stays in its place."""
-        pixels = sum(picture.width * picture.height for picture in encoded if not isinstance(picture, Problem))
+        pixels = 0
+        for picture in encoded:
+            if not isinstance(picture, Problem):
+                pixels += picture.width * picture.height
         arguments = encoded, model, options, keep_original, call.deadline
-        return await self.placed(call, pixels, len(encoded), _prepare_all, *arguments)
+        if _is_large(pixels, len(encoded)):
+            return await self.pooled(call, _prepare_all, *arguments)
+        return _prepare_all(*arguments)
 
     async def run(self, request: Request, model: LoadedModel, capability: str, rows: Sequence[Row]) -> dict[str, Array]:
         """Outputs by name for rows of inputs; the request's turn in the queue.
@@ -144,9 +150,7 @@ class Inference:
         call.deadline.check()
         self.record(call, "queue", entry.queue_seconds)
         self.record(call, "infer", entry.infer_seconds)
-        outputs = dict(zip(batcher.engine.output_names, entry.outputs, strict=True))
-        self._metrics.drift.observe(model.name, model.version, outputs)
-        return outputs
+        return dict(zip(batcher.engine.output_names, entry.outputs, strict=True))
 
     def record(self, call: Call, stage: str, seconds: float) -> None:
         call.stages.append((stage, seconds))
@@ -163,9 +167,9 @@ class Inference:
         Raises:
             QueueFull: there is no room now. TooManyPixels: there never is so much.
         """
-        good = [picture for picture in encoded if not isinstance(picture, Problem)]
-        images = len(good) if rows is None else rows
-        return self.room(min(len(body), FREE_BODY_BYTES) + decoding_bytes(encoded) + size, images=images)
+        good, most = decoding_cost(encoded)
+        images = good if rows is None else rows
+        return self.room(min(len(body), FREE_BODY_BYTES) + most + size, images=images)
 
     def room(self, size: int, *, images: int = 0, held: int = 0) -> Permit:
         """The same for `size` bytes, beside the `held` ones that the request has a permit for."""
@@ -194,9 +198,7 @@ class Inference:
         self, call: Call, pixels: int, pictures: int, work: Callable[..., Result], *arguments: Any
     ) -> Result:
         """Work on so much: by the pool where it is large, else at once."""
-        if pixels > _INLINE_PIXELS or pictures > _INLINE_PICTURES:
-            return await self.pooled(call, work, *arguments)
-        return work(*arguments)
+        return await self.pooled(call, work, *arguments) if _is_large(pixels, pictures) else work(*arguments)
 
     def _write(
         self,
@@ -223,9 +225,25 @@ class Inference:
         return {"problem": problem.document(call.request_id)}
 
 
+def _is_large(pixels: int, pictures: int) -> bool:
+    return pixels > _INLINE_PIXELS or pictures > _INLINE_PICTURES
+
+
 def head(model: LoadedModel, item: ModelInput) -> dict[str, Any]:
     """The fields that every picture's answer begins with."""
     return {"model": model.name, "version": model.version, "input": item.description}
+
+
+class JsonAnswer(Response):
+    """JSON as it stands, with status 200. `Response` works out its headers, which for a small answer takes longer than
+    to send them.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.status_code = 200
+        self.background = None
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), _JSON]
 
 
 def raise_of_single(payload: Payload, items: Sequence[Any]) -> None:

@@ -10,7 +10,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -86,8 +86,10 @@ class Call:
         return message is not None and message["type"] == "http.disconnect"
 
     def server_timing(self) -> bytes:
-        timings = [*self.stages, ("total", time.perf_counter() - self.start)]
-        return ", ".join(["%s;dur=%.3f" % (name, seconds * 1e3) for name, seconds in timings]).encode()  # noqa: UP031
+        text = ""
+        for name, seconds in self.stages:
+            text += f"{name};dur={seconds * 1e3:.3f}, "
+        return f"{text}total;dur={(time.perf_counter() - self.start) * 1e3:.3f}".encode()
 
 
 Note = Callable[[Call, Scope, float], None]
@@ -161,11 +163,9 @@ class RequestEdge:
     async def _answer(self, problem: Problem, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         self._metrics.problem(problem.slug)
         body, media_type = render(problem, scope["path"], call.request_id)
-        headers = [
-            (b"content-type", media_type.encode()),
-            (b"content-length", str(len(body)).encode()),
-            *((name.lower().encode(), value.encode()) for name, value in problem.headers.items()),
-        ]
+        headers = [(b"content-type", media_type.encode()), (b"content-length", b"%d" % len(body))]
+        for name, value in problem.headers.items():
+            headers.append((name.lower().encode(), value.encode()))
         if call.unread:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": problem.status, "headers": headers})
@@ -280,6 +280,12 @@ def _at_hand(receive: Receive) -> Message | None:
         return message
     step.close()
     return None
+
+
+def is_small(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a body is declared to be so small that the server may as well throw it away as it arrives."""
+    declared = headers.get(b"content-length", b"0")
+    return declared.isdigit() and int(declared) <= FREE_BODY_BYTES and b"transfer-encoding" not in headers
 
 
 async def read_body(receive: Receive) -> bytes:

@@ -10,8 +10,9 @@ import logging
 import sys
 import traceback
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
@@ -22,6 +23,7 @@ from service.batching import Batcher, DropReason
 from service.budget import Budget
 from service.devices import Devices
 from service.drift import Drift
+from service.engine import Array
 from service.errors import problem_types
 from service.histograms import Histogram, Series
 from service.server import Connections
@@ -153,6 +155,7 @@ class Metrics:
     def queue(self, model: str, version: int, capability: str) -> "QueueMetrics":
         names = (model, str(version), capability)
         return QueueMetrics(
+            partial(self.drift.observe, model, version),
             self._images.labels(*names),
             self._batch_images.series(*names),
             self._batch_seconds.series(*names),
@@ -195,14 +198,21 @@ class QueueMetrics:
     """What a queue tells: `batching.BatchObserver`."""
 
     def __init__(
-        self, images: Counter, batches: Series, seconds: Series, dropped: Mapping[DropReason, Counter]
+        self,
+        drift: Callable[[Mapping[str, Array]], None],
+        images: Counter,
+        batches: Series,
+        seconds: Series,
+        dropped: Mapping[DropReason, Counter],
     ) -> None:
+        self._drift = drift
         self._images = images
         self._batches = batches
         self._seconds = seconds
         self._dropped = dropped
 
-    def batch(self, images: int, seconds: float) -> None:
+    def batch(self, images: int, seconds: float, outputs: Mapping[str, Array]) -> None:
+        self._drift(outputs)
         self._images.inc(images)
         self._batches.observe(images)
         self._seconds.observe(seconds)

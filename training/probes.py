@@ -196,7 +196,9 @@ def independent_cnn(run: Path, splits: Splits, seed: int = 0, steps: int = JUDGE
     log.info("training the independent CNN: %d steps", steps)
     with seeded(seed):
         generator = torch.Generator().manual_seed(seed)
-        fit_classifier(network, splits.train.images, splits.train.labels, steps=steps, generator=generator, batch=JUDGE_BATCH)
+        fit_classifier(
+            network, splits.train.images, splits.train.labels, steps=steps, generator=generator, batch=JUDGE_BATCH
+        )
     wrong = predict(network, splits.validation.images) != splits.validation.labels
     error = 100 * float(wrong.float().mean())
     state = {"made_of": made_of, "validation_error": error, "weights": network.state_dict()}

@@ -16,7 +16,7 @@ from service import errors, upright
 from service.batching import Row
 from service.engine import Array
 from service.errors import Problem
-from service.images import PICTURE_TYPES, ModelInput, decoding_bytes, write_picture
+from service.images import PICTURE_TYPES, ModelInput, decoding_cost, write_picture
 from service.inference import Inference, head, raise_of_single, to_json
 from service.model_store import LoadedModel
 from service.negotiation import choose
@@ -141,7 +141,7 @@ def add(router: APIRouter, inference: Inference) -> None:
             good = [job for job in jobs if not isinstance(job, Problem)]
             warping, encoding = time.perf_counter() - start, 0.0
             results: list[dict[str, Any]] = []
-            held = decoding_bytes(encoded) + kept
+            held = decoding_cost(encoded)[1] + kept
             drawing = upright.drawing_bytes([(job.original, job.canvas) for job in good], options.upright)
             with inference.room(max(0, drawing - held), held=held):
                 for job in jobs:

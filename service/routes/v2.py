@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import errors
+from service.admission import PROTOCOL_ENDPOINT
 from service.batching import Row
 from service.errors import InvalidParameter, Problem, UnsupportedMediaType
 from service.inference import INLINE_BODY_BYTES, Inference
@@ -68,7 +69,7 @@ def _good(encoded: Sequence[Item | Problem]) -> list[Item]:
 
 def add(router: APIRouter, inference: Inference) -> None:
     async def infer(request: Request) -> Response:
-        call, options, body = await inference.begin(request, "v2_infer")
+        call, options, body = await inference.begin(request, PROTOCOL_ENDPOINT)
         start = time.perf_counter()
         if options.model is not None or options.version is not None:
             raise InvalidParameter("model and version stand in the path here")

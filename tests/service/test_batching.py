@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
 
@@ -25,6 +25,7 @@ class Doubler:
         self.inline = inline
         self.seconds = seconds
         self.run_seconds = 1e-4
+        self.output_names = ["doubled", "next"]
         self.batches: list[list[float]] = []
         self.threads: set[int] = set()
 
@@ -43,7 +44,8 @@ class Counts:
         self.images: list[int] = []
         self.gone: dict[str, int] = {}
 
-    def batch(self, images: int, seconds: float) -> None:
+    def batch(self, images: int, seconds: float, outputs: Mapping[str, Array]) -> None:
+        assert [len(output) for output in outputs.values()] == [images] * 2
         self.images.append(images)
 
     def dropped(self, images: int, reason: str) -> None:
@@ -161,7 +163,7 @@ def test_rows_that_cannot_be_stacked_fail_and_the_next_are_served(executor: Thre
     async def scenario(batcher: Batcher) -> None:
         ragged = [*rows(1), (np.zeros(7, np.float32),)]
         async with asyncio.timeout(5):
-            with pytest.raises(ValueError, match="broadcast"):
+            with pytest.raises(ValueError, match="inhomogeneous"):
                 await batcher.run(ragged, soon(), here)
             assert (await batcher.run(rows(3), soon(), here)).outputs[0].tolist() == [[6]]
 

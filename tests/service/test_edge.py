@@ -103,7 +103,18 @@ def test_a_full_queue_is_429_at_once_with_retry_after(tiny_store: Path, serve: S
         assert refused.status_code == 429
         assert refused.json()["type"] == "urn:equipoise:problem:queue-full"
         assert 1 <= int(refused.headers["retry-after"]) == refused.json()["retry_after"]
-        assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+        counted = httpx.get(f"{url}/metrics", trust_env=False).text
+        assert 'requests_total{endpoint="classify",status="429"} 1.0' in counted
+        for size, closes in ((1000, False), (2 * MIB, True)):  # nobody waits for what would be refused anyway
+            with send_body(url, size, 10) as slow:
+                answer = slow.recv(65536)
+                assert b" 429 " in answer.split(b"\r\n", 1)[0]
+                assert (b"connection: close" in answer) == closes
+                if not closes:  # the same connection serves for the next try
+                    slow.sendall(bytes(size - 10) + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                    assert b" 200 " in slow.recv(65536).split(b"\r\n", 1)[0]
+        for path, status in (("/healthz", 200), ("/models", 200), ("/nowhere", 404)):
+            assert httpx.get(f"{url}{path}", trust_env=False).status_code == status
         gate.set()
         assert [future.result().status_code for future in held] == [200] * 4
     assert post(url).status_code == 200
@@ -281,7 +292,8 @@ def test_single_pictures_are_answered_while_a_thousand_wait(tiny_store: Path, se
     with concurrent.futures.ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, trust_env=False) as client:
         large = pool.submit(client.post, "/classify", json={"images": [image] * 1000}, timeout=60)
         while not large.done():
-            assert post(url).status_code == 200
+            single = client.post("/classify", content=tiny.png(), headers={"Content-Type": "image/png"})
+            assert single.status_code == 200
             before += 1
     assert len(large.result().json()["results"]) == 1000
     assert before >= 2  # the first may have come before the large one
