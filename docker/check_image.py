@@ -132,7 +132,9 @@ def check_process(pid: int, user: str, *, isolated: bool) -> None:
 
 def check_service(root: Path, config: dict, *, isolated: bool) -> None:
     port = free_port()
-    config = config | {"Env": [*config["Env"], f"EQUIPOISE_PORT={port}", "EQUIPOISE_HOST=127.0.0.1"]}
+    config = config | {
+        "Env": [*config["Env"], f"EQUIPOISE_PORT={port}", "EQUIPOISE_HOST=127.0.0.1", "EQUIPOISE_DEVICE=auto"]
+    }
     url = f"http://127.0.0.1:{port}"
     checked = subprocess.run(in_root(root, config, [*config["Entrypoint"], "check"], isolated=isolated))
     assert checked.returncode == 0, "`check` refuses the image's own models"

@@ -37,10 +37,10 @@ def test_the_base_is_pinned_by_digest() -> None:
     assert re.search(r"^ARG BASE=\S+@sha256:[0-9a-f]{64}$", DOCKERFILE, re.MULTILINE)
 
 
-def test_the_gpu_image_asks_for_the_driver() -> None:
-    assert "NVIDIA_VISIBLE_DEVICES=all" in lineage("gpu") and "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in lineage(
-        "gpu"
-    )
+def test_the_gpu_image_asks_for_the_driver_and_does_without_no_gpu() -> None:
+    lines = lineage("gpu")
+    assert "NVIDIA_VISIBLE_DEVICES=all" in lines and "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in lines
+    assert "EQUIPOISE_DEVICE=cuda" in lines
 
 
 def test_what_is_copied_is_in_the_build_context() -> None:

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from pydantic import ValidationError
 
+from benchmarks import gpu
 from contract.manifest import read_manifest, versions
 from service import engine as engine_module
 from service.binding import Binding, host_buffer
@@ -192,6 +193,24 @@ def test_a_gpu_that_has_failed_fails_liveness(tiny_store: Path, serve: Callable[
     assert response.status_code == 500
     alive = httpx.get(f"{url}/healthz", trust_env=False)
     assert alive.status_code == 503 and "illegal memory access" in alive.json()["detail"]
+
+
+def test_the_benchmark_says_that_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(asked: str) -> None:
+        raise DeviceUnavailable(f"device {asked} is asked for and cannot be had: there is none")
+
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    monkeypatch.setattr(gpu, "find_devices", none)
+    assert gpu.main() == 1
+    assert capsys.readouterr().err.startswith("no CUDA device: device cuda:0 is asked for")
+
+
+def test_the_benchmark_tells_where_a_graphs_time_goes() -> None:
+    shares = gpu.by_node("equivae-mnist", "classify", CPU)
+    assert 50 < sum(shares.values()) <= 101 and list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert all(node.endswith("(CPU)") for node in shares) and any(node.startswith("Conv ") for node in shares)
 
 
 @pytest.mark.parametrize("name", sorted(folder.name for folder in STORE.iterdir()))
