@@ -1,6 +1,8 @@
 """An engine is refused for anything that does not agree with its manifest or its golden cases."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,7 +37,7 @@ def test_a_short_run_is_inline_and_a_long_one_is_not() -> None:
 
 
 def test_the_inline_batch_is_the_largest_bucket_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Engine, "_time_run", lambda self, size: size * 1e-3)
+    monkeypatch.setattr(Engine, "_time_run", lambda self, size, limit: (size * 1e-3, 1.0))
 
     def chosen(limit: float, max_batch: int = 40) -> tuple[int, bool]:
         made = make(tiny.embed_model(), options=EngineOptions(1, max_batch, limit))
@@ -45,6 +47,20 @@ def test_the_inline_batch_is_the_largest_bucket_within_the_limit(monkeypatch: py
     assert chosen(0.020) == (16, True)
     assert chosen(0.005) == (40, False)  # inline batches of 4 would not pay for themselves
     assert chosen(0.005, max_batch=4) == (4, True)
+
+
+def test_other_work_on_the_machine_does_not_make_a_run_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is the thread's own time: here every run waits, as if something else had the CPU."""
+    run = Engine.run
+
+    def disturbed(self: Engine, inputs: list[Any]) -> Any:
+        time.sleep(0.01)
+        return run(self, inputs)
+
+    monkeypatch.setattr(Engine, "run", disturbed)
+    engine = make(tiny.embed_model(), options=EngineOptions(threads=1, max_batch=16, inline_seconds=0.005))
+    assert (engine.inline, engine.max_batch) == (True, 16)
+    assert engine.run_seconds >= 0.01  # how long it takes all the same
 
 
 def test_golden_cases_that_are_not_reproduced() -> None:
