@@ -19,9 +19,12 @@ from training.errors import ConfigError
 from training.models.equivae_config import EquiVAEConfig, FewLabelsConfig
 from training.models.mcevae_config import MCEVAEConfig
 from training.models.mcevae_paper_config import MCEVAEPaperConfig
+from training.models.plain_vae_config import PlainVAEConfig
 from training.models.upright_config import UprightConfig
 
-ModelConfig = Annotated[EquiVAEConfig | MCEVAEConfig | MCEVAEPaperConfig | UprightConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[
+    EquiVAEConfig | MCEVAEConfig | MCEVAEPaperConfig | PlainVAEConfig | UprightConfig, Field(discriminator="kind")
+]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

@@ -7,8 +7,8 @@ from typing import Protocol
 from torch import Tensor
 
 from training.models.base import Graph
+from training.models.fixed_pose import FixedPoseModel
 from training.models.mcevae import MCEVAE, Canonical, Pose
-from training.models.mcevae_paper import MCEVAEPaper
 
 __all__ = ["Canonicalize", "Embed", "Transform"]
 
@@ -47,7 +47,7 @@ class Canonicalize(_PoseGraph):
 class Embed(Graph):
     outputs = ("embedding",)
 
-    def __init__(self, model: MCEVAE | MCEVAEPaper) -> None:
+    def __init__(self, model: MCEVAE | FixedPoseModel) -> None:
         super().__init__()
         self.model = model
 

@@ -41,19 +41,15 @@ Where this differs from the code:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from contract.manifest import InputSpec
-from training.fixed_poses import draw_fixed_poses, pose_images
 from training.latent import kl_per_dimension
 from training.lie import DIMENSIONS, exponential, inverse, resample
-from training.models.base import Model
+from training.models.fixed_pose import FixedPoseModel, cross_entropy, draw
 from training.models.mcevae import Canonical, Pose
 from training.models.mcevae_paper_config import MCEVAEPaperConfig
 
@@ -63,11 +59,9 @@ if TYPE_CHECKING:
 __all__ = ["MCEVAEPaper", "MCEVAEPaperConfig"]
 
 HIDDEN, TAU_HIDDEN, DECODER_HIDDEN = 512, 32, 300
-LEAST = 1e-5  # images are clamped to [LEAST, 1 - LEAST] in the cross-entropy
-LEAST_CANONICAL = 1 / 512  # and the decoder's to this
+LEAST_CANONICAL = 1 / 512  # the decoder's pixels are clamped to [1/512, 511/512]
 UNIFORM_STD = math.pi / math.sqrt(3)
 INVARIANCE_SHIFT = 0.25  # of the random M, normalised units
-CHUNK = 500  # images a forward pass where no gradient is kept
 
 
 class GatedDense(nn.Module):
@@ -117,15 +111,13 @@ def _pose_head(features: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(features, TAU_HIDDEN), nn.ReLU(), last)
 
 
-class MCEVAEPaper(Model):
+class MCEVAEPaper(FixedPoseModel):
     """Images are float32 [N,C,S,S] in [0,1] at every public method, S a multiple of 4."""
 
     protocol = (
         "every image turned, and in SE(2) moved, once within the training range; every latent at its mean",
         "reconstruction (cross-entropy) and kl in nats an image, mse a pixel",
     )
-
-    centroids: Tensor
 
     def __init__(self, config: MCEVAEPaperConfig, input: InputSpec, num_classes: int) -> None:
         super().__init__()
@@ -151,30 +143,16 @@ class MCEVAEPaper(Model):
         self.register_buffer("centroids", torch.zeros(config.clusters, config.clusters))
 
     def prepare(self, train: LabelledImages) -> None:
-        """Nothing of the training set is needed beforehand.
+        """As every model of fixed poses.
 
         Raises:
-            ValueError: its images cannot be halved twice, or are fewer than the clusters.
+            ValueError: also where the images cannot be halved twice.
         """
         if self.side % 4:
             raise ValueError(f"images of {self.side} x {self.side} pixels: recipe paper needs a multiple of 4")
-        if len(train) < self.config.clusters:
-            raise ValueError(f"{len(train)} training images for {self.config.clusters} clusters")
+        super().prepare(train)
 
     # --- one step of training -------------------------------------------------------------------------------------
-
-    def batch(self, data: LabelledImages, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Upright and observed images [B,C,S,S] of `indices` [B], each always under the same transform.
-
-        The generator is not used: there is no augmentation.
-        """
-        upright = data.images[indices].float() / 255
-        return {"upright": upright, "observed": pose_images(upright, self._fixed_poses(len(data))[indices])}
-
-    def _fixed_poses(self, count: int) -> Tensor:
-        config = self.config
-        shift = config.shift if config.group == "SE2" else 0.0
-        return draw_fixed_poses(count, self.side, config.rotation_degrees, shift, config.pose_seed)
 
     def loss(
         self, batch: dict[str, Tensor], generator: torch.Generator | None = None, progress: float = 0.0
@@ -189,9 +167,9 @@ class MCEVAEPaper(Model):
         """
         x = batch["observed"]
         features = self.encoder(x)
-        style, style_log_variance = _draw(self.style(features), generator)
-        content, content_log_variance = _draw(self.content(features), generator)
-        tau, tau_log_variance = _draw(self.pose_heads(features), generator)
+        style, style_log_variance = draw(self.style(features), generator)
+        content, content_log_variance = draw(self.content(features), generator)
+        tau, tau_log_variance = draw(self.pose_heads(features), generator)
         canonical = self.decode(content, style)
         observed = resample(canonical, inverse(exponential(self.config.group, tau)))
         terms = {"reconstruction": cross_entropy(x, observed).mean()}
@@ -211,8 +189,8 @@ class MCEVAEPaper(Model):
         for _ in range(self.config.transforms):
             with torch.no_grad():
                 features = self.encoder(resample(x, self._random_transform(x, generator)))
-                other_content, _ = _draw(self.content(features), generator)
-                other_style, _ = _draw(self.style(features), generator)
+                other_content, _ = draw(self.content(features), generator)
+                other_style, _ = draw(self.style(features), generator)
                 target = self.decode(other_content, other_style)
             total = total + ((other_style - style) ** 2).sum(1) + ((other_content - content) ** 2).sum(1)
             total = total + cross_entropy(target, canonical)
@@ -259,69 +237,17 @@ class MCEVAEPaper(Model):
         features = self.encoder(images)
         return self.content.mean(features), self.style.mean(features)
 
-    def clusters(self, images: Tensor) -> Tensor:
-        """1 for the nearest centroid of k-means on z_c and 0 for the others, after `calibrate`: [N,C,S,S] -> [N,n_C]"""
-        nearest = torch.cdist(self.embed(images), self.centroids).argmin(1)
-        return F.one_hot(nearest, self.config.clusters).to(images.dtype)
-
-    # --- over a data set ------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def validate(
-        self, train: LabelledImages, validation: LabelledImages, train_limit: int | None = 10_000
-    ) -> dict[str, float]:
-        """Figures of the validation images, each under a transform of the training range, in evaluation mode.
-
-        Returns:
-            reconstruction (nats an image) and mse (a pixel) with every latent at its mean; kl, in closed form, of z,
-            tau and z_c together.
-        """
-        was_training = self.training
-        self.eval()
-        sums = {"reconstruction": 0.0, "mse": 0.0, "kl": 0.0}
-        for images in self._observed(validation):
-            features = self.encoder(images)
-            style, content, tau = self.style(features), self.content(features), self.pose_heads(features)
-            canonical = self.decode(content[0], style[0])
-            rebuilt = resample(canonical, inverse(exponential(self.config.group, tau[0])))
-            kl = kl_per_dimension(*style).sum(1) + kl_per_dimension(*tau).sum(1)
-            kl = kl + kl_per_dimension(content[0] - 1, content[1]).mean(1)
-            sums["reconstruction"] += float(cross_entropy(images, rebuilt).sum())
-            sums["mse"] += float(((images - rebuilt) ** 2).flatten(1).mean(1).sum())
-            sums["kl"] += float(kl.sum())
-        self.train(was_training)
-        return {name: total / len(validation) for name, total in sums.items()}
-
-    @torch.no_grad()
-    def calibrate(self, train: LabelledImages, validation: LabelledImages) -> None:
-        """Find the clusters: k-means on z_c of the training images as they were trained on, best of ten starts."""
-        self.eval()
-        embeddings = torch.cat([self.embed(images) for images in self._observed(train)]).cpu().double().numpy()
-        found = KMeans(self.config.clusters, n_init=10, random_state=self.config.pose_seed).fit(embeddings)
-        self.centroids.copy_(torch.from_numpy(found.cluster_centers_))
-
-    def _observed(self, data: LabelledImages) -> Iterator[Tensor]:
-        """Every image under its own transform, `CHUNK` at a time: [N,C,S,S]"""
-        poses = self._fixed_poses(len(data))
-        for start in range(0, len(data), CHUNK):
-            rows = slice(start, start + CHUNK)
-            yield pose_images(data.images[rows].float() / 255, poses[rows]).to(self.centroids.device)
+    def rebuild(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The KL is of z, tau and z_c together."""
+        features = self.encoder(images)
+        style, content, tau = self.style(features), self.content(features), self.pose_heads(features)
+        kl = kl_per_dimension(*style).sum(1) + kl_per_dimension(*tau).sum(1)
+        kl = kl + kl_per_dimension(content[0] - 1, content[1]).mean(1)
+        canonical = self.decode(content[0], style[0])
+        return resample(canonical, inverse(exponential(self.config.group, tau[0]))), kl
 
 
 # --- terms of the objective, [N] -------------------------------------------------------------------------------------
-
-
-def _draw(posterior: tuple[Tensor, Tensor], generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """One sample of N(mean, exp(log variance)), and the log variance."""
-    mean, log_variance = posterior
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-    return mean + torch.exp(0.5 * log_variance) * noise, log_variance
-
-
-def cross_entropy(target: Tensor, image: Tensor) -> Tensor:
-    """Of grey values taken as probabilities, summed over the pixels: [N,C,S,S] twice -> nats [N]"""
-    target, image = target.float().clamp(LEAST, 1 - LEAST), image.float().clamp(LEAST, 1 - LEAST)
-    return -(target * torch.log(image) + (1 - target) * torch.log1p(-image)).flatten(1).sum(1)
 
 
 def standard_kl(sample: Tensor, log_variance: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from training.models.equivae_config import EquiVAEConfig
 from training.models.equivae_few import FewLabelEquiVAE
 from training.models.mcevae import MCEVAE
 from training.models.mcevae_paper import MCEVAEPaper
+from training.models.plain_vae import PlainVAE
 from training.models.upright import Upright
 
 __all__ = ["KINDS", "Kind", "build", "graphs"]
@@ -54,6 +55,7 @@ KINDS: dict[str, Kind] = {
     ),
     "mcevae": Kind(family="mcevae", make=MCEVAE, graphs=_POSE_GRAPHS),
     "mcevae_paper": Kind(family="mcevae", make=MCEVAEPaper, graphs=_POSE_GRAPHS),
+    "plain_vae": Kind(family="mcevae", make=PlainVAE, graphs=_POSE_GRAPHS),
     "upright": Kind(
         family="mcevae",
         make=Upright,

@@ -1,0 +1,98 @@
+"""The VAEs beside MCE-VAE: what each makes of a transform, its objective written out, and that it learns."""
+
+import pytest
+import torch
+
+from contract.manifest import InputSpec
+from training import datasets
+from training.config import DigitsData
+from training.datasets import LabelledImages
+from training.lie import exponential, inverse, resample
+from training.models.fixed_pose import cross_entropy
+from training.models.plain_vae import PlainVAE
+from training.models.plain_vae_config import PlainVAEConfig
+
+METHODS = ("beta", "affine", "spatial")
+INPUT = InputSpec(channels=1, height=12, width=12)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def data() -> LabelledImages:
+    return datasets.load(DigitsData(source="digits", canvas=12)).train
+
+
+def make(method: str, **values: object) -> PlainVAE:
+    return PlainVAE(PlainVAEConfig.model_validate({"kind": "plain_vae", "method": method, **values}), INPUT, 10)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("group", ["SO2", "SE2"])
+def test_it_learns_and_finds_clusters(method: str, group: str, data: LabelledImages) -> None:
+    model = make(method, group=group, shift=0.1)
+    model.prepare(data)
+    before = model.validate(data, data)
+    optimiser = torch.optim.Adam(model.parameters(), 2e-3)
+    for step in range(60):
+        rows = torch.randperm(len(data), generator=seeded(step))[:64]
+        loss = model.loss(model.batch(data, rows, seeded(step)), seeded(step))["loss"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    after = model.validate(data, data)
+    assert after["reconstruction"] < 0.8 * before["reconstruction"]
+    model.calibrate(data, data)
+    images = data.images[:50].float() / 255
+    assert model.clusters(images).sum(1).tolist() == [1.0] * 50
+    pose, canonical, rectified = model.canonicalize(images)
+    assert canonical.shape == rectified.shape == images.shape
+    found = float(pose.coefficients.detach().abs().max())
+    assert found == 0 if method == "beta" else found > 0
+
+
+@pytest.mark.parametrize("method", ["affine", "beta"])
+def test_what_is_decoded_is_the_canonical_picture_under_the_transform(method: str) -> None:
+    model = make(method)
+    z, matrix = torch.randn(3, 16), exponential("SO2", torch.tensor([[0.5], [-1.0], [0.0]]))
+    canonical = model.decode(z, torch.eye(2, 3).expand(3, 2, 3))
+    torch.testing.assert_close(model.decode(z, matrix), resample(canonical, inverse(matrix)))
+
+
+def test_spatial_decodes_places_where_the_transform_moves_them() -> None:
+    """A quarter of a turn maps the pixel grid onto itself."""
+    model = make("spatial")
+    z, quarter = torch.randn(1, 16), exponential("SO2", torch.tensor([[torch.pi / 2]]))
+    upright = model.decode(z, torch.eye(2, 3)[None])
+    turned = model.decode(z, quarter)
+    torch.testing.assert_close(turned, torch.rot90(upright, 1, (2, 3)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(turned, resample(upright, inverse(quarter), "nearest"), rtol=1e-3, atol=1e-4)
+
+
+def test_affine_encodes_what_its_own_transform_has_undone(data: LabelledImages) -> None:
+    model = make("affine")
+    torch.nn.init.normal_(model.tau.weight, std=0.05)
+    images = data.images[:4].float() / 255
+    q = model.posterior(images)
+    undone = resample(images, exponential("SO2", q.tau))
+    torch.testing.assert_close(q.z, model.z(model.encoder(undone)).chunk(2, 1)[0])
+    assert q.tau_log_variance is None and float(q.tau.detach().abs().max()) > 0.01
+
+
+def test_beta_weighs_the_kl_of_z(data: LabelledImages) -> None:
+    model = make("beta", beta=3)
+    batch = model.batch(data, torch.arange(8), seeded())
+    terms = model.loss(batch, seeded(1))
+    expected = terms["reconstruction"] + 3 * terms["kl"]
+    torch.testing.assert_close(terms["loss"], expected)
+    q = model.posterior(batch["observed"])
+    z = q.z + torch.exp(0.5 * q.z_log_variance) * torch.randn(q.z.shape, generator=seeded(1))
+    rebuilt = model.decode(z, exponential("SO2", q.tau))
+    torch.testing.assert_close(terms["reconstruction"], cross_entropy(batch["observed"], rebuilt).mean())

@@ -1,0 +1,117 @@
+"""Models whose training images are turned and moved once and for all, as MCE-VAE's reference code draws its data."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.fixed_poses import draw_fixed_poses, pose_images
+from training.models.base import Model
+
+if TYPE_CHECKING:
+    from training.datasets import LabelledImages
+
+__all__ = ["FixedPoseModel", "cross_entropy", "draw"]
+
+LEAST = 1e-5  # images are clamped to [LEAST, 1 - LEAST] in the cross-entropy
+CHUNK = 500  # images a forward pass where no gradient is kept
+
+
+class FixedPoseModel(Model):
+    """Images [N,C,S,S] are shown once turned by +-config.rotation_degrees and, in SE2, moved; clusters are k-means'.
+
+    config: group, rotation_degrees, shift, pose_seed, clusters.
+    """
+
+    config: Any
+    side: int
+    centroids: Tensor
+
+    def prepare(self, train: LabelledImages) -> None:
+        """Nothing of the training set is needed beforehand.
+
+        Raises:
+            ValueError: its images are fewer than the clusters.
+        """
+        if len(train) < self.config.clusters:
+            raise ValueError(f"{len(train)} training images for {self.config.clusters} clusters")
+
+    def batch(self, data: LabelledImages, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Upright and observed images [B,C,S,S] of `indices` [B], each always under the same transform.
+
+        The generator is not used: there is no augmentation.
+        """
+        upright = data.images[indices].float() / 255
+        return {"upright": upright, "observed": pose_images(upright, self._fixed_poses(len(data))[indices])}
+
+    def _fixed_poses(self, count: int) -> Tensor:
+        config = self.config
+        shift = config.shift if config.group == "SE2" else 0.0
+        return draw_fixed_poses(count, self.side, config.rotation_degrees, shift, config.pose_seed)
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """What the clusters are found in: [N,C,S,S] -> [N,D]"""
+
+    def clusters(self, images: Tensor) -> Tensor:
+        """[N,C,S,S] -> [N,K], 1 for the nearest centroid of `calibrate`'s k-means and 0 for the others."""
+        nearest = torch.cdist(self.embed(images), self.centroids).argmin(1)
+        return F.one_hot(nearest, self.config.clusters).to(images.dtype)
+
+    @abstractmethod
+    def rebuild(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[N,C,S,S] -> the mean of p(x|latents at their means) [N,C,S,S], and the closed-form KL of all latents [N]"""
+
+    @torch.no_grad()
+    def validate(
+        self, train: LabelledImages, validation: LabelledImages, train_limit: int | None = 10_000
+    ) -> dict[str, float]:
+        """Figures of the validation images, each under a transform of the training range, in evaluation mode.
+
+        Returns:
+            reconstruction (nats an image), mse (a pixel) and kl.
+        """
+        was_training = self.training
+        self.eval()
+        sums = {"reconstruction": 0.0, "mse": 0.0, "kl": 0.0}
+        for images in self._observed(validation):
+            rebuilt, kl = self.rebuild(images)
+            sums["reconstruction"] += float(cross_entropy(images, rebuilt).sum())
+            sums["mse"] += float(((images - rebuilt) ** 2).flatten(1).mean(1).sum())
+            sums["kl"] += float(kl.sum())
+        self.train(was_training)
+        return {name: total / len(validation) for name, total in sums.items()}
+
+    @torch.no_grad()
+    def calibrate(self, train: LabelledImages, validation: LabelledImages) -> None:
+        """Find the clusters: k-means on the embeddings of the training images as they are shown, best of ten starts."""
+        self.eval()
+        embeddings = torch.cat([self.embed(images) for images in self._observed(train)]).cpu().double().numpy()
+        found = KMeans(self.config.clusters, n_init=10, random_state=self.config.pose_seed).fit(embeddings)
+        self.centroids.copy_(torch.from_numpy(found.cluster_centers_))
+
+    def _observed(self, data: LabelledImages) -> Iterator[Tensor]:
+        """Every image under its own transform, `CHUNK` at a time: [N,C,S,S]"""
+        poses = self._fixed_poses(len(data))
+        for start in range(0, len(data), CHUNK):
+            rows = slice(start, start + CHUNK)
+            yield pose_images(data.images[rows].float() / 255, poses[rows]).to(self.centroids.device)
+
+
+def cross_entropy(target: Tensor, image: Tensor) -> Tensor:
+    """Of grey values taken as probabilities, summed over the pixels: [N,C,S,S] twice -> nats [N]"""
+    target, image = target.float().clamp(LEAST, 1 - LEAST), image.float().clamp(LEAST, 1 - LEAST)
+    return -(target * torch.log(image) + (1 - target) * torch.log1p(-image)).flatten(1).sum(1)
+
+
+def draw(posterior: tuple[Tensor, Tensor], generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """One sample of N(mean, exp(log variance)), and the log variance."""
+    mean, log_variance = posterior
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    return mean + torch.exp(0.5 * log_variance) * noise, log_variance
