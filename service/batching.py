@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -140,6 +141,11 @@ class Batcher:
         # So that one large request does not hold up those behind it, it has at most this part of a shared batch.
         self._share = max(1, engine.max_batch // 4)
 
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """Asked for once: to ask for it is a system call in Python 3.11."""
+        return asyncio.get_running_loop()
+
     @property
     def wait_seconds(self) -> float:
         """How long new rows would wait for those before them, by what the last runs took."""
@@ -166,7 +172,7 @@ class Batcher:
             DeadlineExceeded: it would pass while waiting, or it has passed.
         """
         deadline.check(self.wait_seconds)
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         entry = Entry(rows, deadline, gone, loop.create_future())
         self._waiting.append(entry)
         self.depth += len(rows)
@@ -193,7 +199,7 @@ class Batcher:
     def _call_turn(self) -> None:
         if self._waiting and not self._due and any(lane.since is None for lane in self._lanes):
             self._due = True
-            asyncio.get_running_loop().call_soon(self._turn)
+            self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
         self._due = False
@@ -214,7 +220,7 @@ class Batcher:
 
     def _run_in_thread(self, batch: Batch, inputs: list[Array]) -> None:
         lane = next(lane for lane in self._lanes if lane.since is None)
-        running = asyncio.get_running_loop().run_in_executor(lane.executor, lane.engine.run, inputs)
+        running = self._loop.run_in_executor(lane.executor, lane.engine.run, inputs)
         start = lane.since = time.perf_counter()
 
         def finish(running: "asyncio.Future[list[Array]]") -> None:

@@ -170,8 +170,8 @@ class Engine:
                 raise EngineError(f"the graph does not reproduce its golden cases: {name} is off by {worst:.3g}")
 
     def _warm(self, options: EngineOptions) -> tuple[int, float, bool]:
-        """Run the buckets (1, 2, 4, ... max_batch) and choose: the largest batch that keeps the event loop responsive, or
-        whole batches in a thread where even one that pays for itself takes longer than that.
+        """Run the buckets (1, 2, 4, ... max_batch) and choose: the largest batch that keeps the event loop responsive,
+        or whole batches in a thread where even one that pays for itself takes longer than that.
 
         What lies above an inline batch is never run, and is not warmed.
         """

@@ -81,7 +81,7 @@ def accept(data: bytes, limits: PictureLimits) -> EncodedPicture:
     try:
         return read_header(data, limits=limits)
     except PictureError as error:
-        raise _problem(error) from None
+        raise _problem(error.with_traceback(None)) from None
 
 
 def decoding_cost(encoded: Sequence[EncodedPicture | Problem]) -> tuple[int, int]:
@@ -106,7 +106,7 @@ def to_input(
     try:
         picture = encoded.decode(apply_exif=options.exif == "apply", keep_original=keep_original)
     except PictureError as error:
-        raise _problem(error) from None
+        raise _problem(error.with_traceback(None)) from None
     prepared = prepare(
         picture.pixels, manifest.input, manifest.preprocessing, polarity=options.polarity, fit=options.fit
     )
@@ -135,4 +135,5 @@ def write_picture(image: npt.NDArray[np.float32], media_type: str = "image/png")
 
 
 def _problem(error: PictureError) -> Problem:
+    """The problem of the same fault; what it stands beside keeps no frames alive that hold it."""
     return _PROBLEMS[type(error)](str(error))

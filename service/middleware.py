@@ -158,7 +158,9 @@ class RequestEdge:
                 note(call, scope, seconds)
             if call.model is not None:
                 call.model.leave()
-                call.model = None  # a connection keeps its last request's scope for as long as it idles
+            # The server's receive knows the scope: a circle, which would wait for the garbage collector. And a
+            # connection keeps its last request's scope for as long as it idles.
+            del scope[CALL]
 
     async def _answer(self, problem: Problem, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         self._metrics.problem(problem.slug)
@@ -234,7 +236,6 @@ class BodyLimits:
             call.unread = True
             raise self._too_large()
         arrived = held = 0
-        deadline = asyncio.get_running_loop().time() + self._timeout_seconds
         complete = False
 
         async def receive_limited() -> Message:
@@ -244,7 +245,7 @@ class BodyLimits:
             message = _at_hand(receive)  # a small body came with its head, and needs no timer
             if message is None:
                 try:
-                    async with asyncio.timeout_at(deadline):
+                    async with asyncio.timeout(call.start + self._timeout_seconds - time.perf_counter()):
                         message = await receive()
                 except TimeoutError:
                     call.unread = True

@@ -5,7 +5,7 @@ import math
 import socket
 import sys
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -104,6 +104,35 @@ def allow_files(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+class Joined:
+    """A transport whose writes of one turn of the event loop are one: the head of an answer and its body in one packet.
+
+    uvicorn writes them one after the other, and each is a system call, which is dear beside a small answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts and not self._transport.is_closing():  # else the client has gone
+            self._transport.write(b"".join(parts))
+
+
 def _limited(connections: Connections, probe_port: int | None) -> type[asyncio.Protocol]:
     """uvicorn's HTTP, with an answer for who connects past the limit."""
     problem = TooManyConnections(f"{connections.limit:,} connections are open, which is the limit")
@@ -117,7 +146,7 @@ def _limited(connections: Connections, probe_port: int | None) -> type[asyncio.P
         counted = False
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(transport)
+            super().connection_made(cast(asyncio.Transport, Joined(cast(asyncio.Transport, transport))))
             if transport.get_extra_info("sockname")[1] == probe_port:
                 return
             if connections.open >= connections.limit:

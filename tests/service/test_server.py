@@ -1,5 +1,6 @@
 """The server around the app: two ports, a bounded number of connections, headers for browsers."""
 
+import gc
 import re
 import socket
 import time
@@ -132,3 +133,43 @@ def test_no_answer_tells_a_path_of_this_machine(tmp_path: Path, serve: Serve, mo
     assert len([line for line in texts[0].split('"reason"')]) == 5
     for text in texts:
         assert str(tmp_path) not in text and "Traceback" not in text and ".py" not in text
+
+
+def ask(connection: socket.socket, head: str, body: bytes = b"") -> bytes:
+    """What comes back at once."""
+    connection.sendall(f"{head}\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    return connection.recv(65536)
+
+
+def test_head_and_body_of_an_answer_come_together(tiny_store: Path, serve: Serve) -> None:
+    with connect(serve(tiny_store)) as connection:
+        for _ in range(5):
+            head, _, body = ask(connection, "POST /classify HTTP/1.1", tiny.png()).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert f"content-length: {len(body)}\r\n".encode() in head + b"\r\n" and body
+        assert ask(connection, "HEAD /classify HTTP/1.1").startswith(b"HTTP/1.1 405 ")
+
+
+def test_a_client_that_asks_before_it_sends_its_body_is_told_to(tiny_store: Path, serve: Serve) -> None:
+    body = tiny.png()
+    with connect(serve(tiny_store)) as connection:
+        head = f"POST /classify HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_answered_request_leaves_nothing_to_the_garbage_collector(tiny_store: Path, serve: Serve) -> None:
+    """A circle of references a request would cost a tenth of its time."""
+    with connect(serve(tiny_store)) as connection:
+        ask(connection, "POST /classify HTTP/1.1", tiny.png())
+        gc.collect()
+        gc.disable()
+        try:
+            for body, status in ((tiny.png(), b"200"), (b"no picture", b"400")) * 50:
+                assert ask(connection, "POST /classify HTTP/1.1", body)[9:12] == status
+            left = gc.collect()
+        finally:
+            gc.enable()
+    assert left < 50
