@@ -29,6 +29,8 @@ from PIL import Image
 from benchmarks import contenders
 from benchmarks.load import ROOT, Cores, Sample, running
 
+_SECOND = "equivae-digits"  # a second model that ours has loaded
+
 Samples = dict[tuple[str, int], list[Sample]]
 
 
@@ -42,13 +44,13 @@ def picture(folder: Path) -> bytes:
     return file.getvalue()
 
 
-def graph_microseconds(folder: Path, batch: int, seconds: float = 1.0) -> float:
+def graph_microseconds(folder: Path, batch: int, seconds: float = 1.0, graph: str = "classify") -> float:
     """ONNX Runtime alone, one thread: time an image of one batch size."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(folder / "classify.onnx", options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(folder / f"{graph}.onnx", options, providers=["CPUExecutionProvider"])
     with np.load(folder / "golden.npz") as golden:
-        images = np.repeat(golden["classify/in/image"][:1], batch, 0)
+        images = np.repeat(golden[f"{graph}/in/image"][:1], batch, 0)
     times = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -58,23 +60,45 @@ def graph_microseconds(folder: Path, batch: int, seconds: float = 1.0) -> float:
     return statistics.median(times) / batch * 1e6
 
 
-def model_folder(store: Path, model: str | None) -> Path:
-    """The highest version of a model that classifies."""
+def model_folder(store: Path, model: str | None, graph: str = "classify") -> Path:
+    """The highest version of a model that has this graph."""
     for name in [model] if model else ["equivae-mnist", *sorted(path.name for path in store.iterdir())]:
         versions = sorted((int(path.name), path) for path in store.glob(f"{name}/[1-9]*"))
-        if versions and (versions[-1][1] / "classify.onnx").exists():
+        if versions and (versions[-1][1] / f"{graph}.onnx").exists():
             return versions[-1][1].resolve()
-    raise SystemExit(f"no model that classifies in {store}")
+    raise SystemExit(f"no model with the graph {graph} in {store}")
+
+
+def store_of(folders: Sequence[Path], store: Path) -> Path:
+    """A model store with copies of these versions, each as version 1 (a name that comes again is `<name>-2` and so on);
+    the folder of the first.
+    """
+    names: list[str] = []
+    for folder in folders:
+        name = folder.parent.name
+        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+        copy = store / names[-1] / "1"
+        shutil.copytree(folder, copy)
+        manifest = json.loads((copy / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps(manifest | {"name": names[-1], "version": 1}))
+    return store / names[0] / "1"
+
+
+def machine() -> str:
+    """What the figures were taken on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{platform.machine()}, {cpu}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def table(samples: Samples, clients: Sequence[int]) -> str:
     """Markdown: medians over the repeats, with the least and most rate at the largest number of clients."""
-    most = max(clients)
+    least, most = min(clients), max(clients)
     heads = [f"{count} client{'s' if count > 1 else ''}" for count in clients]
     lines = [
-        f"| server | {' | '.join(heads)} | least to most at {most} | CPU us at {most} | p50 / p99 ms at {most} | "
-        "not 2xx | PSS MB | processes |",
-        "|---" * (len(heads) + 7) + "|",
+        f"| server | {' | '.join(heads)} | least to most at {most} | CPU us at {most} | p50 ms at {least} | "
+        f"p50 / p99 ms at {most} | not 2xx | PSS MB | processes |",
+        "|---" * (len(heads) + 8) + "|",
     ]
     for name in dict.fromkeys(name for name, _ in samples):
         rates = [f"{_median(samples[name, count], 'rate'):,.0f}" for count in clients]
@@ -83,6 +107,7 @@ def table(samples: Samples, clients: Sequence[int]) -> str:
         bad = sum(run.not_2xx for count in clients for run in samples[name, count])
         lines.append(
             f"| {name} | {' | '.join(rates)} | {spread} | {_median(last, 'cpu_us'):.0f} | "
+            f"{_median(samples[name, least], 'p50_ms'):.2f} | "
             f"{_median(last, 'p50_ms'):.1f} / {_median(last, 'p99_ms'):.1f} | {bad} | "
             f"{_median(last, 'pss_mb'):.0f} | {last[-1].processes} |"
         )
@@ -135,6 +160,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 64], help="connections (default: 1 64)")
     parser.add_argument("--seconds", type=float, default=5.0, help="a run (default: 5)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each server and number of clients (default: 5)")
+    parser.add_argument("--marks", action="store_true", help="also the HTTP floor and a raw ASGI app")
     parser.add_argument(
         "--peers", action="store_true", help="also LitServe, BentoML, MLServer, Ray Serve and the marks"
     )
@@ -150,10 +176,13 @@ def main() -> int:
     print(f"model {folder.parent.name}/{folder.name}, picture of {len(body)} bytes")
     print("ONNX Runtime alone, one thread:", ", ".join(f"{t:.0f} us an image at batch {b}" for b, t in alone.items()))
     samples: Samples = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        servers = [contenders.ours(folder, with_key=True), contenders.plain_fastapi(folder)]
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as store:
+        two = store_of([folder, model_folder(arguments.model_store, _SECOND)], Path(store))
+        servers = [contenders.ours(two, with_key=True), contenders.plain_fastapi(folder)]
+        if arguments.marks or arguments.peers:
+            servers += contenders.marks(folder)
         if arguments.peers:
-            servers += [*contenders.marks(folder), *contenders.peers(folder, Path(scratch))]
+            servers += contenders.peers(folder, Path(scratch))
         for _ in range(arguments.repeats):
             for server in servers:
                 with running(server, cores, body) as target:
@@ -167,8 +196,8 @@ def main() -> int:
             {"server": name, "clients": clients, "runs": [run.as_dict() for run in runs]}
             for (name, clients), runs in samples.items()
         ]
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        arguments.json.write_text(json.dumps({"machine": machine, "graph_us": alone, "servers": rows}, indent=1) + "\n")
+        figures = {"machine": machine(), "graph_us": alone, "servers": rows}
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     if arguments.chart:
         chart(samples, arguments.clients, arguments.chart)
     return 1 if any(run.not_2xx for clients in arguments.clients for run in samples[servers[0].name, clients]) else 0
