@@ -111,12 +111,12 @@ def checked(matrix: npt.ArrayLike) -> Matrix:
         raise GeometryError(f"not a matrix of numbers: {error}") from None
     if array.shape[-2:] != (2, 3):
         raise GeometryError(f"a transform of the plane is a matrix [2,3], this has the shape {list(array.shape)}")
-    if not np.isfinite(array).all():
-        raise GeometryError("the matrix has a number that is not finite")
-    linear = array[..., :2]
-    size = np.square(linear).sum((-2, -1))
-    if (np.abs(_determinant(linear)) <= _SINGULAR * size).any():
-        raise GeometryError("the matrix squeezes the plane to a line or a point and cannot be inverted")
+    # One matrix is the common case, and NumPy takes ten times as long for it as for its six numbers.
+    for (a, b, x), (c, d, y) in [array.tolist()] if array.ndim == 2 else array.reshape(-1, 2, 3).tolist():
+        if not all(map(math.isfinite, (a, b, x, c, d, y))):
+            raise GeometryError("the matrix has a number that is not finite")
+        if abs(a * d - b * c) <= _SINGULAR * (a * a + b * b + c * c + d * d):
+            raise GeometryError("the matrix squeezes the plane to a line or a point and cannot be inverted")
     return array
 
 
