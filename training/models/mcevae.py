@@ -30,77 +30,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from contract.manifest import InputSpec
 from training import mixture
 from training.augment import distorted_grid, outliers
 from training.latent import kl_per_dimension
-from training.lie import compose, exponential, grid, inverse, resample
-from training.models.base import Model
+from training.lie import compose
 from training.models.mcevae_config import MCEVAEConfig
-from training.models.mcevae_parts import Decoder, Encoder
-from training.models.polar import AngleNet, PolarSampler
-from training.models.rotation import bin_angles, deviation, find_modes, range_prior, wrapped
+from training.models.mcevae_inference import Inference, exactly
+from training.models.rotation import bin_angles, find_modes, range_prior, wrapped
 from training.turned import move, similarity, uniform
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
 
-__all__ = ["Canonical", "MCEVAE", "MCEVAEConfig", "Pose"]
+__all__ = ["MCEVAE", "MCEVAEConfig"]
 
 CHUNK = 500  # images a forward pass where no gradient is kept
 ACTIVE_NATS = 0.1  # a dimension of z counts as used above this mean KL
 PROBE_DEGREES = 60.0  # validation pictures are turned by up to this, whatever the model's range
 FLIP_DEGREES = 90.0
-RING = 0.85  # the background is the mean of a picture between this share of the inscribed circle and the circle
 LEAST = 1e-4  # of a probability in a logarithm
 # Share of the training after which pictures without an orientation are shown. From the start they cost more than they
 # gave: at the same number of steps the loss of tau was 0.50 instead of 0.43.
 OUTLIERS_FROM = 0.7
 
 
-class Pose(NamedTuple):
-    """The transform of N pictures, canonical frame -> observed picture.
-
-    coefficients [N,G] of the group's exponential (training/lie.py), their standard deviation [N,G], matrix [N,2,3] of
-    the best mode; modes [N,M,2,3] with weights [N,M] that sum to 1, best first.
-    """
-
-    coefficients: Tensor
-    coefficients_std: Tensor
-    matrix: Tensor
-    modes: Tensor
-    weights: Tensor
-
-
-class Canonical(NamedTuple):
-    """A pose, the decoder's picture and the input resampled through the pose's matrix, both [N,C,S,S] in [0,1]."""
-
-    pose: Pose
-    canonical: Tensor
-    rectified: Tensor
-
-
-class _Seen(NamedTuple):
-    """Pictures as the model sees them: ink = picture - background [N,C,S,S], background [N,C,1,1], the centroid [N,2]
-    and the ink's radius relative to the training set's [N], mass: full pixels of ink [N], log q(tau) [N,B].
-    """
-
-    ink: Tensor
-    background: Tensor
-    centre: Tensor
-    log_scale: Tensor
-    mass: Tensor
-    log_posterior: Tensor
-
-
-class MCEVAE(Model):
-    """The model of a whole configuration; square pictures only."""
+class MCEVAE(Inference):
+    """The objective, and the figures of a data set."""
 
     protocol = (
         "rotation_error_60, _median_60 (degrees) and _flips_60 (% over 90): angle found in an upright picture and in "
@@ -110,59 +72,10 @@ class MCEVAE(Model):
     )
 
     turns: Tensor
-    prior: Tensor
-    mask: Tensor
-    ring: Tensor
-    positions: Tensor
-    means: Tensor
-    reference_radius: Tensor
-    std_factor: Tensor
-    std_knee: Tensor
-    frame_std: Tensor
 
     def __init__(self, config: MCEVAEConfig, input: InputSpec, num_classes: int) -> None:
-        super().__init__()
-        self.config = config
-        self.input = input
-        self.num_classes = num_classes
-        side = input.height
-        self.window = side if config.window is None else config.window
-        if self.window > side or (side - self.window) % 2:
-            raise ValueError(f"model.window {self.window} must be at most {side} and differ from it by an even number")
-        pose = config.pose
-        self.sampler = PolarSampler(side, pose.reach, pose.radii, pose.angles)
-        self.angle_net = AngleNet(input.channels * pose.radii, pose.width, pose.kernel, pose.dilations)
-        self.cluster_dim = config.cluster_dim or max(config.clusters, 2)
-        self.encoder = Encoder(input.channels, self.window, config.encoder, (self.cluster_dim, config.z_dim))
-        self.decoder = Decoder(self.cluster_dim + config.z_dim, input.channels, self.window, config.decoder)
-        if config.likelihood == "gaussian":
-            self.log_sigma = nn.Parameter(torch.full((), -1.0))
-        self._constants(side, pose.angles // 2)
+        super().__init__(config, input, num_classes)
         self.turns = torch.zeros(0)
-
-    def _constants(self, side: int, bins: int) -> None:
-        config = self.config
-        centres = (2 * torch.arange(side) + 1) / side - 1
-        radius = torch.hypot(centres[:, None], centres)
-        means = torch.zeros(config.clusters, self.cluster_dim)
-        if config.clusters > 1:
-            means[:, : config.clusters] = config.separation * torch.eye(config.clusters)
-        ring = ((radius < 1) & (radius > RING)).float()
-        inside = torch.ones_like(radius) if config.pose.centre == "ink" else (radius < 1).float()
-        limit, spread = math.radians(config.rotation_degrees), math.radians(config.frame_spread_degrees)
-        constants = {
-            "prior": range_prior(bin_angles(bins), limit, spread),
-            "mask": inside,
-            "ring": ring / ring.sum(),
-            "positions": torch.stack(torch.meshgrid(centres, centres, indexing="xy"), 2),
-            "means": means,
-        }
-        for name, value in constants.items():
-            self.register_buffer(name, value, persistent=False)
-        self.register_buffer("reference_radius", torch.tensor(0.4))
-        self.register_buffer("std_factor", torch.ones(()))
-        self.register_buffer("std_knee", torch.ones(()))
-        self.register_buffer("frame_std", torch.zeros(3))  # of x, y and log_scale
 
     # --- one step of training -------------------------------------------------------------------------------------
 
@@ -240,7 +153,7 @@ class MCEVAE(Model):
         seen = self._see(torch.cat(pictures))
         both = 2 * count
         terms, rotation = self._pose_terms(seen.log_posterior, batch["beta"].flatten(), both)
-        with _exact(first):
+        with exactly(first):
             matrix = self._matrix(rotation.detach(), seen.centre[:both], seen.log_scale[:both])
             rectified = self._windowed(seen.ink[:both], matrix)
             where = self._in_window(matrix[count:], batch["distortion"])
@@ -256,7 +169,7 @@ class MCEVAE(Model):
             1,
         )
         decoded = torch.sigmoid(self.decoder(latent).float())
-        with _exact(first):
+        with exactly(first):
             if config.supervised:
                 target, explained = self._canonical_target(batch["upright"]), decoded
             else:
@@ -308,80 +221,6 @@ class MCEVAE(Model):
             terms["outlier"] = -log_posterior[both:].mean() - math.log(len(angles))
         return terms, rotation
 
-    # --- the parts ------------------------------------------------------------------------------------------------
-
-    def _background(self, images: Tensor) -> Tensor:
-        """[N,C,1,1]: 0, or the mean over the outer ring, which no turn changes."""
-        if self.config.background == "zero":
-            return 0 * images[:, :, :1, :1]
-        return (images * self.ring).sum((2, 3), keepdim=True)
-
-    def _ink(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What differs from the background, within the circle where the frame's corners are none of it."""
-        background = self._background(images)
-        return (images - background) * self.mask, background
-
-    def _moments(self, ink: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Centroid [N,2] and root mean square radius [N] in normalised units, mass [N] in full pixels."""
-        weight = ink.abs().mean(1)
-        if self.config.background == "border":
-            weight = weight**2  # what is left of a background that is not flat should not count
-        mass = weight.sum((1, 2))
-        share = weight / mass.clamp_min(1e-6)[:, None, None]
-        centre = (share[..., None] * self.positions).sum((1, 2))
-        squares = ((self.positions - centre[:, None, None]) ** 2).sum(3)
-        return centre, torch.sqrt((share * squares).sum((1, 2)).clamp_min(1e-12)), mass
-
-    def _see(self, images: Tensor) -> _Seen:
-        with _exact(images):
-            ink, background = self._ink(images)
-            centre, radius, mass = self._moments(ink)
-            log_scale = torch.log((radius / self.reference_radius).clamp(0.05, 20.0))
-            if self.config.pose.centre == "frame":
-                centre = 0 * centre
-            stretch = torch.exp(log_scale) if self.config.group == "SIM2" else None
-            polar = self.sampler(ink, centre, stretch)
-        logits = self.angle_net(polar).float()
-        return _Seen(ink, background, centre, log_scale, mass, torch.log_softmax(logits, 1))
-
-    def _coefficients(self, rotation: Tensor, centre: Tensor, log_scale: Tensor) -> Tensor:
-        """The group's coefficients [N,G] of the transform that turns by `rotation` and takes the middle to `centre`."""
-        if self.config.group == "SO2":
-            return rotation[:, None]
-        rest = [log_scale] if self.config.group == "SIM2" else []
-        none = 0 * rotation  # not zeros_like, which exports as a subgraph of shapes
-        one = none + 1
-        # The shift of an exponential is V (x, y), V a complex factor: what it makes of (1, 0) tells it.
-        along, across = exponential(self.config.group, torch.stack([rotation, one, none, *rest], 1))[:, :, 2].unbind(1)
-        square = along**2 + across**2
-        x, y = centre.unbind(1)
-        return torch.stack([rotation, (along * x + across * y) / square, (along * y - across * x) / square, *rest], 1)
-
-    def _matrix(self, rotation: Tensor, centre: Tensor, log_scale: Tensor) -> Tensor:
-        return exponential(self.config.group, self._coefficients(rotation, centre, log_scale))
-
-    def _zoom(self, matrix: Tensor) -> Tensor:
-        """From coordinates of the canonical window instead of the whole frame: [N,2,3]"""
-        share = self.window / self.input.height
-        return matrix * torch.tensor([share, share, 1.0]).to(matrix)
-
-    def _windowed(self, ink: Tensor, matrix: Tensor) -> Tensor:
-        """The canonical window of observed ink [N,C,w,w]."""
-        return F.grid_sample(ink, grid(self._zoom(matrix), self.window), align_corners=False)
-
-    def _in_window(self, matrix: Tensor, where: Tensor) -> Tensor:
-        """Points [N,w,w,2] of the canonical window as points of the observed picture."""
-        matrix = self._zoom(matrix)
-        points = where.flatten(1, 2) @ matrix[:, :, :2].transpose(1, 2) + matrix[:, None, :, 2]
-        return points.reshape(where.shape)
-
-    def _observed(self, decoded: Tensor, matrix: Tensor, background: Tensor) -> Tensor:
-        """The spatial transformer: the canonical window [N,C,w,w] as it is seen under the matrix [N,C,S,S]."""
-        back = inverse(self._zoom(matrix))
-        side = self.input.height
-        seen = F.grid_sample(decoded - background, grid(back, side), align_corners=False)
-        return seen * self.mask + background
-
     def _canonical_target(self, upright: Tensor) -> Tensor:
         """The window of an upright picture, moved and scaled into the canonical frame but not turned."""
         ink, background = self._ink(upright)
@@ -398,77 +237,6 @@ class MCEVAE(Model):
         log_sigma = self.log_sigma.clamp(-4, 2)
         nats = 0.5 * ((target - mean) * torch.exp(-log_sigma)) ** 2 + log_sigma + 0.9189385
         return nats.flatten(1).sum(1)
-
-    # --- what is served -------------------------------------------------------------------------------------------
-
-    def pose(self, images: Tensor) -> Pose:
-        """[N,C,S,S] -> the transform of each picture, with its uncertainty; after `calibrate`."""
-        return self._pose(self._see(images))
-
-    def _pose(self, seen: _Seen) -> Pose:
-        posterior = torch.softmax(seen.log_posterior + torch.log(self.prior.clamp_min(1e-30)), 1)
-        angles, weights = find_modes(posterior, self.config.modes)
-        best = angles[:, 0]
-        coefficients = self._coefficients(best, seen.centre, seen.log_scale)
-        flat = angles.reshape(-1)
-        spread = torch.zeros(self.config.modes, 1).to(seen.centre)
-        centres = (seen.centre[:, None] + spread).reshape(-1, 2)
-        scales = (seen.log_scale[:, None] + spread[:, 0]).reshape(-1)
-        modes = self._matrix(flat, centres, scales).reshape(-1, self.config.modes, 2, 3)
-        std = self._calibrated(deviation(posterior, best))
-        if self.config.group == "SO2":
-            stds = std[:, None]
-        else:
-            # Without ink there is no centroid: half the frame is as good as any other.
-            lost = torch.exp(-seen.mass)[:, None]
-            stds = torch.cat([std[:, None], self.frame_std[: coefficients.shape[1] - 1] + lost], 1)
-        return Pose(coefficients, stds, modes[:, 0], modes, weights)
-
-    def _calibrated(self, std: Tensor) -> Tensor:
-        """The factor fitted to concentrated posteriors fades out towards the flat one, which says what it means."""
-        flat = self._flat_deviation()
-        share = ((std - self.std_knee) / (flat - self.std_knee).clamp_min(1e-3)).clamp(0.0, 1.0)
-        return std * self.std_factor ** (1 - share)
-
-    def _flat_deviation(self) -> Tensor:
-        """Of the posterior that knows nothing but the range: [1]"""
-        return deviation((self.prior / self.prior.sum())[None], torch.zeros(1).to(self.prior))
-
-    def canonicalize(self, images: Tensor) -> Canonical:
-        """[N,C,S,S] -> pose, canonical picture and rectified picture."""
-        seen = self._see(images)
-        pose = self._pose(seen)
-        rectified = resample(seen.ink, pose.matrix)
-        cluster, z = self.encoder(self._cropped(rectified))
-        canonical = self._decoded(cluster[0], z[0], seen.background)
-        return Canonical(pose, canonical.clamp(0.0, 1.0), (rectified + seen.background).clamp(0.0, 1.0))
-
-    def _cropped(self, rectified: Tensor) -> Tensor:
-        margin = (self.input.height - self.window) // 2
-        return rectified[:, :, margin : margin + self.window, margin : margin + self.window]
-
-    def decode(self, content: Tensor, style: Tensor) -> Tensor:
-        """z_c [N,D], z [N,Z] -> canonical picture [N,C,S,S] in [0,1], on black outside the window."""
-        return self._decoded(content, style, torch.zeros(1, 1, 1, 1).to(content))
-
-    def _decoded(self, content: Tensor, style: Tensor, background: Tensor) -> Tensor:
-        decoded = torch.sigmoid(self.decoder(torch.cat([content, style], 1)))
-        margin = (self.input.height - self.window) // 2
-        return F.pad(decoded - background, (margin, margin, margin, margin)) + background
-
-    def latents(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of z_c [N,D] and z [N,Z] of pictures in any pose."""
-        seen = self._see(images)
-        cluster, z = self.encoder(self._windowed(seen.ink, self._pose(seen).matrix))
-        return cluster[0], z[0]
-
-    def embed(self, images: Tensor) -> Tensor:
-        """The invariant embedding, the mean of z_c: [N,D]"""
-        return self.latents(images)[0]
-
-    def clusters(self, images: Tensor) -> Tensor:
-        """Probabilities of the clusters: [N,K]"""
-        return mixture.responsibilities(self.embed(images), self.means)
 
     # --- over a data set ------------------------------------------------------------------------------------------
 
@@ -556,11 +324,6 @@ class MCEVAE(Model):
 def _draw(mean: Tensor, log_variance: Tensor, generator: torch.Generator | None) -> Tensor:
     noise = torch.randn(mean.shape, generator=generator, device=mean.device)
     return mean + torch.exp(0.5 * log_variance) * noise
-
-
-def _exact(images: Tensor) -> torch.autocast:
-    """Coordinates need all their digits: no reduced precision in here."""
-    return torch.autocast(images.device.type, enabled=False)
 
 
 def _chunks(data: LabelledImages, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from training.models.base import Graph
 from training.models.fixed_pose import FixedPoseModel
-from training.models.mcevae import MCEVAE, Canonical, Pose
+from training.models.mcevae import MCEVAE
+from training.models.mcevae_inference import Canonical, Pose
 
 __all__ = ["Canonicalize", "Embed", "Transform"]
 

@@ -50,7 +50,7 @@ from contract.manifest import InputSpec
 from training.latent import kl_per_dimension
 from training.lie import DIMENSIONS, exponential, inverse, resample
 from training.models.fixed_pose import FixedPoseModel, cross_entropy, draw
-from training.models.mcevae import Canonical, Pose
+from training.models.mcevae_inference import Canonical, Pose
 from training.models.mcevae_paper_config import MCEVAEPaperConfig
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from contract.manifest import InputSpec
 from training.latent import kl_per_dimension
 from training.lie import DIMENSIONS, exponential, grid, inverse, resample
 from training.models.fixed_pose import FixedPoseModel, cross_entropy, draw
-from training.models.mcevae import Canonical, Pose
+from training.models.mcevae_inference import Canonical, Pose
 from training.models.plain_vae_config import PlainVAEConfig
 from training.networks import DenseDecoder, dense, he_initialise
 

@@ -23,7 +23,7 @@ from training.augment import outliers
 from training.lie import exponential, resample
 from training.models.base import Model
 from training.models.lifted import DRAWS, Lifted
-from training.models.mcevae import Canonical, Pose
+from training.models.mcevae_inference import Canonical, Pose
 from training.models.polar import AngleNet, PolarSampler
 from training.models.rotation import bin_angles, deviation, find_modes, wrapped
 from training.models.upright_config import PolarConfig, UprightConfig

@@ -23,7 +23,7 @@ from training import probes
 from training.datasets import LabelledImages, Splits
 from training.lie import inverse, resample
 from training.mixture import matched_accuracy
-from training.models.mcevae import Canonical, Pose
+from training.models.mcevae_inference import Canonical, Pose
 from training.orientation import baselines, measures
 from training.orientation.classifier import Classifier, served_classifier
 from training.orientation.looks import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
