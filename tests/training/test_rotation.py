@@ -43,6 +43,17 @@ def test_a_turned_posterior_has_turned_modes() -> None:
         assert torch.allclose(weights[0], weights[1], atol=1e-5)
 
 
+def test_a_prior_chooses_among_modes_and_moves_none_of_them() -> None:
+    posterior = (0.6 * peak(math.radians(120)) + 0.4 * peak(math.radians(-60)))[None]
+    prior = range_prior(bin_angles(BINS), math.radians(90), math.radians(8))
+    modes, weights = find_modes(posterior, 2, posterior * prior / (posterior * prior).sum())
+    assert torch.rad2deg(modes[0]).tolist() == pytest.approx([-60, 120], abs=0.5)
+    assert float(weights[0, 0]) > 0.95
+    # At the edge of the range the posterior under the prior leans inwards; the mode does not.
+    modes, _ = find_modes(peak(math.radians(88))[None], 1, (peak(math.radians(88)) * prior)[None])
+    assert math.degrees(float(modes[0, 0])) == pytest.approx(88, abs=0.1)
+
+
 def test_gradient_of_the_mode_is_finite_and_turns_it() -> None:
     logits = torch.log(peak(0.5)[None]).requires_grad_()
     mode = find_modes(torch.softmax(logits, 1), 1)[0]

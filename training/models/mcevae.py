@@ -212,7 +212,8 @@ class MCEVAE(Inference):
         else:
             prior = range_prior(difference, math.radians(config.rotation_degrees), spread)
             terms["pose"] = -torch.logsumexp(known + torch.log(prior.clamp_min(1e-30)), 1).mean()
-        rotation = find_modes(torch.softmax(known + torch.log(prior.clamp_min(1e-30)), 1), 1)[0][:, 0]
+        ranked = torch.softmax(known + torch.log(prior.clamp_min(1e-30)), 1)
+        rotation = find_modes(known.exp(), 1, ranked)[0][:, 0]
         one, other = rotation.chunk(2)
         gap = wrapped(one - other - (beta[: both // 2] - beta[both // 2 :])) * (180 / math.pi)
         # A difference beyond 45 degrees is another mode: pulling the two together would move neither.
@@ -293,7 +294,7 @@ class MCEVAE(Inference):
         rotation = uniform(len(images), limit, source).to(images)
         known = similarity(rotation, torch.zeros(len(images), 2).to(images))
         before = self.pose(images)
-        after = self.pose(move(images, known, self._background(images)))
+        after = self.pose(move(images, known, self._background(images), "bicubic"))
         gap = wrapped(after.coefficients[:, 0] - before.coefficients[:, 0] - rotation)
         stds = torch.stack([before.coefficients_std[:, 0], after.coefficients_std[:, 0]], 1)
         middle = (after.matrix - compose(known, before.matrix))[:, :, 2]

@@ -25,6 +25,9 @@ from training.models.rotation import bin_angles, deviation, find_modes, range_pr
 
 __all__ = ["Canonical", "Inference", "Pose", "Seen", "exactly"]
 
+# Of two modes that fit a picture equally well the smaller turn is the likelier: concentration of a von Mises prior.
+# 0 had 0.46 % flips among validation digits turned by up to 60 degrees, 2 had 0.28 %; above 3 those at 90 degrees rise.
+TILT = 2.0
 RING = 0.85  # the background is the mean of a picture between this share of the inscribed circle and the circle
 
 
@@ -106,7 +109,7 @@ class Inference(Model):
         inside = torch.ones_like(radius) if config.pose.centre == "ink" else (radius < 1).float()
         limit, spread = math.radians(config.rotation_degrees), math.radians(config.frame_spread_degrees)
         constants = {
-            "prior": range_prior(bin_angles(bins), limit, spread),
+            "prior": range_prior(bin_angles(bins), limit, spread) * (_tilt(bin_angles(bins)) if limit < math.pi else 1),
             "mask": inside,
             "ring": ring / ring.sum(),
             "positions": torch.stack(torch.meshgrid(centres, centres, indexing="xy"), 2),
@@ -201,7 +204,7 @@ class Inference(Model):
 
     def _pose(self, seen: Seen) -> Pose:
         posterior = torch.softmax(seen.log_posterior + torch.log(self.prior.clamp_min(1e-30)), 1)
-        angles, weights = find_modes(posterior, self.config.modes)
+        angles, weights = find_modes(seen.log_posterior.exp(), self.config.modes, posterior)
         best = angles[:, 0]
         coefficients = self._coefficients(best, seen.centre, seen.log_scale)
         flat = angles.reshape(-1)
@@ -268,3 +271,7 @@ class Inference(Model):
 def exactly(images: Tensor) -> torch.autocast:
     """Coordinates need all their digits: no reduced precision in here."""
     return torch.autocast(images.device.type, enabled=False)
+
+
+def _tilt(angle: Tensor) -> Tensor:
+    return torch.exp(TILT * (torch.cos(angle) - 1))

@@ -40,23 +40,29 @@ def range_prior(angle: Tensor, limit: float, spread: float) -> Tensor:
     return torch.sigmoid(1.702 * (limit - wrapped(angle).abs()) / spread)
 
 
-def find_modes(posterior: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def find_modes(posterior: Tensor, count: int, ranked: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The best `count` modes: [N,B] -> angles [N,count] in [-pi, pi), weights [N,count] that sum to 1, best first.
 
     The highest bin of the smoothed posterior is refined to the mean of the posterior in a window around it, moved along
     until it rests (mean shift): a hundredth of a bin. Then its basin is taken away, and so on. A posterior with fewer
     modes fills up with weights of 0.
+
+    Args:
+        ranked: [N,B], the posterior under a prior, by which the modes are chosen and weighted. A prior that falls off
+            would draw them to one side: it does not take part in refining them.
     """
     angles = bin_angles(posterior.shape[1]).to(posterior)
     smoothing = _hann(wrapped(angles[:, None] - angles))
-    left, found, weights = posterior, [], []
+    left = posterior if ranked is None else ranked
+    found, weights = [], []
     for _ in range(count):
         smooth = left @ smoothing
         height, best = smooth.max(1)
-        mode = _refined(left, angles, angles[best])
+        mode = _refined(posterior, angles, angles[best])
         found.append(mode)
         weights.append(height)
-        left = left * (wrapped(angles - mode[:, None]).abs() > BASIN).to(left)
+        outside = (wrapped(angles - mode[:, None]).abs() > BASIN).to(left)
+        left, posterior = left * outside, posterior * outside
     weight = torch.stack(weights, 1)
     return torch.stack(found, 1), weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
 
