@@ -70,6 +70,7 @@ class Inference(Model):
     """The nets of a whole configuration and what is read from them; square pictures only."""
 
     prior: Tensor
+    tilt: Tensor
     mask: Tensor
     ring: Tensor
     positions: Tensor
@@ -109,7 +110,8 @@ class Inference(Model):
         inside = torch.ones_like(radius) if config.pose.centre == "ink" else (radius < 1).float()
         limit, spread = math.radians(config.rotation_degrees), math.radians(config.frame_spread_degrees)
         constants = {
-            "prior": range_prior(bin_angles(bins), limit, spread) * (_tilt(bin_angles(bins)) if limit < math.pi else 1),
+            "prior": range_prior(bin_angles(bins), limit, spread),
+            "tilt": torch.exp((TILT if limit < math.pi else 0.0) * (torch.cos(bin_angles(bins)) - 1)),
             "mask": inside,
             "ring": ring / ring.sum(),
             "positions": torch.stack(torch.meshgrid(centres, centres, indexing="xy"), 2),
@@ -204,7 +206,7 @@ class Inference(Model):
 
     def _pose(self, seen: Seen) -> Pose:
         posterior = torch.softmax(seen.log_posterior + torch.log(self.prior.clamp_min(1e-30)), 1)
-        angles, weights = find_modes(seen.log_posterior.exp(), self.config.modes, posterior)
+        angles, weights = find_modes(seen.log_posterior.exp(), self.config.modes, posterior * self.tilt)
         best = angles[:, 0]
         coefficients = self._coefficients(best, seen.centre, seen.log_scale)
         flat = angles.reshape(-1)
@@ -271,7 +273,3 @@ class Inference(Model):
 def exactly(images: Tensor) -> torch.autocast:
     """Coordinates need all their digits: no reduced precision in here."""
     return torch.autocast(images.device.type, enabled=False)
-
-
-def _tilt(angle: Tensor) -> Tensor:
-    return torch.exp(TILT * (torch.cos(angle) - 1))
