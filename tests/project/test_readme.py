@@ -17,10 +17,14 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from service.settings import Settings
+from tests.server import running_server
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -141,9 +145,17 @@ def test_an_existing_client_works_as_the_readme_says(address: str) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_training_on_a_folder_of_ones_own(tmp_path: Path) -> None:
-    commands = [command for command, _, _ in EXAMPLES if command.startswith(".venv/bin/python -m training")]
-    assert [command.split()[3] for command in commands] == ["train", "evaluate", "export"]
+@pytest.mark.parametrize(
+    ("run", "verbs", "model"),
+    [
+        ("runs/my-upright", ["train", "export"], "my-upright-model"),
+        ("runs/mine", ["train", "evaluate", "export"], "my-model"),
+    ],
+)
+def test_training_on_a_folder_of_ones_own(run: str, verbs: list[str], model: str, tmp_path: Path) -> None:
+    training = [command for command, _, _ in EXAMPLES if command.startswith(".venv/bin/python -m training")]
+    commands = [command for command in training if run in command.split()]
+    assert [command.split()[3] for command in commands] == verbs
     (tmp_path / "training").symlink_to(ROOT / "training")
     digits = load_digits()
     for index, (pixels, label) in enumerate(zip(digits.images[:360], digits.target, strict=False)):
@@ -161,7 +173,12 @@ def test_training_on_a_folder_of_ones_own(tmp_path: Path) -> None:
         env = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    assert (tmp_path / "model_store" / "my-model" / "1" / "manifest.json").is_file()
+    picture = next((tmp_path / "my-pictures").rglob("*.png")).read_bytes()
+    path = "/classify" if model == "my-model" else "/canonicalize"
+    headers = {"content-type": "image/png"}
+    with running_server(Settings(model_store=tmp_path / "model_store")) as url:
+        answer = httpx.post(f"{url}{path}", params={"model": model}, content=picture, headers=headers)
+    assert (answer.status_code, answer.json()["model"]) == (200, model), answer.text
 
 
 @pytest.mark.timeout(400)

@@ -102,7 +102,7 @@ def test_it_finds_turns_and_shifts_that_it_was_never_told(run: LoadedRun, digits
         uniform(len(digits), math.radians(60), seeded()), uniform(len(digits), 0.25, seeded(1), columns=2)
     )
     with torch.no_grad():
-        before, after = run.model.pose(digits), run.model.pose(move(digits, known))
+        before, after = run.model.pose(digits), run.model.pose(move(digits, known, mode="bicubic"))
     error = compose(inverse(after.matrix), compose(known, before.matrix))
     degrees = torch.rad2deg(torch.atan2(error[:, 0, 1], error[:, 0, 0])).abs()
     shift = error[:, :, 2].norm(dim=1) / 2
@@ -164,7 +164,7 @@ def test_no_orientation_no_confidence(run: LoadedRun, digits: torch.Tensor) -> N
 def test_calibration_covers_two_thirds_of_the_errors(run: LoadedRun, digits: torch.Tensor) -> None:
     known = similarity(uniform(len(digits), math.radians(60), seeded(5)), torch.zeros(len(digits), 2))
     with torch.no_grad():
-        before, after = run.model.pose(digits), run.model.pose(move(digits, known))
+        before, after = run.model.pose(digits), run.model.pose(move(digits, known, mode="bicubic"))
     rotation = torch.atan2(known[:, 0, 1], known[:, 0, 0])
     gap = wrapped(after.coefficients[:, 0] - before.coefficients[:, 0] - rotation).abs()
     std = torch.hypot(before.coefficients_std[:, 0], after.coefficients_std[:, 0])

@@ -288,6 +288,7 @@ class PoseEvaluation:
         for name, features, what in (
             ("pixels", shown, "pixels"),
             ("rectified", self.canonical_as_trained.rectified, "rectified pictures"),
+            ("z_c", latents(self.model, shown)[0], "the means of z_c"),
             ("vae", baselines.vae_features(pictures, shown, seed, steps), f"z of a VAE of {VAE_EPOCHS} epochs"),
         ):
             right = baselines.k_means_accuracy(features, self.labels, classes, seed)
