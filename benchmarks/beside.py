@@ -70,12 +70,12 @@ def large(bench: "Bench") -> list[Row]:
     answered = []
     with bench.serving(bench.folder.parent.name) as target:
         for _ in range(bench.arguments.repeats):
-            alone.append(target.measure(CLIENTS, seconds))
+            alone.append(bench.measure(target))
             clients = Clients(target.port, request, PHOTOGRAPHS)
             with ThreadPoolExecutor(1) as pool:
                 asking = pool.submit(uvloop.run, clients.run(seconds + 2))
                 time.sleep(1.0)  # until they are there
-                beside.append(target.measure(CLIENTS, seconds))
+                beside.append(bench.measure(target))
                 answered.append(asking.result().rate(200))
     return [
         bench.row("alone", alone),
@@ -89,7 +89,7 @@ def models(bench: "Bench") -> list[Row]:
     for _ in range(bench.arguments.repeats):
         for count, folders in counts.items():
             with bench.serving_folders(folders) as target:
-                samples[count].append(target.measure(CLIENTS, bench.arguments.seconds))
+                samples[count].append(bench.measure(target))
     return [bench.row(f"{count} models", runs) for count, runs in samples.items()]
 
 
@@ -99,7 +99,7 @@ def idle(bench: "Bench") -> list[Row]:
         for _ in range(bench.arguments.repeats):
             for count, runs in samples.items():
                 with _open(target.port, count):
-                    runs.append(target.measure(CLIENTS, bench.arguments.seconds))
+                    runs.append(bench.measure(target))
     return [bench.row(f"{count} idle connections", runs) for count, runs in samples.items()]
 
 
@@ -195,14 +195,17 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self._scratch) as store:
             first = store_of(folders, Path(store))
             with running(ours(first), self._cores, self.picture) as target:
-                target.measure(CLIENTS, 1.0)  # warm
                 yield target
+
+    def measure(self, target: Target) -> Sample:
+        target.measure(CLIENTS, 0.5)  # warm
+        return target.measure(CLIENTS, self.arguments.seconds)
 
     def alternate(self, targets: dict[str, Target]) -> list[Row]:
         samples: dict[str, list[Sample]] = {name: [] for name in targets}
         for _ in range(self.arguments.repeats):
             for name, target in targets.items():
-                samples[name].append(target.measure(CLIENTS, self.arguments.seconds))
+                samples[name].append(self.measure(target))
         return [self.row(name, runs) for name, runs in samples.items()]
 
     def row(self, what: str, runs: Sequence[Sample]) -> Row:

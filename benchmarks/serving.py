@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -130,6 +131,23 @@ def ratios(samples: Samples, clients: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
+def by_server(samples: Samples) -> dict[str, dict[str, Any]]:
+    """Medians and all runs by server and number of clients; ratio: of our rate to theirs, the median of pairs."""
+    ours = next(iter(samples))[0]
+    figures: dict[str, dict[str, Any]] = {}
+    for (name, clients), runs in samples.items():
+        rows = [run.as_dict() for run in runs]
+        medians: dict[str, Any] = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        pairs = zip(samples[ours, clients], runs, strict=True)
+        figures.setdefault(name, {})[str(clients)] = medians | {
+            "least_rate": min(run.rate for run in runs),
+            "most_rate": max(run.rate for run in runs),
+            "ratio": statistics.median(mine.rate / theirs.rate for mine, theirs in pairs),
+            "runs": rows,
+        }
+    return figures
+
+
 def chart(samples: Samples, clients: Sequence[int], path: Path) -> None:
     """Requests a second at the largest number of clients as bars."""
     from matplotlib.figure import Figure
@@ -192,11 +210,7 @@ def main() -> int:
                         samples.setdefault((server.name, clients), []).append(sample)
     print(f"\n{table(samples, arguments.clients)}\n\n{ratios(samples, arguments.clients)}")
     if arguments.json:
-        rows = [
-            {"server": name, "clients": clients, "runs": [run.as_dict() for run in runs]}
-            for (name, clients), runs in samples.items()
-        ]
-        figures = {"machine": machine(), "graph_us": alone, "servers": rows}
+        figures = {"machine": machine(), "graph_us": alone, "servers": by_server(samples)}
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     if arguments.chart:
         chart(samples, arguments.clients, arguments.chart)

@@ -4,13 +4,15 @@ import asyncio
 import importlib
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import httpx
 import pytest
 
-from benchmarks import contenders, serving
+from benchmarks import beside, contenders, serving
 from benchmarks.load import ROOT, Cores, Sample, Server, running
+from contract.manifest import verify
 
 
 @pytest.mark.parametrize(
@@ -81,3 +83,22 @@ def test_the_table_gives_medians_and_the_ratio() -> None:
     samples = {("Equipoise", 8): runs(300, 200, 400), ("other", 8): runs(100, 100, 100)}
     assert "| Equipoise | 300 | 200 to 400 |" in serving.table(samples, [8])
     assert "Equipoise / other at 8: 3.00 requests/s (2.00 to 4.00)" in serving.ratios(samples, [8])
+    figures = serving.by_server(samples)
+    assert (figures["Equipoise"]["8"]["rate"], figures["other"]["8"]["ratio"]) == (300, 3.0)
+    assert (figures["other"]["8"]["least_rate"], len(figures["other"]["8"]["runs"])) == (100, 3)
+
+
+def test_copies_of_a_version_are_models_that_can_be_loaded(tiny_store: Path, tmp_path: Path) -> None:
+    folder = tiny_store / "tiny" / "1"
+    assert serving.store_of([folder, folder, folder], tmp_path) == tmp_path / "tiny" / "1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny", "tiny-2", "tiny-3"]
+    assert [verify(path / "1").name for path in sorted(tmp_path.iterdir())] == ["tiny", "tiny-2", "tiny-3"]
+
+
+def test_a_batch_says_where_its_time_goes(tiny_store: Path, tmp_path: Path) -> None:
+    options = Namespace(model_store=tiny_store, model="tiny", seconds=0.2, repeats=1)
+    (row,) = beside.batch(beside.Bench(options, tmp_path))
+    parts = sum(row[f"{stage}, us a picture"] for stage in ("decode", "queue", "infer", "encode"))
+    assert 0 < parts <= row["total, us a picture"]
+    assert row["pictures/s"] > 0
+    assert beside.table([row]).count("\n") == 2
