@@ -35,6 +35,7 @@ __all__ = [
     "neural_head",
     "predict",
     "seeded",
+    "small_cnn",
 ]
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ class Judge:
     validation_error: float
 
 
-def _judge_network(channels: int, side: int, num_classes: int) -> nn.Sequential:
+def small_cnn(channels: int, side: int, num_classes: int) -> nn.Sequential:
     """3x3 convolutions with batch norm; pictures of 16 pixels and more are halved at once and once again."""
     first = 2 if side >= 16 else 1
     layers: list[nn.Module] = []
@@ -184,7 +185,7 @@ def independent_cnn(run: Path, splits: Splits, seed: int = 0, steps: int = JUDGE
     spec = splits.input
     steps = min(steps, JUDGE_EPOCHS * math.ceil(len(splits.train) / JUDGE_BATCH))
     with seeded(seed):
-        network = _judge_network(spec.channels, spec.height, len(splits.class_names))
+        network = small_cnn(spec.channels, spec.height, len(splits.class_names))
     recipe = f"{splits.digest} {seed} {steps} {network}"
     made_of = hashlib.sha256(recipe.encode()).hexdigest()
     cached = run / JUDGE_FILE
