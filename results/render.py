@@ -14,11 +14,11 @@ A template is Jinja's. It can use
 
     model(NAME)      model_store/NAME/manifest.json: .training, .validation (of the training's end), and as
                      .test and .on_validation the figures of `evaluate`, each a plain number
-    rows(NAME)       results/NAME.jsonl, one row a finished seed
+    rows(NAME)       results/NAME.jsonl, one row a finished seed, of the last one's configuration; no file: none
     figures(NAME)    results/NAME.json
     evaluated(NAME)  the same, where `evaluate --output results/NAME.json` wrote it: the figures, each a plain number
     | places(2)      a number with thousands separated
-    | over_seeds("test.error")   mean +- std / sqrt(n - 1) over rows, and their number
+    | over_seeds("test.error")   mean +- std / sqrt(n - 1) over rows, and their number; "not run" where there are none
 """
 
 import json
@@ -49,7 +49,9 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (ROOT / "results" / f"{name}.jsonl").read_text().splitlines()]
+    path = ROOT / "results" / f"{name}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [row for row in rows if row["config"] == rows[-1]["config"]]
 
 
 def _figures(name: str) -> Any:
@@ -65,13 +67,17 @@ def places(value: float, count: int) -> str:
 
 
 def over_seeds(rows: Sequence[dict[str, Any]], path: str, count: int = 2) -> str:
-    """The papers' error bar, std / sqrt(n - 1) with the population's std: the standard error of the mean."""
-    values = []
-    for row in rows:
-        for key in path.split("."):
-            row = row[key]
-        values.append(float(row))
-    if len(values) < 2:
+    """The papers' error bar, std / sqrt(n - 1) with the population's std: the standard error of the mean.
+
+    Rows without the figure do not count.
+    """
+    found: list[Any] = list(rows)
+    for key in path.split("."):
+        found = [value[key] for value in found if value is not None and key in value]
+    values = [float(value) for value in found if value is not None]
+    if not values:
+        return "not run"
+    if len(values) == 1:
         return f"{places(values[0], count)} (one seed)"
     error = statistics.pstdev(values) / (len(values) - 1) ** 0.5
     return f"{places(statistics.fmean(values), count)} ± {places(error, count)} ({len(values)} seeds)"

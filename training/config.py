@@ -184,16 +184,20 @@ class Config(Section):
         return _deciding(self.as_dict())
 
     def digest(self) -> str:
-        """SHA-256 of the identity without the seed: runs of one digest differ by the seed alone.
+        """SHA-256 of the identity without the seeds of `with_seed`: runs of one digest differ by these alone.
 
         Values at their defaults are left out, so that finished runs keep their digest when an option is added.
         """
         plain = _deciding(self.model_dump(mode="json", exclude_defaults=True))
         plain["fit"].pop("seed", None)
+        plain["data"].pop("label_seed", None)
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
     def with_seed(self, seed: int) -> "Config":
-        return self.model_copy(update={"fit": self.fit.model_copy(update={"seed": seed})})
+        """Another run of the same: with few labels, other images keep theirs."""
+        drawn = {} if self.data.labels is None else {"label_seed": seed}
+        fit, data = self.fit.model_copy(update={"seed": seed}), self.data.model_copy(update=drawn)
+        return self.model_copy(update={"fit": fit, "data": data})
 
 
 def _deciding(plain: dict[str, Any]) -> dict[str, Any]:

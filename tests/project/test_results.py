@@ -1,5 +1,6 @@
 """RESULTS.md: its tables say what the committed JSON says."""
 
+import json
 import re
 from pathlib import Path
 
@@ -43,3 +44,15 @@ def test_error_bars_are_the_papers() -> None:
     rows = [{"test": {"error": value}} for value in (0.7, 0.8, 0.9)]
     assert over_seeds(rows, "test.error") == "0.80 ± 0.06 (3 seeds)"  # 0.0816 / sqrt(2)
     assert over_seeds(rows[:1], "test.error") == "0.70 (one seed)"
+    without = [{"test": None}, {"test": {"error": None}}, {"test": {}}, *rows[:1]]
+    assert over_seeds(without, "test.error") == "0.70 (one seed)"
+    assert over_seeds(without[:3], "test.error") == "not run"
+
+
+def test_rows_of_an_earlier_configuration_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results").mkdir()
+    lines = [{"config": "a", "error": 9}, {"config": "b", "error": 1}, {"config": "b", "error": 3}]
+    (tmp_path / "results" / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr("results.render.ROOT", tmp_path)
+    text = "<!-- rendered from\n{{ rows('x') | over_seeds('error') }}, {{ rows('y') | over_seeds('error') }}\n-->\n"
+    assert rendered(text + "<!-- end -->") == text + "2.00 ± 1.00 (2 seeds), not run\n<!-- end -->"

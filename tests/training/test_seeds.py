@@ -84,6 +84,15 @@ def test_the_papers_other_classifiers_join_the_figures_of_a_finished_run(
     assert len(output.read_text().splitlines()) == count == 2
 
 
+def test_every_seed_keeps_labels_of_its_own(make_config: MakeConfig, tmp_path: Path) -> None:
+    few = make_config("fit.steps=2", "fit.batch=20", "data.labels=40", "model.few_labels={unlabelled_batch: 8}")
+    rows = run_seeds(few, [1, 2], tmp_path / "seeds.jsonl", tmp_path)
+    digests = [load_run(tmp_path / f"small-{seed}").data["digest"] for seed in (1, 2)]
+    assert digests[0] != digests[1]
+    assert {row["config"] for row in rows} == {few.digest()}
+    assert make_config("data.labels=50", "fit.steps=2").digest() != make_config("fit.steps=2").digest()
+
+
 def test_rows_of_another_configuration_stay_and_do_not_count(make_config: MakeConfig, tmp_path: Path) -> None:
     output = tmp_path / "seeds.jsonl"
     run_seeds(make_config("fit.steps=6"), [1], output, tmp_path / "a")
