@@ -130,7 +130,7 @@ class Joined:
     def _flush(self) -> None:
         parts, self._parts = self._parts, []
         if parts and not self._transport.is_closing():  # else the client has gone
-            self._transport.write(b"".join(parts))
+            self._transport.writelines(parts)
 
 
 def _limited(connections: Connections, probe_port: int | None) -> type[asyncio.Protocol]:
