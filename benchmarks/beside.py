@@ -73,7 +73,7 @@ def large(bench: "Bench") -> list[Row]:
             alone.append(bench.measure(target))
             clients = Clients(target.port, request, PHOTOGRAPHS)
             with ThreadPoolExecutor(1) as pool:
-                asking = pool.submit(uvloop.run, clients.run(seconds + 2))
+                asking = pool.submit(uvloop.run, clients.run(seconds + 3))
                 time.sleep(1.0)  # until they are there
                 beside.append(bench.measure(target))
                 answered.append(asking.result().rate(200))
@@ -198,7 +198,7 @@ class Bench:
                 yield target
 
     def measure(self, target: Target) -> Sample:
-        target.measure(CLIENTS, 0.5)  # warm
+        target.measure(CLIENTS, 1.0)  # warm
         return target.measure(CLIENTS, self.arguments.seconds)
 
     def alternate(self, targets: dict[str, Target]) -> list[Row]:
@@ -242,7 +242,7 @@ def main() -> int:
     parser.add_argument(
         "--poses", default="mcevae-mnist-so2", help="that brings upright (default: mcevae-mnist-so2, 28 x 28)"
     )
-    parser.add_argument("--seconds", type=float, default=3.0, help="a run (default: 3)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="a run, whole seconds (default: 3)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each (default: 3)")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="default: all of them")
     parser.add_argument("--json", type=Path, help="where to write the figures; those of other parts there are kept")

@@ -124,9 +124,9 @@ def compose(first: npt.ArrayLike, *rest: npt.ArrayLike) -> Matrix:
     """The product of matrices [..., 2, 3]: coordinates pass the last one first."""
     product = checked(first)
     for factor in rest:
-        right = checked(factor)
-        linear = product[..., :2]
-        product = np.concatenate([linear @ right[..., :2], linear @ right[..., 2:] + product[..., 2:]], -1)
+        shift = product[..., 2]
+        product = product[..., :2] @ checked(factor)
+        product[..., 2] += shift
     return product
 
 
@@ -178,14 +178,20 @@ def grown(matrix: npt.ArrayLike, width: int, height: int) -> Canvas:
     its own corner. Turned by whole quarters, pixels lie on pixels.
     """
     array = checked(matrix)
-    edges = np.array([(x, y) for x in (-0.5, width - 0.5) for y in (-0.5, height - 0.5)])
-    corners = apply(inverse(array), edges)
-    low, high = corners.min(axis=0), corners.max(axis=0)
-    size = np.maximum(np.ceil(high - low - _SNAP), 1)
-    offset = low + 0.5 - (size - (high - low)) / 2  # what the rounding adds is shared by both sides
-    nearest = np.rint(offset)
-    offset = np.where(np.abs(offset - nearest) < _SNAP, nearest, offset)
-    return Canvas(int(size[0]), int(size[1]), compose(array, [[1.0, 0.0, offset[0]], [0.0, 1.0, offset[1]]]))
+    (across, left), (down, top) = (
+        _extent([a * x + b * y + c for x in (-0.5, width - 0.5) for y in (-0.5, height - 0.5)])
+        for a, b, c in inverse(array).tolist()
+    )
+    return Canvas(across, down, compose(array, [[1.0, 0.0, left], [0.0, 1.0, top]]))
+
+
+def _extent(corners: list[float]) -> tuple[int, float]:
+    """How many pixels reach over corners, and the centre of the first of them; what rounding adds is on both sides."""
+    low, high = min(corners), max(corners)
+    size = max(math.ceil(high - low - _SNAP), 1)
+    first = low + 0.5 - (size - (high - low)) / 2
+    nearest = float(round(first))
+    return size, nearest if abs(first - nearest) < _SNAP else first
 
 
 def _determinant(linear: npt.NDArray[np.float64]) -> Any:

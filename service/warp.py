@@ -1,5 +1,6 @@
 """The user's own picture brought upright: one warp at its own resolution and in its own kind, by OpenCV."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -103,12 +104,9 @@ def _method(samples: Kept, border: Border) -> Callable[..., Any]:
 def _source(samples: Kept, matrix: Matrix, width: int, height: int) -> tuple[Kept, Matrix]:
     """The part of a picture that a tile takes its pixels from, and the matrix to its pixels; empty if there is none."""
     corners = geometry.apply(matrix, [(x, y) for x in (0, width - 1) for y in (0, height - 1)])
-    limits = samples.shape[1], samples.shape[0]
-    left, top = (
-        int(np.clip(np.floor(low) - _REACH, 0, most)) for low, most in zip(corners.min(0), limits, strict=True)
-    )
-    right, bottom = (
-        int(np.clip(np.ceil(high) + _REACH + 1, 0, most)) for high, most in zip(corners.max(0), limits, strict=True)
+    (left, right), (top, bottom) = (
+        (min(max(math.floor(min(at)) - _REACH, 0), most), min(max(math.ceil(max(at)) + _REACH + 1, 0), most))
+        for at, most in zip(corners.T.tolist(), (samples.shape[1], samples.shape[0]), strict=True)
     )
     return samples[top:bottom, left:right], geometry.compose([[1, 0, -left], [0, 1, -top]], matrix)
 
