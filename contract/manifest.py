@@ -49,6 +49,9 @@ _POSE: dict[str, Axes] = {
 # deviation over the whole posterior, modes and tails included, that of the rotation from the best mode, wrapped, root
 # mean square (uniform: pi / sqrt 3); matrix is the best mode's, geometry.py has its convention; modes best first, with
 # weights that add up to 1.
+#
+# Of variants: noise is standard normal; each of matrices maps the variant's frame to the observed one, so that sampling
+# the observed picture with it gives the variant.
 INTERFACES: Final[dict[Capability, tuple[dict[str, Axes], dict[str, Axes]]]] = {
     "embed": ({"image": _PICTURE}, {"embedding": ("N", "D")}),
     "classify": (

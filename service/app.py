@@ -43,6 +43,7 @@ from service.model_store import CAPABILITIES, ModelStore
 from service.observability import Metrics, say
 from service.pool import Pool
 from service.routes import (
+    augment,
     canonicalize,
     classify,
     docs,
@@ -139,7 +140,7 @@ def create_app(
         redoc_url=None,
         exception_handlers={HTTPException: refused, Exception: failed},
     )
-    for route in (classify, embed, transform, canonicalize, recombine):
+    for route in (classify, embed, transform, canonicalize, augment, recombine):
         route.add(app.router, inference)
     models.add(app.router, store)
     v2_models.add(app.router, store, app.version)

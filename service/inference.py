@@ -4,6 +4,7 @@ Small work stays on the event loop, since a thread hop costs more than a small p
 pictures' headers) goes to the pool.
 """
 
+import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -85,7 +86,7 @@ class Inference:
         call: Call = request.scope[CALL]
         call.endpoint = endpoint
         call.deadline = read_deadline(call.headers, call.start, self._timeout_seconds)
-        options = read_options(request.scope["query_string"], upright=endpoint == "canonicalize")
+        options = read_options(request.scope["query_string"], endpoint)
         body = await read_body(request.receive)
         self._budget.check(1)
         return call, options, body
@@ -250,6 +251,11 @@ def raise_of_single(payload: Payload, items: Sequence[Any]) -> None:
     """A problem that is the whole answer, and not one of a list."""
     if payload.single and isinstance(items[0], Problem):
         raise items[0]
+
+
+def to_base64(data: bytes) -> orjson.Fragment:
+    """For `to_json`, which copies it as it is."""
+    return orjson.Fragment(b'"' + base64.b64encode(data) + b'"')
 
 
 def to_json(document: Any) -> bytes:

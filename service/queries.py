@@ -1,6 +1,7 @@
 """The query string of an inference request -> its options."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, cast, get_args
@@ -24,7 +25,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "resample": get_args(Resample),
 }
 _NAMES = ("model", "version", "polarity", "fit", "exif")
-_UPRIGHT_NAMES = (*_NAMES, "undo", "expand", "fill", "resample")
+_DRAWING_NAMES = (*_NAMES, "fill", "resample")
+_NAMES_OF = {
+    "canonicalize": (*_DRAWING_NAMES, "undo", "expand", "mode"),
+    "augment": (*_DRAWING_NAMES, "n", "seed"),
+}
+MOST_VARIANTS = 256
+MOST_SEED = 2**63 - 1
 _COLOUR = re.compile("#?([0-9a-fA-F]{6})")
 _LONGEST_QUERY = 2048
 
@@ -35,13 +42,23 @@ class UprightOptions:
 
     undo: the rotation alone, about the content's centre, or the whole transform. expand: grow the canvas so that all of
     the picture is on it, else keep the picture's size. fill: what shows where there is no picture; "auto" is the colour
-    of the picture's border. resample: how values between pixels are found.
+    of the picture's border. resample: how values between pixels are found. mode: which of the modes is undone, 0 is
+    the best one.
     """
 
     undo: Undo = "rotation"
     expand: bool = True
     fill: Literal["auto", "transparent"] | Colour = "auto"
     resample: Resample = "bicubic"
+    mode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentOptions:
+    """n: variants of each picture. seed: of their noise; None where the request leaves it to chance."""
+
+    n: int = 4
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +71,19 @@ class Options:
     fit: Fit = "auto"
     exif: Exif = "apply"
     upright: UprightOptions = UprightOptions()
+    augment: AugmentOptions = AugmentOptions()
 
 
 _DEFAULTS = Options()
 
 
-def read_options(query: bytes, *, upright: bool = False) -> Options:
-    """Options of `model=...&polarity=...`; those of `UprightOptions` are known where pictures are brought `upright`.
+def read_options(query: bytes, endpoint: str = "") -> Options:
+    """Options of `model=...&polarity=...`, with those that the endpoint alone knows.
 
     Raises:
         UnknownParameter, InvalidParameter: with what is known or allowed.
     """
-    return _read(query, _UPRIGHT_NAMES if upright else _NAMES) if query else _DEFAULTS
+    return _read(query, _NAMES_OF.get(endpoint, _NAMES)) if query else _DEFAULTS
 
 
 @lru_cache(maxsize=256)
@@ -87,7 +105,7 @@ def _read(query: bytes, names: tuple[str, ...]) -> Options:
         given[name] = value
     return Options(
         model=given.get("model"),
-        version=_version(given.get("version")),
+        version=_whole(given, "version", 1, 999_999_999),
         polarity=cast(Polarity, given.get("polarity", "auto")),
         fit=cast(Fit, given.get("fit", "auto")),
         exif=cast(Exif, given.get("exif", "apply")),
@@ -96,15 +114,23 @@ def _read(query: bytes, names: tuple[str, ...]) -> Options:
             expand=given.get("expand", "true") == "true",
             fill=_fill(given.get("fill", "auto")),
             resample=cast(Resample, given.get("resample", "bicubic")),
+            mode=_whole(given, "mode", 0, 999_999_999) or 0,
+        ),
+        augment=AugmentOptions(
+            n=_whole(given, "n", 1, MOST_VARIANTS) or AugmentOptions().n, seed=_whole(given, "seed", 0, MOST_SEED)
         ),
     )
 
 
-def _version(text: str | None) -> int | None:
+def _whole(given: Mapping[str, str], name: str, least: int, most: int) -> int | None:
+    """None where it is not given."""
+    text = given.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) > 0):
-        raise InvalidParameter(f"version is {text[:100]!r}, it is a positive integer", parameter="version")
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and least <= int(text) <= most):
+        raise InvalidParameter(
+            f"{name} is {text[:100]!r}, it is a whole number from {least} to {most:,}", parameter=name
+        )
     return int(text)
 
 

@@ -165,6 +165,24 @@ class CanonicalizeAnswer(_ImageAnswer):
     upright: UprightAnswer
 
 
+class Variant(_Schema):
+    """The picture that was sent as it may plausibly lie, at its own resolution and in its own kind."""
+
+    media_type: Literal["image/png", "image/jpeg"]
+    width: int = Field(examples=[1200])
+    height: int = Field(examples=[900])
+    data: str = Field(description="The file as base64.", examples=[EXAMPLE_PNG])
+    matrix: Matrix = Field(
+        description="From pixels of this picture to pixels of the sent one as it is seen; centres are integers.",
+        examples=[((0.966, 0.259, -96.0), (-0.259, 0.966, 171.0))],
+    )
+
+
+class AugmentAnswer(_ImageAnswer):
+    seed: int = Field(ge=0, description="Of the noise: with it the same variants are drawn again.", examples=[7])
+    variants: list[Variant] = Field(min_length=1, description="Drawn independently of each other.")
+
+
 class RecombineInputs(_Schema):
     content: InputDescription
     style: InputDescription

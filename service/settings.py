@@ -82,6 +82,7 @@ class Settings(BaseSettings):
         "over 60 degrees either way in its validation.",
     )
     default_canonicalize: str = Field(default="", description="The same for /canonicalize.")
+    default_augment: str = Field(default="symmetry-mnist", description="The same as default_embed for /augment.")
 
     max_body_bytes: int = Field(
         default=64 * MIB,

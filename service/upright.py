@@ -1,4 +1,4 @@
-"""A picture, its options and what a model found -> the picture upright, as a file."""
+"""A picture, its options and what a model found -> the picture upright, or a variant of it, as a file."""
 
 import time
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from contract.geometry import Canvas, GeometryError, Matrix
+from contract.geometry import Canvas, GeometryError, Matrix, compose, inverse
 from contract.picture import EncodedPicture, Original
 from contract.picture_pixels import Kept
 from service import warp
@@ -59,6 +59,20 @@ def plan(original: Original, frame: Matrix, matrix: npt.ArrayLike, options: Upri
     return canvas
 
 
+def variant(original: Original, frame: Matrix, matrix: npt.ArrayLike) -> Canvas:
+    """The canvas, of the picture's own size, of a variant that shows it through `matrix`, in the `frame` that the model
+    was shown.
+
+    Raises:
+        InternalError: the matrix cannot be undone.
+    """
+    height, width = original.samples.shape[:2]
+    try:
+        return Canvas(width, height, compose(frame, matrix, inverse(frame)))
+    except GeometryError as error:
+        raise InternalError(f"the model gave no variant of this picture: {error}") from None
+
+
 def kept_bytes(encoded: Sequence[EncodedPicture | Problem]) -> int:
     """Of memory, what the pictures of a request hold from decoding to drawing, at most; without the largest one, whose
     are within what its decoding takes.
@@ -68,13 +82,15 @@ def kept_bytes(encoded: Sequence[EncodedPicture | Problem]) -> int:
 
 
 def drawing_bytes(pictures: Sequence[tuple[Original, Canvas]], options: UprightOptions) -> int:
-    """Of memory, what keeping, drawing and answering takes at most, when decoding is over."""
+    """Of memory, what keeping, drawing and answering takes at most, when decoding is over; a picture may be drawn on
+    several canvases.
+    """
     more = 1 if options.fill == "transparent" else 0
     sizes = [
         canvas.width * canvas.height * (int(original.samples[0, 0].nbytes) + more) for original, canvas in pictures
     ]
     largest = max(sizes, default=0)
-    kept = sum(original.samples.nbytes for original, _ in pictures)
+    kept = sum({id(original): original.samples.nbytes for original, _ in pictures}.values())
     return kept + _DRAWING * largest + _FINISHED * (sum(sizes) - largest)
 
 

@@ -20,10 +20,12 @@ from training.models.equivae_config import EquiVAEConfig, FewLabelsConfig
 from training.models.mcevae_config import MCEVAEConfig
 from training.models.mcevae_paper_config import MCEVAEPaperConfig
 from training.models.plain_vae_config import PlainVAEConfig
+from training.models.symmetry_config import SymmetryConfig, TwoStageConfig
 from training.models.upright_config import UprightConfig
 
 ModelConfig = Annotated[
-    EquiVAEConfig | MCEVAEConfig | MCEVAEPaperConfig | PlainVAEConfig | UprightConfig, Field(discriminator="kind")
+    EquiVAEConfig | MCEVAEConfig | MCEVAEPaperConfig | PlainVAEConfig | SymmetryConfig | TwoStageConfig | UprightConfig,
+    Field(discriminator="kind"),
 ]
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -90,7 +90,8 @@ def digit_pictures(spec: InputSpec, count: int) -> Tensor:
 
 def _to_onnx(graph: Graph, spec: InputSpec) -> bytes:
     # A batch of 1 would be taken for a constant.
-    example = tuple(torch.rand(3, spec.channels, spec.height, spec.width) for _ in graph.inputs)
+    pictures = torch.rand(3 * len(graph.inputs), spec.channels, spec.height, spec.width)
+    example = tuple(_inputs(graph, pictures, 3).values())
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             graph,
@@ -153,8 +154,11 @@ def _check_graph(capability: str, data: bytes, graph: Graph) -> None:
 
 
 def _inputs(graph: Graph, pictures: Tensor, count: int) -> dict[str, Tensor]:
-    """`count` pictures for every input, content and style from different ones."""
-    return {name: pictures[index * count : (index + 1) * count] for index, name in enumerate(graph.inputs)}
+    """`count` pictures for every input, content and style from different ones; for `noise` what a caller would draw."""
+    inputs = {name: pictures[index * count : (index + 1) * count] for index, name in enumerate(graph.inputs)}
+    if graph.noise is not None:
+        inputs["noise"] = torch.randn((count, *graph.noise), generator=torch.Generator().manual_seed(count))
+    return inputs
 
 
 def _run_torch(graph: Graph, pictures: Tensor, count: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

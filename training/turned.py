@@ -1,18 +1,21 @@
-"""Training pictures of a model of orientation: each upright picture moved by a known transform, and undone.
+"""Pictures of a model of orientation: each upright picture moved by a known transform, and how that is found again.
 
 Matrices [N,2,3] are those of training/lie.py: canonical frame -> observed picture.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from training.lie import inverse, resample
+from training.lie import compose, inverse, resample
+from training.models.rotation import wrapped
 
-__all__ = ["move", "similarity", "uniform"]
+__all__ = ["RelativeError", "move", "relative_error", "similarity", "uniform"]
 
 
 def uniform(count: int, limit: float, generator: torch.Generator, columns: int = 1) -> Tensor:
@@ -37,3 +40,43 @@ def move(
         background: [N,C,1,1] or one value for all, of what comes in from outside the frame.
     """
     return (resample(images - background, inverse(matrix), mode) + background).clamp(0, 1)
+
+
+class FoundPose(Protocol):
+    """What a model finds in N pictures, see training/models/mcevae.py."""
+
+    @property
+    def coefficients(self) -> Tensor: ...
+
+    @property
+    def coefficients_std(self) -> Tensor: ...
+
+    @property
+    def matrix(self) -> Tensor: ...
+
+
+class RelativeError(NamedTuple):
+    """Of N pictures and the same pictures turned on: the error of the angle between both [N] and both standard
+    deviations [N,2], in degrees, and the error of the middle [N,2] in normalised units.
+    """
+
+    degrees: Tensor
+    stds: Tensor
+    middle: Tensor
+
+
+def relative_error(
+    pose: Callable[[Tensor], FoundPose],
+    images: Tensor,
+    limit: float,
+    source: torch.Generator,
+    background: Tensor | float = 0.0,
+) -> RelativeError:
+    """Turn pictures [N,C,S,S] by U(+-limit), in radians, and compare what `pose` finds before and after."""
+    rotation = uniform(len(images), limit, source).to(images)
+    known = similarity(rotation, torch.zeros(len(images), 2).to(images))
+    before, after = pose(images), pose(move(images, known, background, "bicubic"))
+    gap = wrapped(after.coefficients[:, 0] - before.coefficients[:, 0] - rotation)
+    stds = torch.stack([before.coefficients_std[:, 0], after.coefficients_std[:, 0]], 1)
+    middle = (after.matrix - compose(known, before.matrix))[:, :, 2]
+    return RelativeError(gap * (180 / math.pi), stds * (180 / math.pi), middle)

@@ -1,11 +1,9 @@
 """POST /canonicalize: the content of a picture upright, and the picture itself upright at its own resolution."""
 
-import base64
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,7 +15,7 @@ from service.batching import Row
 from service.engine import Array
 from service.errors import Problem
 from service.images import PICTURE_TYPES, ModelInput, decoding_cost, write_picture
-from service.inference import Inference, head, raise_of_single, to_json
+from service.inference import Inference, head, raise_of_single, to_base64, to_json
 from service.model_store import LoadedModel
 from service.negotiation import choose
 from service.payloads import Payload
@@ -63,7 +61,7 @@ def _plan_all(
         try:
             found = transform.render(model, item, outputs, row)
             assert item.original is not None  # it was asked for
-            canvas = upright.plan(item.original, item.frame, outputs["matrix"][row], options, most_pixels)
+            canvas = upright.plan(item.original, item.frame, outputs["modes"][row][options.mode], options, most_pixels)
             jobs.append(_Job(item, item.original, found, outputs["canonical"][row], canvas))
         except Problem as problem:
             jobs.append(problem)
@@ -86,21 +84,17 @@ def _make(
             "media_type": "image/png",
             "width": job.canonical.shape[2],
             "height": job.canonical.shape[1],
-            "data": _base64(write_picture(job.canonical)),
+            "data": to_base64(write_picture(job.canonical)),
         },
         "upright": {
             "media_type": made.media_type,
             "width": job.canvas.width,
             "height": job.canvas.height,
-            "data": _base64(made.data),
+            "data": to_base64(made.data),
             "matrix": job.canvas.matrix,
         },
     }
     return made._replace(encode_seconds=made.encode_seconds + time.perf_counter() - start), document
-
-
-def _base64(data: bytes) -> orjson.Fragment:
-    return orjson.Fragment(b'"' + base64.b64encode(data) + b'"')
 
 
 def _offered(payload: Payload, first: EncodedPicture | Problem) -> tuple[str, ...]:
@@ -109,6 +103,18 @@ def _offered(payload: Payload, first: EncodedPicture | Problem) -> tuple[str, ..
         return (_JSON,)
     own = upright.own_type(first.format)
     return (_JSON, own, *(kind for kind in PICTURE_TYPES if kind != own))
+
+
+def _check_mode(model: LoadedModel, mode: int) -> None:
+    """
+    Raises:
+        InvalidParameter: the model has no such mode.
+    """
+    graph = model.batchers["canonicalize"].engine.spec
+    modes = next(int(spec.shape[1]) for spec in graph.outputs if spec.name == "modes")
+    if mode >= modes:
+        allowed = f"{model.name} gives {modes} modes" if modes > 1 else f"{model.name} gives one mode"
+        raise errors.InvalidParameter(f"mode is {mode}, counted from 0: {allowed}", parameter="mode")
 
 
 def _accepts_png(accept: bytes) -> bool:
@@ -123,6 +129,7 @@ def add(router: APIRouter, inference: Inference) -> None:
         call, options, body = await inference.begin(request, "canonicalize")
         start = time.perf_counter()
         model = inference.select(call, "canonicalize", options.model, options.version)
+        _check_mode(model, options.upright.mode)
         payload, encoded = await inference.receive(call, body)
         accept = call.headers.get(b"accept", b"")
         media_type = choose(accept, _offered(payload, encoded[0]))

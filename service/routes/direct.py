@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import schemas
 from service.deadlines import TIMEOUT_HEADER
 from service.errors import PROBLEM_MEDIA_TYPE, PROTOCOL_PATH, Problem, Unauthorized
+from service.queries import MOST_SEED, MOST_VARIANTS, AugmentOptions
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -215,6 +216,43 @@ def upright_parameters() -> list[dict[str, Any]]:
             enum=["true", "false"],
             default="true",
         ),
+        _parameter(
+            "mode",
+            "Which of the transform's `modes` is undone, counted from 0, the best.",
+            type="integer",
+            minimum=0,
+            default=0,
+        ),
+        *drawing_parameters(),
+    ]
+
+
+def augment_parameters() -> list[dict[str, Any]]:
+    """Those of a route that gives variants, besides; see `queries.AugmentOptions`."""
+    return [
+        _parameter(
+            "n",
+            "Variants of each picture; the pixels of all of them together count against the limit of pixels.",
+            type="integer",
+            minimum=1,
+            maximum=MOST_VARIANTS,
+            default=AugmentOptions().n,
+        ),
+        _parameter(
+            "seed",
+            "Of the noise that the variants are drawn from: the same seed, picture and model give the same variants. "
+            "Else one is drawn; the answer tells it.",
+            type="integer",
+            minimum=0,
+            maximum=MOST_SEED,
+        ),
+        *drawing_parameters(),
+    ]
+
+
+def drawing_parameters() -> list[dict[str, Any]]:
+    """Those of a route that draws the user's own picture anew."""
+    return [
         _parameter(
             "fill",
             "What shows where there is no picture: auto is the median colour of its border. A colour is written "

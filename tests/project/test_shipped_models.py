@@ -35,7 +35,11 @@ def manifest(request: pytest.FixtureRequest) -> Manifest:
 
 def test_a_shipped_model_is_whole_and_small(manifest: Manifest) -> None:
     assert sum(file.size for file in manifest.files.values()) < MOST_BYTES
-    served = {"equivae": {"embed", "classify", "recombine"}, "mcevae": {"transform", "canonicalize"}}
+    served = {
+        "equivae": {"embed", "classify", "recombine"},
+        "mcevae": {"transform", "canonicalize"},
+        "symmetry": {"transform", "augment"},
+    }
     assert served[manifest.kind] <= set(manifest.graphs)
     assert max(manifest.parity.values()) < 1e-4
     assert manifest.training["parameters"] < 1_000_000

@@ -57,6 +57,7 @@ def test_every_path_is_described_and_every_reference_resolves(document: dict[str
         ("/classify", "post"),
         ("/transform", "post"),
         ("/canonicalize", "post"),
+        ("/augment", "post"),
         ("/recombine", "post"),
         ("/models", "get"),
         ("/healthz", "get"),
@@ -87,7 +88,7 @@ def test_every_path_is_described_and_every_reference_resolves(document: dict[str
 
 
 def test_the_described_requests_are_accepted(client: httpx.Client, document: dict[str, Any]) -> None:
-    for path in ("/embed", "/classify", "/transform", "/canonicalize", "/recombine"):
+    for path in ("/embed", "/classify", "/transform", "/canonicalize", "/augment", "/recombine"):
         content = document["paths"][path]["post"]["requestBody"]["content"]
         assert ("image/*" in content) == (path != "/recombine")
         for name in ("multipart/form-data", "application/json"):
@@ -114,7 +115,7 @@ def test_every_problem_is_documented_once(document: dict[str, Any]) -> None:
         assert f"| `{kind.slug}` | {kind.status} | {kind.title} |" in document["info"]["description"]
 
 
-@pytest.mark.parametrize("path", ["/classify", "/embed", "/transform", "/canonicalize", "/recombine"])
+@pytest.mark.parametrize("path", ["/classify", "/embed", "/transform", "/canonicalize", "/augment", "/recombine"])
 def test_a_route_describes_every_problem_it_can_answer(document: dict[str, Any], path: str) -> None:
     responses = document["paths"][path]["post"]["responses"]
     described = {

@@ -211,7 +211,7 @@ def test_a_capability_of_no_model(tmp_path: Path, serve: Serve) -> None:
     assert problem.json()["models"] == []
     problem = post(f"{url}/embed?model=painter")
     assert (problem.status_code, problem.json()["models"]) == (404, ["tiny"])
-    none = dict.fromkeys(("classify", "transform", "canonicalize"))
+    none = dict.fromkeys(("classify", "transform", "canonicalize", "augment"))
     assert get(f"{url}/models").json()["defaults"] == none | {"embed": "tiny", "recombine": "painter"}
 
 

@@ -84,7 +84,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """The shipped models, and a small one for poses."""
     store = tmp_path_factory.mktemp("shipped")
     shutil.copytree(STORE, store, dirs_exist_ok=True)
-    tiny_pose.write(store)
+    tiny_pose.write(store, augment=True)
     with (
         running_server(Settings(model_store=store)) as address,
         httpx.Client(base_url=address, trust_env=False, timeout=20) as client,

@@ -2,7 +2,7 @@
 
 Where the ink is, how far it spreads, and the direction in which the third moment of the ink points, give shift, scale
 and angle. The third moment turns with the ink through all of the circle, so the answers are really right for whatever
-has one heavy or long end; upright is what points upwards.
+has one heavy or long end; upright is what points upwards. Variants are the pose found, changed a little by the noise.
 """
 
 from io import BytesIO
@@ -32,6 +32,13 @@ OUTPUTS = {
     "modes": (2, 2, 3),
     "weights": (2,),
 }
+INPUTS = {"image": (1, SIDE, SIDE)}
+SAMPLES = 3
+NOISE = {"noise": (SAMPLES, 4)}
+CHANGES = np.zeros((4, 3, 3), np.float32)  # of a variant's matrix by each number of noise: turn, shift, scale
+CHANGES[0, 0, 1], CHANGES[0, 1, 0] = 0.3, -0.3
+CHANGES[1, 0, 2] = CHANGES[2, 1, 2] = 0.2
+CHANGES[3, 0, 0] = CHANGES[3, 1, 1] = 0.1
 PICTURES = {"canonical": (1, SIDE, SIDE), "rectified": (1, SIDE, SIDE)}
 
 
@@ -80,6 +87,12 @@ def estimate(images: np.ndarray) -> dict[str, np.ndarray]:
     return {name: array.astype(np.float32) for name, array in found.items()}
 
 
+def variants(images: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """[N,1,32,32], [N,3,4] -> [N,3,2,3]"""
+    change = np.eye(3, dtype=np.float32) + np.einsum("nsg,gij->nsij", noise, CHANGES)
+    return (estimate(images)["matrix"][:, None] @ change).astype(np.float32)
+
+
 class _Nodes:
     """Nodes of a graph, written as expressions."""
 
@@ -103,7 +116,7 @@ class _Nodes:
 
 
 def model(capability: str) -> onnx.ModelProto:
-    """`estimate` as a graph: transform, or canonicalize."""
+    """`estimate` as a graph: transform or canonicalize; or `variants`."""
     o = _Nodes()
     ink = o("Flatten", "image")
     mass = o("Add", o("ReduceSum", ink, np.array([1])), 1e-6)
@@ -139,11 +152,17 @@ def model(capability: str) -> onnx.ModelProto:
         grid = o("Reshape", where, np.array([-1, SIDE, SIDE, 2]))
         o("GridSample", "image", grid, name="rectified", mode="bilinear", padding_mode="zeros", align_corners=0)
         o("Identity", "rectified", name="canonical")
+    inputs = INPUTS
+    if capability == "augment":
+        inputs = INPUTS | NOISE
+        change = o("Add", o("MatMul", "noise", CHANGES.reshape(4, 9)), np.eye(3).ravel())
+        change = o("Reshape", change, np.array([0, 0, 3, 3]))
+        o("MatMul", o("Unsqueeze", "matrix", np.array([1])), change, name="matrices")
     outputs = _outputs(capability)
     graph = helper.make_graph(
         o.nodes,
         "graph",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, SIDE, SIDE])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape]) for name, shape in inputs.items()],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *shape]) for name, shape in outputs.items()],
         o.weights,
     )
@@ -153,37 +172,44 @@ def model(capability: str) -> onnx.ModelProto:
 
 
 def _outputs(capability: str) -> dict[str, tuple[int, ...]]:
-    return OUTPUTS if capability == "transform" else OUTPUTS | PICTURES
+    return {"transform": OUTPUTS, "canonicalize": OUTPUTS | PICTURES, "augment": {"matrices": (SAMPLES, 2, 3)}}[
+        capability
+    ]
 
 
-def write(store: Path, name: str = "tiny-pose", error: float | None = 1.0, **preprocessing: Any) -> Path:
-    """Write the next version; `error` is its metric of that kind."""
+def write(
+    store: Path, name: str = "tiny-pose", error: float | None = 1.0, augment: bool = False, **preprocessing: Any
+) -> Path:
+    """Write the next version; `error` is its metric of that kind; `augment`: it can do that, too."""
     image = np.stack([as_input(pointer(side=SIDE, degrees=degrees)) for degrees in (0, 40, -110, 170)])
-    found = estimate(image)
+    noise = np.random.default_rng(0).standard_normal((len(image), SAMPLES, 4), np.float32)
+    found = estimate(image) | {"matrices": variants(image, noise)}
+    capabilities = ("transform", "canonicalize", "augment") if augment else ("transform", "canonicalize")
+    inputs: dict[str, dict[str, Any]] = dict.fromkeys(capabilities, INPUTS) | (
+        {"augment": INPUTS | NOISE} if augment else {}
+    )
     cases: dict[str, np.ndarray] = {}
-    for capability in ("transform", "canonicalize"):
-        cases[f"{capability}/in/image"] = image
+    for capability in capabilities:
+        cases |= {f"{capability}/in/{name}": {"image": image, "noise": noise}[name] for name in inputs[capability]}
         cases |= {f"{capability}/out/{name}": found[name] for name in _outputs(capability)}
     file = BytesIO()
     np.savez(file, **cases)
-    contents = {
-        f"{capability}.onnx": model(capability).SerializeToString() for capability in ("transform", "canonicalize")
-    }
+    contents = {f"{capability}.onnx": model(capability).SerializeToString() for capability in capabilities}
+
+    def specs(tensors: dict[str, Any]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(name=tensor, shape=("N", *shape)) for tensor, shape in tensors.items())
+
     card = ModelCard(
         name=name,
-        kind="mcevae",
+        kind="symmetry" if augment else "mcevae",
         input=InputSpec(channels=1, height=SIDE, width=SIDE),
         preprocessing=Preprocessing(**({"polarity": "light", "fit": "circle", "margin": 0.1} | preprocessing)),
         group="SIM2",
         graphs={
             capability: GraphSpec(
-                file=f"{capability}.onnx",
-                inputs=(TensorSpec(name="image", shape=("N", 1, SIDE, SIDE)),),
-                outputs=tuple(
-                    TensorSpec(name=tensor, shape=("N", *shape)) for tensor, shape in _outputs(capability).items()
-                ),
+                file=f"{capability}.onnx", inputs=specs(inputs[capability]), outputs=specs(_outputs(capability))
             )
-            for capability in ("transform", "canonicalize")
+            for capability in capabilities
         },
         opset=18,
         parity={},

@@ -1,6 +1,7 @@
 """Labelled pictures in memory, and their division into training, validation and test."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -51,6 +52,12 @@ class LabelledImages:
     def by_class(self) -> tuple[Tensor, ...]:
         """Indices of every class's images, ascending: K tensors int64 [N_k]."""
         return tuple(torch.nonzero(self.labels == k).flatten() for k in range(self.num_classes))
+
+    def chunks(self, count: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [N,C,H,W] in [0,1] and labels [N] on a device, `count` at a time."""
+        for start in range(0, len(self), count):
+            rows = slice(start, start + count)
+            yield self.images[rows].to(device).float() / 255, self.labels[rows].to(device)
 
     def subset(self, indices: Tensor) -> "LabelledImages":
         """Some of the labelled images, without the unlabelled ones."""

@@ -58,4 +58,5 @@ class Graph(nn.Module):
     """One capability of a model: named inputs to named outputs, as the model folder has them."""
 
     inputs: ClassVar[tuple[str, ...]] = ("image",)
+    noise: tuple[int, int] | None = None  # S and G of the input `noise` [N,S,G], standard normal, of a graph that draws
     outputs: ClassVar[tuple[str, ...]]

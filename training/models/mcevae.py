@@ -29,7 +29,6 @@ With supervision the decoder explains the upright picture instead of the observe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,11 +39,10 @@ from contract.manifest import InputSpec
 from training import mixture
 from training.augment import distorted_grid, outliers
 from training.latent import kl_per_dimension
-from training.lie import compose
 from training.models.mcevae_config import MCEVAEConfig
 from training.models.mcevae_inference import Inference, exactly
 from training.models.rotation import bin_angles, find_modes, range_prior, wrapped
-from training.turned import move, similarity, uniform
+from training.turned import RelativeError, move, relative_error, similarity, uniform
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
@@ -87,7 +85,7 @@ class MCEVAE(Inference):
         """
         source = torch.Generator().manual_seed(self.config.turn_seed)
         self.turns = uniform(len(train), math.radians(self.config.rotation_degrees), source)
-        moments = [self._moments(self._ink(images)[0]) for images, _ in _chunks(train, self.prior.device)]
+        moments = [self._moments(self._ink(images)[0]) for images, _ in train.chunks(CHUNK, self.prior.device)]
         radius, mass = (torch.cat([found[index] for found in moments]) for index in (1, 2))
         if not bool((mass > 0).any()):
             raise ValueError("no picture has ink that differs from its background")
@@ -251,8 +249,8 @@ class MCEVAE(Inference):
         errors, nats, kl, assigned = [], 0.0, torch.zeros(self.config.z_dim), []
         kl_cluster = 0.0
         source = torch.Generator().manual_seed(0)
-        for images, _ in _chunks(validation, self.prior.device):
-            errors.append(self._turn_errors(images, math.radians(PROBE_DEGREES), source)[0])
+        for images, _ in validation.chunks(CHUNK, self.prior.device):
+            errors.append(self._turn_errors(images, math.radians(PROBE_DEGREES), source).degrees)
             observed = self._as_trained(images, source)
             seen = self._see(observed)
             matrix = self._pose(seen).matrix
@@ -287,18 +285,9 @@ class MCEVAE(Inference):
         matrix = similarity(rotation, shift, torch.exp(uniform(count, config.scale, source)))
         return move(images, matrix.to(images), self._background(images))
 
-    def _turn_errors(self, images: Tensor, limit: float, source: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn pictures by U(+-limit): the error of the angle between both (degrees) and both standard deviations
-        (degrees) as uncalibrated as the model is, and the error of the middle [N,2] in normalised units.
-        """
-        rotation = uniform(len(images), limit, source).to(images)
-        known = similarity(rotation, torch.zeros(len(images), 2).to(images))
-        before = self.pose(images)
-        after = self.pose(move(images, known, self._background(images), "bicubic"))
-        gap = wrapped(after.coefficients[:, 0] - before.coefficients[:, 0] - rotation)
-        stds = torch.stack([before.coefficients_std[:, 0], after.coefficients_std[:, 0]], 1)
-        middle = (after.matrix - compose(known, before.matrix))[:, :, 2]
-        return gap * (180 / math.pi), stds * (180 / math.pi), middle
+    def _turn_errors(self, images: Tensor, limit: float, source: torch.Generator) -> RelativeError:
+        """With the deviations as uncalibrated as the model is."""
+        return relative_error(self.pose, images, limit, source, self._background(images))
 
     @torch.no_grad()
     def calibrate(self, train: LabelledImages, validation: LabelledImages) -> None:
@@ -310,7 +299,7 @@ class MCEVAE(Inference):
         self.std_factor.fill_(1.0)
         source = torch.Generator().manual_seed(1)
         limit = math.radians(min(self.config.rotation_degrees, PROBE_DEGREES))
-        found = [self._turn_errors(images, limit, source) for images, _ in _chunks(validation, self.prior.device)]
+        found = [self._turn_errors(images, limit, source) for images, _ in validation.chunks(CHUNK, self.prior.device)]
         error, stds, middle = (torch.cat(parts) for parts in zip(*found, strict=True))
         same = error.abs() < FLIP_DEGREES / 2
         ratio = error.abs()[same] / stds[same].norm(dim=1).clamp_min(1e-6)
@@ -325,10 +314,3 @@ class MCEVAE(Inference):
 def _draw(mean: Tensor, log_variance: Tensor, generator: torch.Generator | None) -> Tensor:
     noise = torch.randn(mean.shape, generator=generator, device=mean.device)
     return mean + torch.exp(0.5 * log_variance) * noise
-
-
-def _chunks(data: LabelledImages, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images [N,C,H,W] in [0,1] and labels [N], `CHUNK` at a time."""
-    for start in range(0, len(data.labels), CHUNK):
-        stop = start + CHUNK
-        yield data.images[start:stop].to(device).float() / 255, data.labels[start:stop].to(device)

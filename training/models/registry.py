@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from contract.manifest import Capability, InputSpec
-from training.models import equivae_graphs, mcevae_graphs
+from training.models import equivae_graphs, mcevae_graphs, symmetry_graphs
 from training.models.base import Graph, Model
 from training.models.equivae import EquiVAE
 from training.models.equivae_config import EquiVAEConfig
@@ -15,6 +15,8 @@ from training.models.equivae_few import FewLabelEquiVAE
 from training.models.mcevae import MCEVAE
 from training.models.mcevae_paper import MCEVAEPaper
 from training.models.plain_vae import PlainVAE
+from training.models.symmetry import Symmetry
+from training.models.symmetry_two_stage import SymmetryTwoStage
 from training.models.upright import Upright
 
 __all__ = ["KINDS", "Kind", "build", "graphs"]
@@ -56,6 +58,16 @@ KINDS: dict[str, Kind] = {
     "mcevae": Kind(family="mcevae", make=MCEVAE, graphs=_POSE_GRAPHS),
     "mcevae_paper": Kind(family="mcevae", make=MCEVAEPaper, graphs=_POSE_GRAPHS),
     "plain_vae": Kind(family="mcevae", make=PlainVAE, graphs=_POSE_GRAPHS),
+    "symmetry": Kind(family="symmetry", make=Symmetry, graphs={**_POSE_GRAPHS, "augment": symmetry_graphs.Augment}),
+    "symmetry_two_stage": Kind(
+        family="symmetry",
+        make=SymmetryTwoStage,
+        graphs={
+            "transform": mcevae_graphs.Transform,
+            "canonicalize": mcevae_graphs.Canonicalize,
+            "augment": symmetry_graphs.Augment,
+        },
+    ),
     "upright": Kind(
         family="mcevae",
         make=Upright,

@@ -10,13 +10,16 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["bin_angles", "deviation", "find_modes", "range_prior", "wrapped"]
+__all__ = ["COVERAGE", "bin_angles", "calibrated", "deviation", "find_modes", "range_prior", "wrapped"]
 
 # Half width of the Hann window that smooths the posterior and refines a mode.
 WINDOW = math.radians(30)
 # What lies nearer to a mode than this belongs to it and cannot be another mode.
 BASIN = math.radians(45)
 ROUNDS = 4
+COVERAGE = 0.683  # of the errors lie within one standard deviation
+FLAT = math.pi / math.sqrt(3)  # deviation of the uniform posterior
+KNEE = math.radians(20)  # a posterior this wide is more than noise about one angle
 
 
 def bin_angles(bins: int) -> Tensor:
@@ -89,3 +92,11 @@ def deviation(posterior: Tensor, mode: Tensor) -> Tensor:
     """
     difference = wrapped(bin_angles(posterior.shape[1]).to(posterior) - mode[:, None])
     return torch.sqrt((posterior * difference**2).sum(1))
+
+
+def calibrated(std: Tensor, factor: Tensor) -> Tensor:
+    """A deviation times the factor fitted to posteriors about one angle, which fades out towards the flat posterior:
+    that one says what it means.
+    """
+    share = ((std - KNEE) / (FLAT - KNEE)).clamp(0, 1)
+    return std * factor ** (1 - share)

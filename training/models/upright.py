@@ -25,7 +25,7 @@ from training.models.base import Model
 from training.models.lifted import DRAWS, Lifted
 from training.models.mcevae_inference import Canonical, Pose
 from training.models.polar import AngleNet, PolarSampler
-from training.models.rotation import bin_angles, deviation, find_modes, wrapped
+from training.models.rotation import COVERAGE, bin_angles, calibrated, deviation, find_modes, wrapped
 from training.models.upright_config import PolarConfig, UprightConfig
 from training.turned import move, similarity, uniform
 
@@ -36,9 +36,6 @@ __all__ = ["Upright"]
 
 CHUNK = 500  # images a forward pass where no gradient is kept
 FLIP_DEGREES = 90.0
-COVERAGE = 0.683  # of the errors lie within one standard deviation
-FLAT = math.pi / math.sqrt(3)  # deviation of the uniform posterior
-KNEE = math.radians(20)  # a posterior this wide is more than noise about one angle
 
 
 class Polar(nn.Module):
@@ -144,14 +141,9 @@ class Upright(Model):
         posterior = torch.exp(log_posterior)
         modes, weights = find_modes(posterior, self.config.modes)
         angles = wrapped(modes + origin[:, None])
-        std = self._calibrated(deviation(posterior, modes[:, 0]))
+        std = calibrated(deviation(posterior, modes[:, 0]), self.std_factor)
         matrices = exponential("SO2", angles.reshape(-1, 1)).reshape(-1, self.config.modes, 2, 3)
         return Pose(angles[:, :1], std[:, None], matrices[:, 0], matrices, weights)
-
-    def _calibrated(self, std: Tensor) -> Tensor:
-        """The factor fitted to posteriors about one angle fades out towards the flat one, which says what it means."""
-        share = ((std - KNEE) / (FLAT - KNEE)).clamp(0, 1)
-        return std * self.std_factor ** (1 - share)
 
     def canonicalize(self, images: Tensor) -> Canonical:
         """[N,C,S,S] -> pose and rectified picture, which is the canonical one too."""

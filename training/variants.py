@@ -1,0 +1,103 @@
+"""Plausible variants of a picture, for a pipeline of training pictures: what `POST /augment` draws, in Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from contract import geometry
+from contract.geometry import Matrix
+from contract.preprocess import prepare
+from training.errors import RunError
+from training.lie import DIMENSIONS
+from training.models.symmetry import Symmetry
+from training.models.symmetry_two_stage import SymmetryTwoStage
+from training.run import LoadedRun, load_run
+
+__all__ = ["DrawVariant"]
+
+
+class DrawVariant:
+    """A picture as it may plausibly lie, drawn anew at every call from p(eta|x^) of a symmetry-transformation model.
+
+    It takes and gives a PIL image, or a tensor [C,H,W] (uint8, or floats in [0,1]; C 1 or 3), of any size, as the
+    transforms of torchvision do, so that it stands among them in a `Compose`. What comes in from outside the picture
+    has the median colour of its border. Loaders with several processes give each its own `seed`.
+
+    Args:
+        run: a finished run, or its folder.
+
+    Raises:
+        RunError: the run is not finished, or its model draws no variants.
+    """
+
+    def __init__(self, run: Path | LoadedRun, seed: int | None = None) -> None:
+        self.run = load_run(run) if isinstance(run, Path) else run
+        if not isinstance(self.run.model, Symmetry | SymmetryTwoStage):
+            raise RunError(f"{self.run.folder} holds a model of kind {self.run.config.model.kind}: expected symmetry")
+        self.model = self.run.model
+        self.noise = torch.Generator()
+        if seed is None:
+            self.noise.seed()
+        else:
+            self.noise.manual_seed(seed)
+
+    def __call__(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
+        if isinstance(picture, Image.Image):
+            return self._of_image(picture)
+        if isinstance(picture, Tensor) and picture.ndim == 3 and picture.shape[0] in (1, 3):
+            return self._of_tensor(picture)
+        raise TypeError(f"expected a PIL image or a tensor [C,H,W] of 1 or 3 channels, not {_described(picture)}")
+
+    def _of_image(self, picture: Image.Image) -> Image.Image:
+        seen = picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
+        # Pillow counts pixels from their corners.
+        (a, b, x), (c, d, y) = geometry.compose(
+            [[1, 0, 0.5], [0, 1, 0.5]], self._matrix(np.asarray(seen)), [[1, 0, -0.5], [0, 1, -0.5]]
+        )
+        mode = picture.mode if picture.mode not in ("1", "P") else seen.mode
+        samples = np.asarray(picture.convert(mode))
+        fill = tuple(int(value) for value in np.atleast_1d(np.median(_border(samples), axis=0)))
+        return picture.convert(mode).transform(
+            picture.size,
+            Image.Transform.AFFINE,
+            (a, b, x, c, d, y),
+            Image.Resampling.BICUBIC,
+            fillcolor=fill if len(fill) > 1 else fill[0],
+        )
+
+    def _of_tensor(self, picture: Tensor) -> Tensor:
+        values = picture.float() / 255 if picture.dtype == torch.uint8 else picture.float()
+        pixels = (255 * values).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        height, width = pixels.shape[:2]
+        own = geometry.frame(0, 0, width, height)
+        matrix = self._matrix(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        where = torch.from_numpy(geometry.compose(geometry.inverse(own), matrix, own)).to(values)
+        fill = values.new_tensor(np.median(_border(pixels), axis=0) / 255)[:, None, None]
+        grid = F.affine_grid(where[None], [1, 1, height, width], align_corners=False)
+        drawn = F.grid_sample((values - fill)[None], grid, mode="bicubic", align_corners=False)[0] + fill
+        drawn = drawn.clamp(0, 1)
+        return (255 * drawn).round().byte() if picture.dtype == torch.uint8 else drawn.to(picture)
+
+    @torch.no_grad()
+    def _matrix(self, pixels: np.ndarray) -> Matrix:
+        """From pixels of a variant to pixels of the picture uint8 [H,W] or [H,W,3]."""
+        prepared = prepare(pixels, self.run.input, self.run.preprocessing)
+        shape = 1, self.model.config.samples, DIMENSIONS[self.model.config.group]
+        noise = torch.randn(shape, generator=self.noise)
+        matrix = self.model.augment(torch.from_numpy(prepared.image)[None], noise)[0, 0].double().numpy()
+        return geometry.compose(prepared.frame, matrix, geometry.inverse(prepared.frame))
+
+
+def _border(samples: np.ndarray) -> np.ndarray:
+    """The outermost pixels of a picture [H,W] or [H,W,C], in a row."""
+    return np.concatenate([samples[0], samples[-1], samples[:, 0], samples[:, -1]])
+
+
+def _described(value: object) -> str:
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
