@@ -7,6 +7,8 @@
 - models: `/classify` with 1, 2, 8 and 32 models loaded, copies of one.
 - idle: `/classify` beside 1, 10, 100 and 1,000 connections that are open and say nothing.
 - batch: JSON batches of 256 PNG files over one connection, and where their time goes by the answers' Server-Timing.
+- tensors: binary tensors of 256 images through the inference protocol beside ONNX Runtime alone, see `tensors.py`.
+- refuse: refusing everything beside a bare uvicorn that answers a constant, see `overload.py`.
 - start: `python -m service` with the shipped models, from the command to `/readyz`.
 
 Repeats alternate, and rows are medians. On a machine that does something else as well read the ratios.
@@ -16,6 +18,7 @@ import argparse
 import base64
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -37,9 +40,11 @@ import uvloop
 from PIL import Image
 
 from benchmarks.clients import Clients, post
-from benchmarks.contenders import ours
+from benchmarks.contenders import marks, ours
 from benchmarks.load import ROOT, Cores, Sample, Target, cpu_seconds, running
+from benchmarks.overload import refusal
 from benchmarks.serving import graph_microseconds, machine, model_folder, picture, store_of
+from benchmarks.tensors import compare
 
 CLIENTS = 64
 PHOTOGRAPHS = 10
@@ -143,6 +148,24 @@ def batch(bench: "Bench") -> list[Row]:
     return [row]
 
 
+def tensors(bench: "Bench") -> list[Row]:
+    seconds, repeats = bench.arguments.seconds, bench.arguments.repeats
+    folders = dict.fromkeys([bench.folder, model_folder(bench.store, "equivae-digits")])
+    return [{"what": folder.parent.name} | compare(folder, IN_BATCH, seconds, repeats) for folder in folders]
+
+
+def refuse(bench: "Bench") -> list[Row]:
+    floor, cores = marks(bench.folder)[0], bench.cores
+    if cores.client:
+        os.sched_setaffinity(0, {int(cores.client[-1])})
+    figures = [
+        refusal(ours(bench.folder), floor, cores, bench.picture, bench.arguments.seconds)
+        for _ in range(bench.arguments.repeats)
+    ]
+    names = [name for name, value in figures[0].items() if isinstance(value, float)]
+    return [{"what": "refusals"} | {name: statistics.median(row[name] for row in figures) for name in names}]
+
+
 def start(bench: "Bench") -> list[Row]:
     seconds, costs = [], []
     for _ in range(bench.arguments.repeats):
@@ -171,7 +194,7 @@ def _is_ready(port: int) -> bool:
 
 
 PARTS: dict[str, Callable[["Bench"], list[Row]]] = {
-    part.__name__: part for part in (canonicalize, large, models, idle, batch, start)
+    part.__name__: part for part in (canonicalize, large, models, idle, batch, tensors, start, refuse)
 }
 
 
@@ -184,7 +207,7 @@ class Bench:
         self.folder = model_folder(self.store, arguments.model)
         self.picture = picture(self.folder)
         self._scratch = scratch
-        self._cores = Cores()
+        self.cores = Cores()
 
     def serving(self, *names: str) -> Any:
         return self.serving_folders([model_folder(self.store, name, "embed") for name in names])
@@ -194,7 +217,7 @@ class Bench:
         """The first of them classifies."""
         with tempfile.TemporaryDirectory(dir=self._scratch) as store:
             first = store_of(folders, Path(store))
-            with running(ours(first), self._cores, self.picture) as target:
+            with running(ours(first), self.cores, self.picture) as target:
                 yield target
 
     def measure(self, target: Target) -> Sample:

@@ -53,6 +53,26 @@ def served(port: int, process: int, model: str, images: np.ndarray, seconds: flo
     return count / (time.perf_counter() - start), (cpu_seconds(process) - cpu) / count * 1e6
 
 
+def compare(folder: Path, count: int, seconds: float, repeats: int) -> dict[str, float]:
+    """Medians over alternating runs, `count` images a request; ratios are medians of pairs."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(folder / "classify.onnx", options, providers=["CPUExecutionProvider"])
+    shape = [count, *session.get_inputs()[0].shape[1:]]
+    images = np.random.default_rng(0).random(shape, dtype=np.float32)
+    runs = []
+    with running(contenders.ours(folder), Cores(), picture(folder)) as target:
+        for _ in range(repeats):
+            one = alone(session, images, seconds)
+            runs.append((one, served(target.port, target.process.pid, folder.parent.name, images, seconds)))
+    return {
+        "alone, images/s": statistics.median(one[0] for one, _ in runs),
+        "served, images/s": statistics.median(other[0] for _, other in runs),
+        "of the images/s": statistics.median(other[0] / one[0] for one, other in runs),
+        "of the images a CPU second": statistics.median(one[1] / other[1] for one, other in runs),
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
@@ -62,22 +82,9 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     folder = model_folder(arguments.model_store, arguments.model)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(folder / "classify.onnx", options, providers=["CPUExecutionProvider"])
-    shape = [arguments.images, *session.get_inputs()[0].shape[1:]]
-    images = np.random.default_rng(0).random(shape, dtype=np.float32)
-    runs = []
-    with running(contenders.ours(folder), Cores(), picture(folder)) as target:
-        for _ in range(arguments.repeats):
-            one = alone(session, images, arguments.seconds)
-            other = served(target.port, target.process.pid, folder.parent.name, images, arguments.seconds)
-            runs.append((one, other))
-            print(f"alone {one[0]:.0f}/s {one[1]:.1f} us, served {other[0]:.0f}/s {other[1]:.1f} us", flush=True)
-    rate = statistics.median(other[0] / one[0] for one, other in runs)
-    cpu = statistics.median(one[1] / other[1] for one, other in runs)
-    print(f"{folder.parent.name}, {arguments.images} images a request, of ONNX Runtime's at batch {BATCH}: ", end="")
-    print(f"{rate:.2f} of the images/s, {cpu:.2f} of the images a CPU second")
+    print(f"{folder.parent.name}, {arguments.images} images a request, beside ONNX Runtime at batch {BATCH}:")
+    for name, value in compare(folder, arguments.images, arguments.seconds, arguments.repeats).items():
+        print(f"{name}: {value:,.2f}")
     return 0
 
 
