@@ -20,6 +20,7 @@ import pytest
 from contract.picture import MOST_DECODED_BYTES
 from service.budget import Budget
 from service.engine import Engine
+from service.keys import new_key
 from service.settings import MIB, Settings
 from tests.service import tiny
 
@@ -118,6 +119,21 @@ def test_a_full_queue_is_429_at_once_with_retry_after(tiny_store: Path, serve: S
         gate.set()
         assert [future.result().status_code for future in held] == [200] * 4
     assert post(url).status_code == 200
+
+
+def test_a_full_queue_is_said_before_a_key_is_asked_for(
+    tiny_store: Path, serve: Serve, gate: threading.Event, tmp_path: Path
+) -> None:
+    key, line = new_key()
+    (tmp_path / "keys").write_text(line)
+    url = serve(tiny_store, inline_milliseconds=0, queue_images=1, max_images=1, api_keys=tmp_path / "keys")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        held = pool.submit(post, url, **{"authorization": f"Bearer {key}"})
+        until(lambda: "equipoise_accepted_images 1.0" in httpx.get(f"{url}/metrics", trust_env=False).text)
+        assert post(url).status_code == 429
+        gate.set()
+        assert held.result().status_code == 200
+    assert post(url).status_code == 401
 
 
 def send_body(url: str, size: int, sent: int) -> socket.socket:
