@@ -44,14 +44,24 @@ def turned(picture: Tensor, degrees: Tensor) -> Tensor:
 
 
 def fitted(
-    views: Tensor, steps: int, seed: int, change: Callable[[Symmetry], None] = lambda model: None, **config: Any
+    views: Tensor,
+    steps: int,
+    seed: int,
+    sigma: float,
+    change: Callable[[Symmetry], None] = lambda model: None,
+    **config: Any,
 ) -> Symmetry:
-    """A small model trained on all of a few views [N,1,S,S] at every step."""
+    """A small model trained on all of a few views [N,1,S,S] at every step.
+
+    Args:
+        sigma: deviation of a pixel, held fixed: learned from so few views it falls until interpolation tells angles apart.
+    """
     torch.manual_seed(seed)
     model = Symmetry(
         SymmetryConfig.model_validate({**SMALL, **config}), InputSpec(channels=1, height=SIDE, width=SIDE), 1
     )
     change(model)
+    model.log_sigma.requires_grad_(False).fill_(math.log(sigma))
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), 5e-3)
     batch = {"views": views.repeat(math.ceil(12 / len(views)), 1, 1, 1)}
