@@ -54,7 +54,7 @@ def fitted(
     """A small model trained on all of a few views [N,1,S,S] at every step.
 
     Args:
-        sigma: deviation of a pixel, held fixed: learned from so few views it falls until interpolation tells angles apart.
+        sigma: deviation of a pixel, held fixed: learned from so few views it falls until interpolation tells the angle.
     """
     torch.manual_seed(seed)
     model = Symmetry(
