@@ -1,0 +1,82 @@
+"""The experiments on the symmetry-transformation model, at the smallest scale: what their numbers mean."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.models.rotation import bin_angles, wrapped
+from training.models.symmetry import Symmetry
+from training.symmetry_experiments import conjectures, efficiency
+from training.symmetry_experiments.common import SIDE, fitted, keep, one_digit, turned
+
+
+def test_the_eight_is_symmetric_and_the_two_is_not() -> None:
+    eight, two = one_digit(8, symmetric=True), one_digit(2)
+    assert torch.allclose(eight, eight.flip(2, 3), atol=1e-6)
+    assert float((two - two.flip(2, 3)).abs().mean()) > 0.05
+
+
+def test_what_a_gaussian_lacks_of_two_equal_modes_is_a_bit() -> None:
+    """One of two modes of weight 1/2 is log 2 away from both; a density with one mode is its own nearest."""
+    angles = bin_angles(96)
+
+    def bump(centre: float) -> torch.Tensor:
+        return torch.softmax(-0.5 * (wrapped(angles - centre) / 0.2) ** 2, 0)
+
+    two = (bump(1.0) + bump(1.0 + math.pi)) / 2
+    assert conjectures._nearest_gaussian(two[None], angles) == pytest.approx(math.log(2), abs=0.02)
+    assert conjectures._nearest_gaussian(bump(1.0)[None], angles) < 0.02
+
+
+def test_a_window_over_the_whole_circle_is_invariant_and_a_narrow_one_is_not() -> None:
+    torch.manual_seed(0)
+    polar = torch.rand(2, 3, 24)
+    for rho, invariant in ((360.0, True), (0.0, False)):
+        encoder = conjectures.WindowEncoder(3, 24, 2, rho)
+        moved = (encoder(polar)[0] - encoder(polar.roll(7, 2))[0]).abs().max()
+        assert (float(moved.detach()) < 0.3 * float(encoder(polar)[0].detach().abs().max())) == invariant
+
+
+def test_the_views_that_share_a_prototype_are_counted() -> None:
+    views = turned(one_digit(2), conjectures.SEEN)
+    model = fitted(views, 2, 0, 0.3)
+    assert conjectures._count(model, views)[0] == 1  # the encoder is invariant, before it has learned anything
+
+    def plain(model: Symmetry) -> None:
+        model.encoder = conjectures.WindowEncoder(12, 96, 4, 0.0)  # type: ignore[assignment]
+        model.prototype = lambda z: views * 1.0  # type: ignore[method-assign]
+
+    model = fitted(views, 0, 0, 0.3, plain)
+    assert conjectures._count(model, views)[0] == 3
+
+
+def test_numbers_are_kept_beside_each_other(tmp_path: Path) -> None:
+    for name in ("one", "two", "one"):
+        keep(tmp_path / "found.json", name, {"value": len(name)})
+    assert json.loads((tmp_path / "found.json").read_text()) == {"one": {"value": 3}, "two": {"value": 3}}
+
+
+def test_augmentations_leave_pictures_turn_them_and_draw_them() -> None:
+    torch.manual_seed(0)
+    model = fitted(turned(one_digit(2), conjectures.SEEN), 2, 0, 0.3)
+    pictures = turned(one_digit(3), torch.tensor([0.0, 20.0, -40.0]))
+    matrices = efficiency.drawn_matrices(model, pictures, 0)
+    assert matrices.shape == (3, model.config.samples, 2, 3)
+    changes = efficiency.augmentations(30.0, matrices)
+    rows = torch.arange(3)
+    for name, change in changes.items():
+        seen = change(pictures, rows, torch.Generator().manual_seed(0))
+        assert seen.shape == (3, 1, SIDE, SIDE) and 0 <= float(seen.min()) <= float(seen.max()) <= 1
+        assert torch.equal(seen, pictures) == (name == "none")
+
+
+def test_a_classifier_and_a_vae_learn_from_few_pictures() -> None:
+    pictures = torch.cat([turned(one_digit(digit), torch.linspace(-20, 20, 8)) for digit in (1, 3)])
+    labels = torch.arange(2).repeat_interleave(8)
+    none = efficiency.augmentations(20.0, torch.zeros(16, 1, 2, 3))["none"]
+    assert efficiency.classifier_error(pictures, labels, none, (pictures, labels), 15, 0) < 20
+    blank = float(pictures.pow(2).mean())
+    assert efficiency.vae_error(pictures, none, pictures, 40, 0) < 0.6 * blank
