@@ -1,16 +1,18 @@
 """The service past its limits, on one core: overload, fairness, drain, swaps.
 
-    python benchmarks/overload.py [--seconds 10] [--swaps 100] [--model equivae-digits] [--json FILE]
+    python -m benchmarks.overload [--seconds 60] [--swaps 100] [--only PART ...] [--json results/overload.json]
 
-- Overload: full load (64 clients without a pause), then four times that rate whatever is answered, for requests of 32
-  pictures and for single ones. Goodput counts answers with status 200.
-- The cost of a refusal: a service whose queue is full beside a bare uvicorn that answers a constant.
+- Refusals: what one costs, of a service whose queue is full, beside a bare uvicorn that answers a constant.
+- Overload: full load (64 clients without a pause), then four times that rate for a minute whatever is answered, for
+  requests of 32 pictures and for single ones. Goodput counts answers with status 200. For single pictures the queue is
+  one of 256, since one of 4,096 holds more than there are connections; `goodput_by_formula` is what is left of full
+  load when every refusal takes its time.
 - Fairness: single pictures, alone and beside requests of 1,000.
 - Drain: SIGTERM under load; every request is answered, the process exits with 0.
 - Swaps: new versions under load; every answer from one version, memory before and after.
 
-The server has one core and the clients the other; on a busy machine read ratios, not rates. With the defaults it takes
-about two minutes; `--seconds 4 --swaps 20` takes one.
+The server has one core and the clients the other; on a busy machine read ratios, not rates. `--only` measures some
+parts and leaves the others of the JSON as they are. With the defaults about six minutes.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,9 @@ from benchmarks.serving import picture as golden_picture
 CLIENTS = 64
 OVERLOAD = 4
 IN_BATCH = 32
+PARTS = ("refusals", "batches", "singles", "fairness", "drain", "swaps")
+_CONNECTIONS = 1024
+_SHORT_QUEUE = {"EQUIPOISE_QUEUE_IMAGES": "256", "EQUIPOISE_MAX_IMAGES": "256"}
 # A run of a graph never ends, so that one request holds the only place in the queue.
 _FULL = """
 import sys, time
@@ -63,41 +69,49 @@ def load(target: Target, request: bytes, connections: int, seconds: float, per_s
     return uvloop.run(Clients(target.port, request, connections, per_second).run(seconds))
 
 
-def memory_mb(target: Target) -> float:
-    return tree_pss_mb(target.process.pid)
-
-
 def batch(picture: bytes, size: int) -> bytes:
     data = base64.b64encode(picture).decode()
     return post("/classify", "application/json", json.dumps({"images": [{"data": data}] * size}).encode())
 
 
-def overload(server: Server, cores: Cores, picture: bytes, size: int, seconds: float) -> dict[str, Any]:
-    """Full load, then four times as much; `size` pictures a request."""
+def overload(
+    server: Server, cores: Cores, picture: bytes, size: int, seconds: float, refusal_us: float
+) -> dict[str, Any]:
+    """Full load, then four times as much; `size` pictures a request. refusal_us: CPU time of a refusal."""
     request = post("/classify", "image/png", picture) if size == 1 else batch(picture, size)
+    if size == 1:
+        server = replace(server, environment=server.environment | _SHORT_QUEUE)
+    memory: list[float] = []
     with running(server, cores, picture) as target:
         load(target, request, CLIENTS, 1.0)  # warm
-        full = load(target, request, CLIENTS, seconds)
-        before = memory_mb(target)
+        full = load(target, request, CLIENTS, min(10.0, seconds))
         offered = OVERLOAD * full.rate(200)
-        over = load(target, request, 1024, seconds, offered)
-        return {
-            "pictures a request": size,
-            "full load, pictures/s": full.rate(200) * size,
-            "full load, p99 ms": full.milliseconds(99),
-            "offered requests/s": offered,
-            "sent requests/s": offered - over.unsent / over.duration,
-            "goodput, pictures/s": over.rate(200) * size,
-            "goodput / full load": over.rate(200) / full.rate(200),
-            "accepted, p50 ms": over.milliseconds(50),
-            "accepted, p99 ms": over.milliseconds(99),
-            "refused requests/s": over.rate(429),
-            "refused, p50 ms": over.milliseconds(50, 429),
-            "statuses": over.statuses(),
-            "broken connections": over.broken,
-            "memory before, MB": before,
-            "memory after, MB": memory_mb(target),
-        }
+        load(target, request, _CONNECTIONS, 1.0, offered)  # its buffers are no growth
+        before = tree_pss_mb(target.process.pid)
+        for part in range(1, 5):
+            timer = threading.Timer(part * seconds / 4, lambda: memory.append(tree_pss_mb(target.process.pid)))
+            timer.start()
+        over = load(target, request, _CONNECTIONS, seconds, offered)
+        timer.join()
+    refused = over.rate(429)
+    return {
+        "pictures_a_request": size,
+        "full_load": full.rate(200) * size,
+        "full_load_p99_ms": full.milliseconds(99),
+        "offered_requests": offered,
+        "sent_share": 1 - over.unsent / over.duration / offered,
+        "goodput": over.rate(200) * size,
+        "goodput_share": over.rate(200) / full.rate(200),
+        "goodput_by_formula": 1 - refused * refusal_us * 1e-6,
+        "p50_ms": over.milliseconds(50),
+        "p99_ms": over.milliseconds(99),
+        "p99_ratio": over.milliseconds(99) / full.milliseconds(99),
+        "refused_requests": refused,
+        "refused_p99_ms": over.milliseconds(99, 429),
+        "statuses": {str(status): count for status, count in over.statuses().items()},
+        "broken": over.broken,
+        "memory_mb": [round(size, 1) for size in (before, *memory)],
+    }
 
 
 def refusal(server: Server, floor: Server, cores: Cores, picture: bytes, seconds: float) -> dict[str, Any]:
@@ -121,12 +135,12 @@ def refusal(server: Server, floor: Server, cores: Cores, picture: bytes, seconds
     with running(floor, cores, picture) as target:
         answered, least = _cost(target, request, seconds)
     return {
-        "refusals/s": refused.rate(429),
-        "HTTP floor, answers/s": answered.rate(200),
-        "cost of a refusal, CPU us": cost,
-        "cost of an answer of the HTTP floor, CPU us": least,
-        "ratio of the costs": cost / least,
-        "statuses": refused.statuses(),
+        "refusals_a_second": refused.rate(429),
+        "floor_a_second": answered.rate(200),
+        "cpu_us": cost,
+        "floor_cpu_us": least,
+        "ratio": cost / least,
+        "statuses": {str(status): count for status, count in refused.statuses().items()},
     }
 
 
@@ -148,13 +162,13 @@ def fairness(server: Server, cores: Cores, picture: bytes, seconds: float) -> di
         alone = load(target, single, 1, seconds)
         singles, batches = uvloop.run(beside(target.port))
     return {
-        "alone, requests/s": alone.rate(200),
-        "alone, p99 ms": alone.milliseconds(99),
-        "beside batches of 1,000, requests/s": singles.rate(200),
-        "beside batches of 1,000, p50 ms": singles.milliseconds(50),
-        "beside batches of 1,000, p99 ms": singles.milliseconds(99),
-        "a batch of 1,000, p50 ms": batches.milliseconds(50),
-        "batches/s": batches.rate(200),
+        "alone_a_second": alone.rate(200),
+        "alone_p99_ms": alone.milliseconds(99),
+        "beside_a_second": singles.rate(200),
+        "beside_p50_ms": singles.milliseconds(50),
+        "beside_p99_ms": singles.milliseconds(99),
+        "batch_p50_ms": batches.milliseconds(50),
+        "batches_a_second": batches.rate(200),
     }
 
 
@@ -165,10 +179,10 @@ def drain(server: Server, cores: Cores, picture: bytes, seconds: float) -> dict[
         threading.Timer(seconds / 2, lambda: target.process.send_signal(signal.SIGTERM)).start()
         tally = load(target, request, CLIENTS, seconds)
         return {
-            "statuses": tally.statuses(),
-            "connections closed by an answer": tally.closed,
-            "requests without an answer": tally.broken,
-            "exit status": target.process.wait(30),
+            "statuses": {str(status): count for status, count in tally.statuses().items()},
+            "closed_by_an_answer": tally.closed,
+            "broken": tally.broken,
+            "exit_status": target.process.wait(30),
         }
 
 
@@ -181,7 +195,7 @@ def swaps(server: Server, folder: Path, cores: Cores, picture: bytes, count: int
         request = post("/classify", "image/png", picture)
         with running(replace(server, command=command, environment=polling), cores, picture) as target:
             load(target, request, 8, 1.0)
-            before = memory_mb(target)
+            before = tree_pss_mb(target.process.pid)
             not_ready = 0
             asked: list[Tally] = []
             stop = threading.Event()
@@ -212,13 +226,13 @@ def swaps(server: Server, folder: Path, cores: Cores, picture: bytes, count: int
                     statuses[status] = statuses.get(status, 0) + number
             return {
                 "swaps": count,
-                "seconds a swap": taken / count,
-                "statuses": statuses,
-                "requests without an answer": sum(tally.broken for tally in asked),
-                "not ready": not_ready,
-                "p99 ms, median over the time": sorted(tally.milliseconds(99) for tally in asked)[len(asked) // 2],
-                "memory before, MB": before,
-                "memory after, MB": memory_mb(target),
+                "seconds_a_swap": taken / count,
+                "statuses": {str(status): count for status, count in statuses.items()},
+                "broken": sum(tally.broken for tally in asked),
+                "not_ready": not_ready,
+                "p99_ms": sorted(tally.milliseconds(99) for tally in asked)[len(asked) // 2],
+                "memory_before_mb": before,
+                "memory_after_mb": tree_pss_mb(target.process.pid),
             }
 
 
@@ -244,38 +258,39 @@ def _wait_until(condition: Any) -> None:
         time.sleep(0.05)
 
 
-def report(figures: dict[str, dict[str, Any]]) -> None:
-    for title, rows in figures.items():
-        print(f"\n| {title} | |\n|---|---|")
-        for name, value in rows.items():
-            print(f"| {name} | {value:,.2f} |" if isinstance(value, float) else f"| {name} | {value} |")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
     parser.add_argument("--model", default="equivae-digits", help="a model that classifies (default: equivae-digits)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="a run (default: 10)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of overload (default: 60)")
     parser.add_argument("--swaps", type=int, default=100, help="new versions under load (default: 100)")
-    parser.add_argument("--json", type=Path, help="write the figures there as well")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="measure these")
+    parser.add_argument("--json", type=Path, help="write the figures there; those of other parts stay")
     arguments = parser.parse_args()
     folder = model_folder(arguments.model_store, arguments.model)
-    picture = golden_picture(folder)
-    cores = Cores()
-    server, seconds = ours(folder), arguments.seconds
+    picture, cores, server, seconds = golden_picture(folder), Cores(), ours(folder), arguments.seconds
     if cores.client:
         os.sched_setaffinity(0, {int(cores.client[-1])})
-    figures = {
-        "overload, requests of 32 pictures": overload(server, cores, picture, IN_BATCH, seconds),
-        "overload, single pictures": overload(server, cores, picture, 1, seconds),
-        "refusals": refusal(server, marks(folder)[0], cores, picture, seconds / 2),
-        "fairness": fairness(server, cores, picture, seconds / 2),
-        "drain": drain(server, cores, picture, max(3.0, seconds / 2)),
-        "swaps": swaps(server, folder, cores, picture, arguments.swaps),
+    short = min(5.0, seconds)
+    figures: dict[str, Any] = {}
+    if arguments.json and arguments.json.exists():
+        figures = json.loads(arguments.json.read_text())
+    if {"batches", "singles"} & set(arguments.only) and "refusals" not in figures and "refusals" not in arguments.only:
+        parser.error("overload needs the cost of a refusal: measure refusals first, or with it")
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "refusals": lambda: refusal(server, marks(folder)[0], cores, picture, short),
+        "batches": lambda: overload(server, cores, picture, IN_BATCH, seconds, figures["refusals"]["cpu_us"]),
+        "singles": lambda: overload(server, cores, picture, 1, seconds, figures["refusals"]["cpu_us"]),
+        "fairness": lambda: fairness(server, cores, picture, short),
+        "drain": lambda: drain(server, cores, picture, short),
+        "swaps": lambda: swaps(server, folder, cores, picture, arguments.swaps),
     }
-    report(figures)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+    for part in PARTS:
+        if part in arguments.only:
+            figures[part] = measures[part]()
+            print(json.dumps({part: figures[part]}, indent=1), flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 

@@ -13,6 +13,7 @@ import tritonclient.http as triton
 
 from contract.manifest import GOLDEN_FILE, Manifest, read_manifest, versions
 from contract.picture import open_picture
+from service.images import write_picture
 from service.settings import Settings
 from tests.server import running_server
 
@@ -102,11 +103,37 @@ def test_pictures_and_tensors_equal_rest(
         tensor.set_data_from_numpy(np.array(files, dtype=object))
         given.append(tensor)
     result = client.infer(f"{model}.{graph}", given)
-    for row, file in enumerate(files):
-        form = dict.fromkeys(names, file)
+    hold_to_rest(url, model, graph, [dict.fromkeys(names, file) for file in files], result)
+
+
+def hold_to_rest(url: str, model: str, graph: str, forms: list[dict[str, bytes]], result: triton.InferResult) -> None:
+    """The protocol's answer, row by row, against REST's answers to these forms."""
+    for row, form in enumerate(forms):
         answer = httpx.post(f"{url}/{graph}?model={model}", files=form, trust_env=False)
-        for name, value in of_rest(graph, answer.json(), list(manifest.labels)).items():
+        for name, value in of_rest(graph, answer.json(), list(MODELS[model].labels)).items():
             got, tolerance = result.as_numpy(name)[row], 1e-4
             if name in ("image", "canonical"):  # REST's picture has 8 bits
                 got, tolerance = np.clip(got, 0, 1), 0.51 / 255
             np.testing.assert_allclose(got, value, rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize(("model", "graph"), [pair for pair in GRAPHS if pair[1] != "augment"])
+def test_tensors_equal_rest(
+    client: triton.InferenceServerClient, url: str, model: str, graph: str, binary: bool
+) -> None:
+    """A picture of the model's own size as a file to REST, its pixels as FP32 to the protocol."""
+    manifest = MODELS[model]
+    pixels = {name: np.rint(array[:ROWS] * 255) for name, array in golden(manifest, graph, "in").items()}
+    given = []
+    for name, array in pixels.items():
+        tensor = triton.InferInput(name, list(array.shape), "FP32")
+        tensor.set_data_from_numpy((array / 255).astype(np.float32), binary_data=binary)
+        given.append(tensor)
+    outputs = [triton.InferRequestedOutput(spec.name, binary_data=binary) for spec in manifest.graphs[graph].outputs]
+    result = client.infer(f"{model}.{graph}", given, outputs=outputs)
+    forms = [
+        {name: write_picture((array[row] / 255).astype(np.float32)) for name, array in pixels.items()}
+        for row in range(ROWS)
+    ]
+    hold_to_rest(url, model, graph, forms, result)
