@@ -305,7 +305,7 @@ def run(minutes: float) -> dict[str, Any]:
             after, metrics = take_sample(target, start), _metrics(target)
             alive = target.process.poll() is None
     left = {name: metrics[f"equipoise_{name}"] for name in ("accepted_images", "accepted_bytes")}
-    left["requests_in_flight beside the one that asks"] = metrics["equipoise_requests_in_flight"] - 1
+    left["other_requests_in_flight"] = metrics["equipoise_requests_in_flight"] - 1
     failed = judge(soak, left, before, after) + ([] if alive else ["the service ended"])
     return {
         "minutes": minutes,
@@ -317,7 +317,7 @@ def run(minutes: float) -> dict[str, Any]:
         "before": vars(before),
         "after": vars(after),
         "left": left,
-        "memory_mb, medians of quarters": [_quarter(soak.samples, number) for number in range(4)],
+        "memory_mb_by_quarter": [_quarter(soak.samples, number) for number in range(4)],
         "samples": [list(vars(sample).values()) for sample in soak.samples],
     }
 

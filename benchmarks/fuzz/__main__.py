@@ -47,26 +47,30 @@ def fuzz(target: Target, kinds: dict[str, int], seed: int) -> tuple[Findings, li
     return findings, memory
 
 
-def figures(findings: Findings, memory: list[float], folders: FolderFindings, seconds: float) -> dict[str, Any]:
+def figures(
+    seed: int, findings: Findings, memory: list[float], folders: FolderFindings, seconds: float
+) -> dict[str, Any]:
+    """memory: of twentieths of the run. slow, busy: see `Findings`."""
     return {
+        "seed": seed,
         "requests": findings.count(),
-        "requests by damage and status": {
+        "statuses": {
             kind: {str(status): number for status, number in sorted(found.items())}
             for kind, found in findings.statuses.items()
         },
-        "problems by type": dict(findings.types.most_common()),
-        "wrong answers": findings.wrong[:100],
-        "answers over 2 s, and over 2 s of CPU time alone": findings.slow,
-        "answers over 2 s on this machine, and less of CPU time": findings.busy,
-        "longest answer, s": round(findings.longest_seconds, 2),
-        "memory by twentieths of the run, MB": [round(size, 1) for size in memory],
+        "problems": dict(findings.types.most_common()),
+        "wrong": findings.wrong[:100],
+        "slow": findings.slow,
+        "busy": findings.busy,
+        "longest_seconds": round(findings.longest_seconds, 2),
+        "memory_mb": [round(size, 1) for size in memory],
         "folders": sum(folders.outcomes.values()) + len(folders.crashes) + len(folders.hangs),
-        "folders by outcome": dict(folders.outcomes.most_common()),
-        "folders, unforeseen errors": folders.unforeseen,
-        "folders, crashes": folders.crashes,
-        "folders, hangs": folders.hangs,
-        "folders, longest, s": round(folders.longest_seconds, 2),
-        "folders, memory by twentieths, MB": [round(size, 1) for size in folders.memory_mb],
+        "folder_outcomes": dict(folders.outcomes.most_common()),
+        "folder_unforeseen": folders.unforeseen,
+        "folder_crashes": folders.crashes,
+        "folder_hangs": folders.hangs,
+        "folder_longest_seconds": round(folders.longest_seconds, 2),
+        "folder_memory_mb": [round(size, 1) for size in folders.memory_mb],
         "seconds": round(seconds),
     }
 
@@ -93,7 +97,7 @@ def main() -> int:
         findings, memory = fuzz(target, kinds, arguments.seed)
     folders = FolderFindings()
     try_folders(good, arguments.folders, arguments.seed, folders)
-    found = figures(findings, memory, folders, time.monotonic() - start)
+    found = figures(arguments.seed, findings, memory, folders, time.monotonic() - start)
     text = json.dumps(found, indent=1)
     print(text)
     if arguments.json:
