@@ -17,7 +17,8 @@ from rich.console import Console
 
 from contract.geometry import to_parts
 from contract.manifest import COEFFICIENTS, InputSpec, verify
-from training.config import load_config
+from training import datasets
+from training.config import MnistData, load_config
 from training.datasets import LabelledImages
 from training.datasets import digits as small_digits
 from training.errors import ConfigError, RunError
@@ -339,3 +340,19 @@ def test_outliers_are_part_of_a_step() -> None:
     model.prepare(data)
     batch = model.batch(data, torch.arange(12), seeded())
     assert batch["outliers"].shape == (6, 1, 8, 8)
+
+
+def test_what_mnist_tells_of_the_way_up_is_not_looked_at(mnist_file: Path) -> None:
+    """Every digit of MNIST lies half a pixel off the frame's middle, always to the same side; its pose does not."""
+    images = datasets.load(MnistData(source="mnist", path=mnist_file)).validation.images[:500, 0].double()
+    positions = torch.arange(28, dtype=torch.float64) - 13.5
+    offsets = torch.stack([(images.sum(axis) * positions).sum(1) / images.sum((1, 2)) for axis in (1, 2)], 1)
+    assert offsets.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.05)
+    assert float((offsets > 0).double().mean()) > 0.98
+    torch.manual_seed(0)
+    model = MCEVAE(MCEVAEConfig(kind="mcevae"), InputSpec(channels=1, height=28, width=28), 10).eval()
+    shown = images[:20, None].float() / 255
+    moved = torch.roll(shown, (-1, -1), (2, 3))
+    with torch.no_grad():
+        gap = wrapped(model.pose(moved).coefficients - model.pose(shown).coefficients)
+    assert float(gap.abs().max()) < math.radians(0.1)
