@@ -2,21 +2,26 @@
 
 ROOT is the image's unpacked root, IMAGE.json what `buildah inspect --type image` says of it. The service is started as
 the image says (entry point, environment, numeric user), without capabilities, on a root mounted read-only with only
-/tmp writable, as process 1 of a process namespace; it is called over HTTP, sent the image's stop signal, and must end
-with 0. Standard library only: it runs with the machine's own Python.
+/tmp writable, as process 1 of a process namespace; every endpoint is called over HTTP, and every kind of warp, which
+would end a process whose OpenCV lacks something; it is sent the image's stop signal, and must end with 0. Standard
+library only: it runs with the machine's own Python.
 """
 
 import argparse
+import base64
 import contextlib
+import itertools
 import json
 import os
 import shlex
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +29,12 @@ MOST_MB_BEYOND_BASE = {"cpu": 350}
 NOT_IN_AN_IMAGE = ("pip", "pip3", "gcc", "cc", "ld", "make", "curl", "git")
 PACKAGES_NOT_SERVED = ("torch", "pip", "setuptools", "sklearn")
 PICTURE = Path("examples/digit-7.png")
+STYLE = Path("examples/digit-4.png")
+RESAMPLE = ("nearest", "bilinear", "bicubic", "lanczos")
+FILL = ("auto", "transparent", "204060")
+# PNG's numbers of colour types: grey, colours, grey and colours with transparency; bits a value
+KINDS = ((0, 8), (0, 16), (2, 8), (4, 8), (6, 8))
+SIDE = 40
 READY_SECONDS = 60
 STOP_SECONDS = 30
 
@@ -94,8 +105,22 @@ def running(command: list[str]) -> Iterator[subprocess.Popen]:
             process.wait()
 
 
-def get(url: str, body: bytes | None = None) -> dict:
-    headers = {} if body is None else {"Content-Type": "image/png"}
+def png(colour_type: int, bits: int) -> bytes:
+    """A slanted stroke on a square."""
+    values = {0: 1, 2: 3, 4: 2, 6: 4}[colour_type] * bits // 8
+    inked = [[abs(x - y // 2 - 10) < 4 for x in range(SIDE)] for y in range(SIDE)]
+    rows = [b"".join((b"\xff" if ink else b"\x10") * values for ink in row) for row in inked]
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = struct.pack(">IIBBBBB", SIDE, SIDE, bits, colour_type, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def get(url: str, body: bytes | None = None, media_type: str = "image/png") -> dict:
+    headers = {} if body is None else {"Content-Type": media_type}
     with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10) as answer:
         return json.load(answer)
 
@@ -130,6 +155,22 @@ def check_process(pid: int, user: str, *, isolated: bool) -> None:
         assert set(writable) <= {"/tmp", "/proc", "/dev", "/dev/null", "/dev/urandom"}, f"writable: {writable}"
 
 
+def check_answers(url: str) -> str:
+    """Every endpoint answers; the label that /classify gives."""
+    body = PICTURE.read_bytes()
+    label = get(f"{url}/classify", body)["label"]
+    assert label == "7", f"/classify said {label}"
+    assert get(f"{url}/embed", body)["embedding"]
+    assert get(f"{url}/transform", body)["matrix"]
+    content, style = (base64.b64encode(path.read_bytes()).decode() for path in (PICTURE, STYLE))
+    pair = json.dumps({"content": {"data": content}, "style": {"data": style}}).encode()
+    assert get(f"{url}/recombine", pair, "application/json")["image"]["data"]
+    for kind, resample, fill in itertools.product(KINDS, RESAMPLE, FILL):
+        answer = get(f"{url}/canonicalize?resample={resample}&fill={fill}", png(*kind))
+        assert answer["upright"]["width"] >= SIDE, (kind, resample, fill)
+    return label
+
+
 def check_service(root: Path, config: dict, *, isolated: bool) -> None:
     port = free_port()
     config = config | {
@@ -142,15 +183,14 @@ def check_service(root: Path, config: dict, *, isolated: bool) -> None:
         seconds = wait_ready(url, process)
         pid = innermost(process.pid)
         check_process(pid, config["User"].partition(":")[0], isolated=isolated)
-        answer = get(f"{url}/classify", PICTURE.read_bytes())
-        assert answer["label"] == "7", answer
+        label = check_answers(url)
         health = config["Healthcheck"]["Test"]
         assert health[0] == "CMD", "health check not in exec form"
         assert subprocess.run(in_root(root, config, health[1:], isolated=False)).returncode == 0, "health check fails"
         os.kill(pid, signal.Signals[config["StopSignal"]] if config["StopSignal"].startswith("SIG") else signal.SIGTERM)
         status = process.wait(STOP_SECONDS)
     assert status == 0, f"SIGTERM: exit status {status}"
-    print(f"ran: ready after {seconds:.1f} s, /classify said {answer['label']}, SIGTERM ended it with 0")
+    print(f"ran: ready after {seconds:.1f} s, every endpoint answers, /classify said {label}, SIGTERM ended it with 0")
 
 
 def main() -> None:

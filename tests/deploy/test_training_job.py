@@ -1,0 +1,154 @@
+"""The training jobs' own commands, as processes: one is evicted in the middle, the next goes on and exports, and a
+running service takes the new version up without losing a request.
+"""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.settings import Settings
+from tests.deploy.manifests import environment, load, pods
+from tests.server import running_server
+from tests.service.process import environment as clean_environment
+
+ROOT = Path(__file__).parents[2]
+MODEL = "equivae-digits"
+CHECKPOINT_STEPS = 10
+SMALLER = ("fit.steps=80", f"fit.checkpoint_steps={CHECKPOINT_STEPS}")
+WAIT_SECONDS = 120
+PICTURE = (ROOT / "examples" / "digit-7.png").read_bytes()
+
+pytestmark = pytest.mark.timeout(400)
+
+Container = dict[str, Any]
+Process = subprocess.Popen[bytes]
+
+
+class Job:
+    """The containers of a rendered job; volumes and the image's own folders lie under `folder`."""
+
+    def __init__(self, overlay: str, folder: Path, **extra: str) -> None:
+        self._objects = load(overlay)
+        self._paths = {
+            "/runs": folder / "runs",
+            "/models": folder / "models",
+            "/configs": ROOT / "training" / "configs",
+        }
+        self._programs = {"/opt/equipoise/bin/torchrun": [sys.executable, "-m", "torch.distributed.run"]}
+        self._extra = extra
+        (pod,) = pods(self._objects)
+        self.containers: list[Container] = pod.containers()
+
+    @contextmanager
+    def running(self, container: Container, log: Path, *more: str) -> Iterator[Process]:
+        # the entry point of the image's target `training`
+        entry = container.get("command", [sys.executable, "-m", "training"])
+        words = [word for part in entry for word in self._programs.get(part, [part])]
+        words += [self._here(word) for word in container["args"]]
+        given = {name: self._here(value) for name, value in environment(self._objects, container).items()}
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [*words, *more], stdout=file, stderr=file, cwd=log.parent, env=clean_environment(**given, **self._extra)
+            )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def _here(self, word: str) -> str:
+        for there, here in self._paths.items():
+            if word == there or word.startswith(f"{there}/"):
+                return str(here) + word.removeprefix(there)
+        return word
+
+
+def eventually(holds: Callable[[], Any], process: Process | None = None) -> None:
+    end = time.monotonic() + WAIT_SECONDS
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        assert process is None or process.poll() is None, f"ended with {process.returncode}"
+        time.sleep(0.02)
+
+
+def evict(process: Process, run: Path) -> None:
+    """As a kubelet does, once the run has a checkpoint beyond its first."""
+    eventually(lambda: any(int(path.name.split("-")[1]) > CHECKPOINT_STEPS for path in checkpoints(run)), process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) != 0
+    assert checkpoints(run) and not (run / "model.pt").exists()
+
+
+def checkpoints(run: Path) -> list[Path]:
+    return list(run.glob("checkpoint-*.pt"))
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[httpx.Client]:
+    """A service on the volume that the job exports to; it serves version 1."""
+    store = tmp_path / "models"
+    shutil.copytree(ROOT / "model_store" / MODEL / "1", store / MODEL / "1")
+    with (
+        running_server(Settings(model_store=store, model_poll_seconds=0.2)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=30) as client,
+    ):
+        yield client
+
+
+def test_an_evicted_job_goes_on_and_a_running_service_takes_its_model_up(tmp_path: Path, service: httpx.Client) -> None:
+    job = Job(
+        "training-cpu",
+        tmp_path,
+        EQUIPOISE_TRAINING_SET=" ".join(SMALLER),
+        EQUIPOISE_TRAINING_EVALUATE_BENCHMARK_EPOCHS="0",
+        EQUIPOISE_TRAINING_EVALUATE_SAMPLES="20",
+    )
+    assert [container["name"] for container in job.containers] == ["train", "evaluate", "export"]
+    with job.running(job.containers[0], tmp_path / "evicted.log") as process:
+        evict(process, tmp_path / "runs" / MODEL)
+
+    versions: list[int] = []
+    for container in job.containers:
+        log = tmp_path / f"{container['name']}.log"
+        with job.running(container, log) as process:
+            while process.poll() is None:
+                versions.append(classified(service))
+            assert process.returncode == 0, log.read_text()
+    assert "resumed at step" in (tmp_path / "train.log").read_text()
+    while versions[-1] == 1 and len(versions) < 10_000:
+        versions.append(classified(service))
+    assert versions == sorted(versions) and {*versions} == {1, 2}
+    assert f"{MODEL}/2" in service.get("/readyz").json()["models"]
+
+
+def classified(service: httpx.Client) -> int:
+    """The version that answered; every answer must be good."""
+    time.sleep(0.05)
+    answer = service.post("/classify", content=PICTURE, headers={"Content-Type": "image/png"}).raise_for_status()
+    return int(answer.json()["version"])
+
+
+def test_a_job_on_two_devices_goes_on_too(tmp_path: Path) -> None:
+    """The GPU job's torchrun command and its two processes; only the accelerator is this machine's."""
+    job = Job("training-gpu", tmp_path)
+    train = job.containers[0]
+    assert train["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert "fit.accelerator=cuda" in train["args"] and "fit.devices=2" in train["args"]
+    train["args"] = [word.replace("fit.accelerator=cuda", "fit.accelerator=cpu") for word in train["args"]]
+    smaller = [word for value in SMALLER for word in ("--set", value)]
+    run = tmp_path / "runs" / MODEL
+    with job.running(train, tmp_path / "evicted.log", *smaller) as process:
+        evict(process, run)
+    with job.running(train, tmp_path / "train.log", *smaller) as process:
+        assert process.wait(WAIT_SECONDS) == 0, (tmp_path / "train.log").read_text()
+    assert "resumed at step" in (tmp_path / "train.log").read_text()
+    assert (run / "model.pt").exists()
