@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -145,19 +145,10 @@ class Target:
         raise SystemExit(f"{self.server.name} did not answer within {START_SECONDS:.0f} s")
 
     def measure(self, clients: int, seconds: float) -> Sample:
-        wrk = ["wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "-s", str(ROOT / "benchmarks/wrk.lua"), self.url]
         before = cpu_seconds(self.process.pid)
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(self.body)
-            file.flush()
-            output = subprocess.run(
-                [*self.cores.client, *wrk],
-                env=os.environ | {"BODY": file.name, "CONTENT_TYPE": self.server.content_type, "KEY": self.server.key},
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-        result = json.loads(output.strip().splitlines()[-1])
+        result = wrk(
+            self.url, self.body, self.server.content_type, clients, seconds, self.server.key, prefix=self.cores.client
+        )
         tree = _tree(self.process.pid)
         return Sample(
             rate=result["requests"] / result["seconds"],
@@ -168,6 +159,20 @@ class Target:
             pss_mb=tree_pss_mb(self.process.pid),
             processes=len(tree),
         )
+
+
+def wrk(
+    url: str, body: bytes, content_type: str, clients: int, seconds: float, key: str = "", prefix: Sequence[str] = ()
+) -> dict[str, float]:
+    """What benchmarks/wrk.lua prints after that many clients have sent this one body for that long."""
+    command = [*prefix, "wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "-s", str(ROOT / "benchmarks/wrk.lua"), url]
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(body)
+        file.flush()
+        given = os.environ | {"BODY": file.name, "CONTENT_TYPE": content_type, "KEY": key}
+        output = subprocess.run(command, env=given, check=True, capture_output=True, text=True).stdout
+    result: dict[str, float] = json.loads(output.strip().splitlines()[-1])
+    return result
 
 
 def _tree(root: int) -> list[int]:

@@ -33,7 +33,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from service.settings import Settings, option_name
 from tests.service import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +74,7 @@ class Replica:
         self._log = log
         self._command = [sys.executable, "-m", "service", "--model-store", str(store), "--port", str(port)]
         self._command += ["--model-poll-seconds", str(POLL_SECONDS), "--inference-threads", "1"]
-        self._command += options_of(drain_seconds="1")
+        self._command += ["--drain-seconds", "1"]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -100,12 +99,10 @@ class Replica:
         self.process.send_signal(number)
         return await asyncio.to_thread(self.process.wait, READY_SECONDS)
 
-
-def options_of(**settings: str) -> list[str]:
-    """Command line options for those settings."""
-    return [
-        word for name, value in settings.items() if name in Settings.model_fields for word in (option_name(name), value)
-    ]
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
 
 
 class Balancer:
@@ -131,22 +128,22 @@ class Balancer:
             f"events {{ worker_connections 512; }}\nhttp {{\n{paths}{server}}}\n"
         )
         self._command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def use(self, ports: list[int]) -> None:
         lines = [f"server 127.0.0.1:{port} max_fails=3 fail_timeout=2s;\n" for port in ports]
         self._replicas.write_text("".join(lines))
 
     def start(self) -> None:
-        self._process = subprocess.Popen(self._command)
+        self.process = subprocess.Popen(self._command)
 
     def reload(self) -> None:
         subprocess.run([*self._command, "-s", "reload"], check=True)
 
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(10)
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
 
     def retried(self) -> int:
         """Requests so far that more than one replica was asked for."""
@@ -299,8 +296,8 @@ async def run(
     store = folder / "store"
     store.mkdir()
     tiny.write_scaled(store, 1)
-    replicas = [Replica(store, _free_port(), folder / f"replica-{number}.log") for number in range(3)]
-    balancer = Balancer(folder, _free_port(), configuration or CONFIGURATION.read_text())
+    replicas = [Replica(store, free_port(), folder / f"replica-{number}.log") for number in range(3)]
+    balancer = Balancer(folder, free_port(), configuration or CONFIGURATION.read_text())
     stage = Stage(store, replicas, balancer, Clients(balancer.port, clients, pause_seconds), seconds)
     phases: list[Phase] = []
     try:
@@ -316,9 +313,7 @@ async def run(
     finally:
         balancer.stop()
         for replica in replicas:
-            if replica.process is not None and replica.process.poll() is None:
-                replica.process.kill()
-                replica.process.wait()
+            replica.stop()
     return phases
 
 
@@ -330,7 +325,7 @@ async def _observe(stage: Stage, name: str) -> Phase:
     return phase
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,11 +1,12 @@
 """How many cores, how much memory and what cost a load takes, from what a core was measured to do.
 
     python -m benchmarks.sizing measure --json results/sizing.json      (about a minute; needs wrk)
-    python -m benchmarks.sizing plan results/sizing.json --per-day 1e6 1e8 1e10
+    python -m benchmarks.sizing plan results/serving.json results/sizing.json --per-day 1e6 1e8 1e10
 
-A core's rate is one over the service's own CPU time a request, which depends little on what else the machine does. A
-plan keeps cores at `--utilisation` at the daily peak, has at least two replicas and one to spare, and takes prices as
-options: the defaults are of the order of a cloud's list prices and are there to be replaced.
+A core's rate is one over the service's own CPU time a request, which depends little on what else the machine does.
+`/classify` is taken from the comparison with other servers (benchmarks/serving.py), the other requests are measured
+here. A plan keeps cores at `--utilisation` at the daily peak, has at least two replicas and one to spare, and takes
+prices as options: the defaults are of the order of a cloud's list prices and are there to be replaced.
 """
 
 import argparse
@@ -19,11 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import contenders
-from benchmarks.load import ROOT, Cores, Server, running
-from benchmarks.serving import model_folder, picture
+from benchmarks.load import ROOT, Cores, running
+from benchmarks.serving import model_folder
 
 SECONDS_A_DAY = 86_400
-CAPABILITIES = ("classify", "embed", "canonicalize")
+SERVING = "/classify, 28 x 28 PNG"  # the request of benchmarks/serving.py
+REQUESTS = {
+    "/embed, 28 x 28 PNG": ("/embed", "digit-7.png", "image/png"),
+    "/transform, 28 x 28 PNG": ("/transform", "digit-7.png", "image/png"),
+    "/canonicalize, 28 x 28 PNG": ("/canonicalize", "digit-7.png", "image/png"),
+    "/classify, 1200 x 900 JPEG": ("/classify", "page-3.jpg", "image/jpeg"),
+}
 CLIENTS = 32
 
 
@@ -31,8 +38,7 @@ CLIENTS = 32
 class Measured:
     """cpu_us: CPU time a request, microseconds. memory_mb: of a replica after the load (PSS)."""
 
-    model: str
-    capability: str
+    request: str
     cpu_us: float
     memory_mb: float
 
@@ -119,33 +125,33 @@ def table(plans: list[Plan]) -> str:
 
 
 def read(path: Path) -> list[Measured]:
-    return [Measured(**row) for row in json.loads(path.read_text())["measured"]]
+    """What `measure` wrote, or the service's row of `benchmarks.serving --json` with the most clients."""
+    content = json.loads(path.read_text())
+    if "measured" in content:
+        return [Measured(**row) for row in content["measured"]]
+    ours = max((row for row in content["servers"] if row["server"] == "Equipoise"), key=lambda row: row["clients"])
+    cpu_us, memory = (statistics.median(run[name] for run in ours["runs"]) for name in ("cpu_us", "pss_mb"))
+    return [Measured(SERVING, cpu_us, memory)]
 
 
 def measure(store: Path, seconds: float, repeats: int) -> list[Measured]:
-    """Medians over runs on one core, for every capability that the chosen model has."""
-    folder = model_folder(store, None)
-    body, cores, found = picture(folder), Cores(), []
-    present = json.loads((folder / "manifest.json").read_text())["graphs"]
-    for capability in CAPABILITIES:
-        if capability not in present:
-            continue
-        with running(_asking(contenders.ours(folder), capability), cores, body) as target:
+    """Medians over runs on one core, with all models of the store loaded."""
+    ours, cores, found = contenders.ours(model_folder(store, None)), Cores(), []
+    for request, (path, file, content_type) in REQUESTS.items():
+        server = dataclasses.replace(ours, path=path, content_type=content_type, read=_anything)
+        with running(server, cores, (ROOT / "examples" / file).read_bytes()) as target:
             target.measure(CLIENTS, 1.0)  # warm
             runs = [target.measure(CLIENTS, seconds) for _ in range(repeats)]
         if any(run.not_2xx for run in runs):
-            raise SystemExit(f"/{capability}: not every answer was good")
+            raise SystemExit(f"{request}: not every answer was good")
         cpu_us, memory = (statistics.median(getattr(run, name) for run in runs) for name in ("cpu_us", "pss_mb"))
-        found.append(Measured(folder.parent.name, capability, round(cpu_us, 1), round(memory, 1)))
-        print(f"/{capability}: {cpu_us:.0f} us, {1e6 / cpu_us:,.0f} a second and core, {memory:.0f} MB")
+        found.append(Measured(request, round(cpu_us, 1), round(memory, 1)))
+        print(f"{request}: {cpu_us:.0f} us, {1e6 / cpu_us:,.0f} a second and core, {memory:.0f} MB")
     return found
 
 
-def _asking(server: Server, capability: str) -> Server:
-    def anything(answer: object) -> dict[str, object]:
-        return {"label": capability, "probability": 1.0}
-
-    return dataclasses.replace(server, name=f"equipoise /{capability}", path=f"/{capability}", read=anything)
+def _anything(answer: object) -> dict[str, object]:
+    return {"label": "answered", "probability": 1.0}
 
 
 def main() -> None:
@@ -157,7 +163,7 @@ def main() -> None:
     measuring.add_argument("--repeats", type=int, default=3)
     measuring.add_argument("--json", type=Path, required=True)
     planning = commands.add_parser("plan")
-    planning.add_argument("measured", type=Path)
+    planning.add_argument("measured", type=Path, nargs="+")
     planning.add_argument("--per-day", type=float, nargs="+", default=[1e6, 1e8, 1e10])
     for known in dataclasses.fields(Assumptions):
         kind = type(known.default)
@@ -170,10 +176,10 @@ def main() -> None:
         return
     try:
         assumed = Assumptions(**{each.name: getattr(options, each.name) for each in dataclasses.fields(Assumptions)})
-        for measured in read(options.measured):
-            print(f"{measured.model} /{measured.capability}: {measured.per_core:,.0f} a second and core")
+        for measured in [row for path in options.measured for row in read(path)]:
+            print(f"**{measured.request}**: {measured.per_core:,.0f} a second and core\n")
             print(table([plan(measured, assumed, per_day) for per_day in options.per_day]))
-            print(f"a GPU pays from {break_even_rate(measured, assumed):,.0f} pictures/s of one GPU replica on\n")
+            print(f"\nA GPU pays from {break_even_rate(measured, assumed):,.0f} a second of one GPU replica on.\n")
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -1,6 +1,7 @@
-"""Fill the tables of RESULTS.md from committed JSON: `python results/render.py`, `--check` to say what is out of date.
+"""Fill the tables of RESULTS.md and docs/sizing.md from committed JSON: `python results/render.py`; `--check` only says
+what is out of date.
 
-RESULTS.md is written by hand, except for its rendered blocks:
+These pages are written by hand, except for their rendered blocks:
 
     <!-- rendered from
     {% set m = model("equivae-mnist/1") %}
@@ -17,13 +18,16 @@ A template is Jinja's. It can use
     rows(NAME)       results/NAME.jsonl, one row a finished seed, of the last one's configuration; no file: none
     figures(NAME)    results/NAME.json
     evaluated(NAME)  the same, where `evaluate --output results/NAME.json` wrote it: the figures, each a plain number
+    printed(WORDS)   what `python -m WORDS` prints, a command that reads committed JSON
     | places(2)      a number with thousands separated
     | over_seeds("test.error")   mean +- std / sqrt(n - 1) over rows, and their number; "not run" where there are none
 """
 
 import json
 import re
+import shlex
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +36,7 @@ from typing import Any
 import jinja2
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("RESULTS.md", "docs/sizing.md")
 BLOCK = re.compile(
     r"(?P<head><!-- rendered from\n(?P<template>.*?)\n-->\n)(?P<text>.*?)(?P<tail>^<!-- end -->$)",
     re.DOTALL | re.MULTILINE,
@@ -62,6 +67,11 @@ def _evaluated(name: str) -> dict[str, float]:
     return {figure["name"]: figure["value"] for figure in _figures(name)["figures"]}
 
 
+def _printed(words: str) -> str:
+    command = [sys.executable, "-m", *shlex.split(words)]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
 def places(value: float, count: int) -> str:
     return f"{value:,.{count}f}"
 
@@ -84,7 +94,7 @@ def over_seeds(rows: Sequence[dict[str, Any]], path: str, count: int = 2) -> str
 
 
 def rendered(text: str) -> str:
-    """RESULTS.md with every block filled anew.
+    """A page with every block filled anew.
 
     Raises:
         jinja2.TemplateError: a template is wrong, or asks for a figure that is not there.
@@ -92,7 +102,7 @@ def rendered(text: str) -> str:
     environment = jinja2.Environment(  # noqa: S701 - Markdown, and nothing in it is anybody's input
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.globals.update(model=_model, rows=_rows, figures=_figures, evaluated=_evaluated)
+    environment.globals.update(model=_model, rows=_rows, figures=_figures, evaluated=_evaluated, printed=_printed)
     environment.filters.update(places=places, over_seeds=over_seeds)
 
     def fill(block: re.Match[str]) -> str:
@@ -103,15 +113,18 @@ def rendered(text: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    path = ROOT / "RESULTS.md"
-    before = path.read_text(encoding="utf-8")
-    after = rendered(before)
-    if before == after:
-        return 0
-    if "--check" in arguments:
-        print("RESULTS.md differs from the committed JSON: run python results/render.py", file=sys.stderr)
+    stale = []
+    for page in PAGES:
+        path = ROOT / page
+        before = path.read_text(encoding="utf-8")
+        after = rendered(before)
+        if before != after:
+            stale.append(page)
+            if "--check" not in arguments:
+                path.write_text(after, encoding="utf-8")
+    if stale and "--check" in arguments:
+        print(f"{', '.join(stale)}: not what the committed JSON says: run python results/render.py", file=sys.stderr)
         return 1
-    path.write_text(after, encoding="utf-8")
     return 0
 
 

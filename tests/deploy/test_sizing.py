@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.sizing import Assumptions, Measured, break_even_rate, plan, read
+from benchmarks.sizing import SERVING, Assumptions, Measured, break_even_rate, plan, read
 
 ROOT = Path(__file__).parents[2]
-MEASURED = Measured("m", "classify", cpu_us=500, memory_mb=150)  # 2,000 a second and core
+MEASURED = Measured("/classify", cpu_us=500, memory_mb=150)  # 2,000 a second and core
 
 
 def test_a_small_load_takes_two_replicas() -> None:
@@ -52,11 +52,24 @@ def test_no_pictures_is_no_load() -> None:
 
 def test_the_command_plans_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "sizing.json"
-    row = {"model": "m", "capability": "classify", "cpu_us": 500, "memory_mb": 150}
+    row = {"request": "/classify", "cpu_us": 500, "memory_mb": 150}
     path.write_text(json.dumps({"machine": "x", "measured": [row]}))
     assert read(path) == [MEASURED]
     run = [sys.executable, "-m", "benchmarks.sizing", "plan", str(path), "--per-day", "1e6"]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "| 1,000,000 | 35 | 2 | 2 | 0.3 |" in done.stdout
+    assert "A GPU pays from 50,000 a second" in done.stdout
     wrong = subprocess.run([*run, "--peak", "0"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 1 and "peak" in wrong.stderr
+
+
+def test_the_comparison_with_other_servers_is_read_too(tmp_path: Path) -> None:
+    runs = [{"cpu_us": value, "pss_mb": value / 2} for value in (300, 500, 400)]
+    rows = [
+        {"server": "plain FastAPI", "clients": 64, "runs": [{"cpu_us": 1, "pss_mb": 1}]},
+        {"server": "Equipoise", "clients": 64, "runs": runs},
+        {"server": "Equipoise", "clients": 1, "runs": [{"cpu_us": 2, "pss_mb": 2}]},
+    ]
+    path = tmp_path / "serving.json"
+    path.write_text(json.dumps({"machine": "x", "servers": rows}))
+    assert read(path) == [Measured(SERVING, 400, 200)]

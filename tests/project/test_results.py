@@ -1,4 +1,4 @@
-"""RESULTS.md: its tables say what the committed JSON says."""
+"""RESULTS.md and docs/sizing.md: their tables say what the committed JSON says."""
 
 import json
 import re
@@ -7,17 +7,21 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from results.render import BLOCK, over_seeds, rendered
+from results.render import BLOCK, PAGES, over_seeds, rendered
 
-TEXT = (Path(__file__).parents[2] / "RESULTS.md").read_text(encoding="utf-8")
-
-
-def test_the_tables_are_those_of_the_committed_json() -> None:
-    assert rendered(TEXT) == TEXT, "run python results/render.py"
+ROOT = Path(__file__).parents[2]
+TEXTS = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+TEXT = TEXTS[0]
 
 
-def test_every_template_is_found_with_its_end() -> None:
-    assert len(BLOCK.findall(TEXT)) == TEXT.count("<!-- rendered from") == TEXT.count("\n<!-- end -->") > 0
+@pytest.mark.parametrize("text", TEXTS, ids=PAGES)
+def test_the_tables_are_those_of_the_committed_json(text: str) -> None:
+    assert rendered(text) == text, "run python results/render.py"
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=PAGES)
+def test_every_template_is_found_with_its_end(text: str) -> None:
+    assert len(BLOCK.findall(text)) == text.count("<!-- rendered from") == text.count("\n<!-- end -->") > 0
 
 
 def test_a_figure_changed_by_hand_is_put_right() -> None:
