@@ -171,6 +171,14 @@ def check_answers(url: str) -> str:
     return label
 
 
+def check_refusal(root: Path, config: dict, *, isolated: bool) -> None:
+    """The root has no driver, so a service that was told to take CUDA ends, and says what is missing."""
+    asked = in_root(root, config, [*config["Entrypoint"], "check", "--device", "cuda"], isolated=isolated)
+    refused = subprocess.run(asked, capture_output=True, text=True)
+    assert refused.returncode != 0 and "NVIDIA's driver is not to be seen" in refused.stderr, refused
+    print("--device cuda without a driver: refused, and it is said why")
+
+
 def check_service(root: Path, config: dict, *, isolated: bool) -> None:
     port = free_port()
     config = config | {
@@ -214,8 +222,10 @@ def main() -> None:
     if options.target == "training":
         helped = in_root(options.root, config, [*config["Entrypoint"], "--help"], isolated=isolated)
         assert subprocess.run(helped, stdout=subprocess.DEVNULL).returncode == 0
-    else:
-        check_service(options.root, config, isolated=isolated)
+        return
+    if options.target == "gpu":
+        check_refusal(options.root, config, isolated=isolated)
+    check_service(options.root, config, isolated=isolated)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@
     .bench/bulk/bin/python -m examples.bulk classify pictures answers-after-a-kill --kill-one
 
 Pictures are rows of Parquet files: `name` and `data`, the bytes of an image file. They go through the service's own
-decoding and framing (contract/), and the answers, rows of Parquet files too, are those of `/classify`. A worker that
-dies is started again by Ray, and what it had not finished is done again; `--kill-one` kills one with SIGKILL in the
-middle. `draw` makes pictures that anybody can make: scikit-learn's digits, each turned, scaled and shifted at random,
-28 x 28 PNG; their names begin with the class.
+decoding and framing (contract/), and the answers, rows of Parquet files too, are those of `/classify`; what is no
+picture has a `problem` instead. A worker that dies is started again by Ray, and what it had not finished is done again;
+`--kill-one` kills one with SIGKILL in the middle. `draw` makes pictures that anybody can make: scikit-learn's digits,
+each turned, scaled and shifted at random, 28 x 28 PNG; their names begin with the class.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from PIL import Image
 
 from contract.manifest import verify, versions
 from contract.picture import open_picture
+from contract.picture_header import PictureError
 from contract.preprocess import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,16 +54,25 @@ class Classifier:
         self._session = onnxruntime.InferenceSession(path, options, providers=onnxruntime.get_available_providers())
 
     def __call__(self, rows: Rows) -> Rows:
-        pictures = (open_picture(data).pixels for data in rows["data"])
-        images = np.stack([prepare(pixels, self._input, self._preprocessing).image for pixels in pictures])
+        size = (self._input.channels, self._input.height, self._input.width)
+        images = np.zeros((len(rows["data"]), *size), np.float32)
+        problems = []
+        for image, data in zip(images, rows["data"], strict=True):
+            try:
+                image[...] = prepare(open_picture(data).pixels, self._input, self._preprocessing).image
+                problems.append("")
+            except PictureError as error:
+                problems.append(str(error))
         names = ["embedding", "probabilities", "novelty"]
         embedding, probabilities, novelty = self._session.run(names, {"image": images})
+        good = np.array([not problem for problem in problems])
         return {
             "name": rows["name"],
-            "label": np.array(self._labels)[probabilities.argmax(axis=1)],
-            "probability": probabilities.max(axis=1),
-            "novelty": novelty,
-            "embedding": embedding,
+            "problem": problems,
+            "label": np.where(good, np.array(self._labels)[probabilities.argmax(axis=1)], ""),
+            "probability": np.where(good, probabilities.max(axis=1), np.nan),
+            "novelty": np.where(good, novelty, np.nan),
+            "embedding": np.where(good[:, None], embedding, np.nan),
         }
 
 

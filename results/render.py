@@ -1,5 +1,5 @@
-"""Fill the tables of RESULTS.md and docs/sizing.md from committed JSON: `python results/render.py`; `--check` only says
-what is out of date.
+"""Fill the tables of RESULTS.md and of pages in docs/ from committed JSON: `python results/render.py`; `--check` only
+says what is out of date.
 
 These pages are written by hand, except for their rendered blocks:
 
@@ -36,7 +36,7 @@ from typing import Any
 import jinja2
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("RESULTS.md", "docs/sizing.md")
+PAGES = ("RESULTS.md", "docs/sizing.md", "docs/bulk.md")
 BLOCK = re.compile(
     r"(?P<head><!-- rendered from\n(?P<template>.*?)\n-->\n)(?P<text>.*?)(?P<tail>^<!-- end -->$)",
     re.DOTALL | re.MULTILINE,

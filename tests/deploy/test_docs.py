@@ -14,7 +14,7 @@ from tests.deploy.rules import Service
 from tests.service import tiny
 
 ROOT = Path(__file__).parents[2]
-PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("deploy", "sizing", "oncall")}
+PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("deploy", "sizing", "oncall", "bulk")}
 EVERYTHING = "\n".join(PAGES.values())
 
 

@@ -1,13 +1,19 @@
 """Every object against the schema of its kind: Kubernetes' own, and of custom resources what a package carries."""
 
 import copy
+import json
+import re
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
+from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 
-from tests.deploy.manifests import OVERLAYS, Object, load, of_kind, pods
+from tests.deploy.kserve import SCHEMA
+from tests.deploy.manifests import K8S, OVERLAYS, Object, load, of_kind, pods
 
 VERSION = "1.35"
 """The oldest Kubernetes with image volumes on by default; everything else here is older."""
@@ -43,8 +49,40 @@ def test_a_wrong_object_is_refused(kind: str, path: list[str], value: Any) -> No
         kubernetes_validate.validate(item, VERSION, strict=True)
 
 
+KSERVE = {"InferenceService": "V1beta1InferenceService", "ServingRuntime": "V1alpha1ServingRuntime"}
+
+
+def validate_kserve(item: Object) -> None:
+    jsonschema.validate(item, json.loads(SCHEMA.read_text()) | {"$ref": f"#/$defs/{KSERVE[item['kind']]}"})
+
+
+@pytest.mark.parametrize("kind", KSERVE)
+def test_the_objects_of_kserve_are_valid(kind: str) -> None:
+    (item,) = of_kind(load("kserve"), kind)
+    validate_kserve(item)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        ("InferenceService", ["spec", "predictor", "minReplica"], 2),
+        ("InferenceService", ["spec", "predictor", "model", "storageURI"], "pvc://models"),
+        ("InferenceService", ["spec", "predictor", "minReplicas"], "two"),
+        ("ServingRuntime", ["spec", "supportedModelFormats"], ["equipoise"]),
+    ],
+)
+def test_a_wrong_object_of_kserve_is_refused(kind: str, path: list[str], value: Any) -> None:
+    (item,) = of_kind(load("kserve"), kind)
+    place = item
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        validate_kserve(item)
+
+
 def test_the_containers_of_the_kserve_runtime_are_valid() -> None:
-    """No package here carries KServe's schemas: its containers are those of a pod, and are checked as such."""
+    """KServe's schema leaves them open: they are those of a pod, and are checked as such."""
     (pod,) = pods(load("kserve"))
     made = {
         "apiVersion": "v1",
@@ -75,6 +113,15 @@ def test_a_misspelt_field_of_the_operator_is_found_out(place: tuple[str | int, .
     assert understood(ServiceMonitor, item) != item
 
 
-def understood(kind: type[ServiceMonitor | PrometheusRule], item: Object) -> Object:
+def test_keda_understands_the_autoscaler_of_the_page() -> None:
+    page = (K8S.parent / "docs" / "deploy.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    item = yaml.safe_load(block)
+    assert understood(ScaledObject, item) == item
+    item["spec"]["triggers"][0]["metadat"] = {}
+    assert understood(ScaledObject, item) != item
+
+
+def understood(kind: type[ServiceMonitor | PrometheusRule | ScaledObject], item: Object) -> Object:
     read: Object = kind.model_validate(item).model_dump(by_alias=True, exclude_unset=True, mode="json")
     return read

@@ -1,4 +1,4 @@
-"""RESULTS.md and docs/sizing.md: their tables say what the committed JSON says."""
+"""RESULTS.md and the pages with figures: their tables say what the committed JSON says."""
 
 import json
 import re
