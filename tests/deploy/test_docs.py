@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,15 @@ EVERYTHING = "\n".join(PAGES.values())
 def commands(page: str) -> list[str]:
     blocks = re.findall(r"^ *```sh\n(.*?)^ *```", PAGES[page], re.MULTILINE | re.DOTALL)
     return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def kubectl_lines(page: str) -> list[str]:
+    """In blocks and in sentences; of a pipeline the first command, whose output the second reads."""
+    written = [*commands(page), *re.findall(r"`(kubectl[^`\n]+)`", PAGES[page])]
+    return [line.partition(" | ")[0] for line in written if line.startswith("kubectl ")]
+
+
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="NOT RUN: kubectl is not installed")
 
 
 def test_every_alert_has_its_section() -> None:
@@ -64,6 +74,27 @@ def test_every_command_is_a_shell_command(page: str) -> None:
     for line in commands(page):
         done = subprocess.run(["bash", "-n"], input=line, text=True, capture_output=True)
         assert done.returncode == 0, (line, done.stderr)
+
+
+@needs_kubectl
+@pytest.mark.parametrize("line", sorted({line for page in PAGES for line in kubectl_lines(page)}))
+def test_kubectl_understands_every_command(line: str, tmp_path: Path) -> None:
+    """Without a cluster: it reads the command and its files, and then finds nobody to send them to."""
+    for name in ("keys.txt", "tls.crt", "tls.key"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "k8s").symlink_to(ROOT / "k8s")
+    if "secret tls" in line:
+        certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=equipoise.example.com"]
+        subprocess.run(
+            [*certificate, "-keyout", "tls.key", "-out", "tls.crt"], cwd=tmp_path, check=True, capture_output=True
+        )
+    nobody = ["kubectl", "--server=http://127.0.0.1:9", *shlex.split(line)[1:]]
+    done = subprocess.run(nobody, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    if "--dry-run=client" in line:
+        made = yaml.safe_load(done.stdout)
+        assert (made["kind"], made["metadata"]["name"], [*made["data"]]) == ("Secret", "equipoise-api-keys", ["keys"])
+    else:
+        assert done.returncode != 0 and "refused" in done.stderr, done.stderr
 
 
 def test_the_targets_that_are_built_are_the_dockerfiles() -> None:
