@@ -24,7 +24,7 @@ from benchmarks.serving import model_folder
 COUNTS = (1, 2, 3)
 CLIENTS = 64
 PICTURES = {
-    "28 x 28 PNG": ("digit-7.png", "image/png"),
+    "8 x 8 PNG, enlarged": ("digit-7.png", "image/png"),
     "1200 x 900 JPEG": ("page-3.jpg", "image/jpeg"),
 }
 

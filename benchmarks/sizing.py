@@ -26,9 +26,9 @@ from benchmarks.serving import model_folder
 SECONDS_A_DAY = 86_400
 SERVING = "/classify, 28 x 28 PNG"  # the request of benchmarks/serving.py
 REQUESTS = {
-    "/embed, 28 x 28 PNG": ("/embed", "digit-7.png", "image/png"),
-    "/transform, 28 x 28 PNG": ("/transform", "digit-7.png", "image/png"),
-    "/canonicalize, 28 x 28 PNG": ("/canonicalize", "digit-7.png", "image/png"),
+    "/embed, 8 x 8 PNG, enlarged": ("/embed", "digit-7.png", "image/png"),
+    "/transform, 8 x 8 PNG, enlarged": ("/transform", "digit-7.png", "image/png"),
+    "/canonicalize, 8 x 8 PNG, enlarged": ("/canonicalize", "digit-7.png", "image/png"),
     "/classify, 1200 x 900 JPEG": ("/classify", "page-3.jpg", "image/jpeg"),
 }
 CLIENTS = 32
