@@ -1,0 +1,74 @@
+"""The README's trainings are run, every command in order."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from service.settings import Settings
+from tests.project.readme import EXAMPLES, NUMBER, ROOT, environment, pattern
+from tests.server import running_server
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("run", "verbs", "model"),
+    [
+        ("runs/my-upright", ["train", "export"], "my-upright-model"),
+        ("runs/mine", ["train", "evaluate", "export"], "my-model"),
+    ],
+)
+def test_training_on_a_folder_of_ones_own(run: str, verbs: list[str], model: str, tmp_path: Path) -> None:
+    training = [command for command, _, _ in EXAMPLES if command.startswith(".venv/bin/python -m training")]
+    commands = [command for command in training if run in command.split()]
+    assert [command.split()[3] for command in commands] == verbs
+    (tmp_path / "training").symlink_to(ROOT / "training")
+    digits = load_digits()
+    for index, (pixels, label) in enumerate(zip(digits.images[:360], digits.target, strict=False)):
+        folder = tmp_path / "my-pictures" / f"class-{label % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 15).astype(np.uint8)).resize((40, 30)).save(folder / f"{index}.png")
+    for command in commands:
+        # The commands stand as they are but for their length: few steps on small pictures show the path whole.
+        short = {
+            "train": " --set fit.steps=12 --set data.size=8 --set data.channels=1",
+            "evaluate": " --benchmark-epochs 0 --samples 20",
+            "export": "",
+        }
+        line = command.replace(".venv/bin/python", sys.executable) + short[command.split()[3]]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    picture = next((tmp_path / "my-pictures").rglob("*.png")).read_bytes()
+    path = "/classify" if model == "my-model" else "/canonicalize"
+    headers = {"content-type": "image/png"}
+    with running_server(Settings(model_store=tmp_path / "model_store")) as url:
+        answer = httpx.post(f"{url}{path}", params={"model": model}, content=picture, headers=headers)
+    assert (answer.status_code, answer.json()["model"]) == (200, model), answer.text
+
+
+@pytest.mark.timeout(400)
+def test_make_train_makes_a_served_model(tmp_path: Path) -> None:
+    ((_, language, answer),) = [example for example in EXAMPLES if example[0] == "make train"]
+    assert language == "text"
+    env = environment(RUNS=str(tmp_path / "runs"), STORE=str(tmp_path / "store"))
+    done = subprocess.run(["make", "train"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = pattern(answer)
+    found = shown.search(done.stdout)
+    assert found, f"{answer}\nis not in\n{done.stdout}"
+    expected = [float(number) for number in re.findall(NUMBER, answer.replace("...", " "))]
+    for stated, measured in zip(expected, found.groups(), strict=True):
+        # Rounding differs between processors and so does the course of a training: three of 216 images are 1.4 points.
+        assert math.isclose(stated, float(measured), rel_tol=0.2, abs_tol=1.5), f"{stated} became {measured}"
+    env = environment(EQUIPOISE_MODEL_STORE=str(tmp_path / "store"))
+    check = [sys.executable, "-m", "service", "check"]
+    subprocess.run(check, cwd=ROOT, env=env, check=True)
