@@ -64,12 +64,10 @@ def test_the_command_plans_from_a_file(tmp_path: Path) -> None:
 
 
 def test_the_comparison_with_other_servers_is_read_too(tmp_path: Path) -> None:
-    runs = [{"cpu_us": value, "pss_mb": value / 2} for value in (300, 500, 400)]
-    rows = [
-        {"server": "plain FastAPI", "clients": 64, "runs": [{"cpu_us": 1, "pss_mb": 1}]},
-        {"server": "Equipoise", "clients": 64, "runs": runs},
-        {"server": "Equipoise", "clients": 1, "runs": [{"cpu_us": 2, "pss_mb": 2}]},
-    ]
+    servers = {
+        "plain FastAPI": {"64": {"cpu_us": 1, "pss_mb": 1}},
+        "Equipoise": {"8": {"cpu_us": 2, "pss_mb": 2}, "64": {"cpu_us": 400, "pss_mb": 200}},
+    }
     path = tmp_path / "serving.json"
-    path.write_text(json.dumps({"machine": "x", "servers": rows}))
+    path.write_text(json.dumps({"machine": "x", "servers": servers}))
     assert read(path) == [Measured(SERVING, 400, 200)]
