@@ -36,7 +36,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import uvloop
 from PIL import Image
 
 from benchmarks.clients import Clients, post
@@ -78,7 +77,7 @@ def large(bench: "Bench") -> list[Row]:
             alone.append(bench.measure(target))
             clients = Clients(target.port, request, PHOTOGRAPHS)
             with ThreadPoolExecutor(1) as pool:
-                asking = pool.submit(uvloop.run, clients.run(seconds + 3))
+                asking = pool.submit(clients.run, seconds + 3)
                 time.sleep(1.0)  # until they are there
                 beside.append(bench.measure(target))
                 answered.append(asking.result().rate(200))

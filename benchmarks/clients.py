@@ -1,16 +1,23 @@
 """Clients in one thread that cost little: one request again and again, as fast as it is answered or at a given rate.
 
 At a rate (open loop) requests are sent when they are due, whatever became of those before; their time runs from then.
+Sockets and epoll without an event loop: a client shares the machine with the service, and asyncio's share of a request
+is larger than that of a refusal.
+
+Clients that are `awake` look for answers without a pause, for which they need a core of their own: to wake a process
+on another core is the sender's time, which a service is not charged for where its clients are on other machines.
 """
 
-import asyncio
+import select
+import socket
 import time
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 
 _TICK_SECONDS = 0.001
+_LEAVE_SECONDS = 30.0  # to wait for what is under way in the end
+_READ_BYTES = 256 * 1024
 
 
 @dataclass
@@ -18,6 +25,7 @@ class Tally:
     """What came back. seconds: of every answer, by status. broken: connections that ended without an answer.
 
     unsent: requests that were due when no connection was free. closed: answers that asked to close the connection.
+    cpu_seconds: the clients' own time on the processor, of `duration`.
     """
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
@@ -25,6 +33,7 @@ class Tally:
     unsent: int = 0
     closed: int = 0
     duration: float = 0.0
+    cpu_seconds: float = 0.0
 
     def rate(self, status: int) -> float:
         return len(self.seconds.get(status, ())) / self.duration
@@ -37,96 +46,126 @@ class Tally:
         return {status: len(taken) for status, taken in sorted(self.seconds.items())}
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self, clients: "Clients") -> None:
-        self._clients = clients
-        self._buffer = b""
-        self._transport: asyncio.Transport
+class _Connection:
+    """due: of the request under way, on the clock of `time.perf_counter`. unsent: what the socket has not taken yet."""
+
+    __slots__ = ("buffer", "due", "socket", "unsent")
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.setblocking(False)
+        self.buffer = b""
         self.due: float | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._clients.ready(self)
-
-    def ask(self, due: float) -> None:
-        self.due = due
-        self._transport.write(self._clients.request)
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            return
-        head = self._buffer[:end].lower()
-        length = int(head.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
-        if len(self._buffer) < end + 4 + length:
-            return
-        self._buffer = self._buffer[end + 4 + length :]
-        due, self.due = self.due, None
-        assert due is not None
-        self._clients.answered(self, int(head[9:12]), time.perf_counter() - due, b"connection: close" in head)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.due is not None:
-            self._clients.tally.broken += 1
-
-    def close(self) -> None:
-        self._transport.close()
+        self.unsent = memoryview(b"")
 
 
 class Clients:
     """request: the whole HTTP request. connections: how many at most. per_second: None asks as fast as is answered."""
 
-    def __init__(self, port: int, request: bytes, connections: int, per_second: float | None = None) -> None:
-        self.request = request
-        self.tally = Tally()
-        self._port = port
-        self._connections = connections
+    def __init__(
+        self, port: int, request: bytes, connections: int, per_second: float | None = None, awake: bool = False
+    ) -> None:
+        self._request = request
         self._per_second = per_second
-        self._open: list[_Connection] = []
+        self._pause = 0.0 if awake else _TICK_SECONDS
+        self._poll = select.epoll()
+        self._open: dict[int, _Connection] = {}
         self._idle: list[_Connection] = []
-        self._asking = True
+        self._tally = Tally()
+        for _ in range(connections):
+            connection = _Connection(port)
+            self._open[connection.socket.fileno()] = connection
+            self._poll.register(connection.socket, select.EPOLLIN)
+            self._idle.append(connection)
 
-    async def run(self, seconds: float) -> Tally:
+    def run(self, seconds: float) -> Tally:
         """Ask for so long, then wait for what is under way (at most half a minute)."""
-        loop = asyncio.get_running_loop()
-        for _ in range(self._connections):
-            _, connection = await loop.create_connection(lambda: _Connection(self), "127.0.0.1", self._port)
-            self._open.append(connection)
-        start = time.perf_counter()
+        tally = self._tally
+        start, start_cpu = time.perf_counter(), time.thread_time()
         sent = 0
         while (now := time.perf_counter()) < start + seconds:
-            if self._per_second is not None:
+            if self._per_second is None:
+                while self._idle:
+                    self._ask(self._idle.pop(), now)
+            else:
                 due = int((now - start) * self._per_second)
                 while sent < due:
                     if self._idle:
-                        self._idle.pop().ask(start + sent / self._per_second)
+                        self._ask(self._idle.pop(), start + sent / self._per_second)
                     else:
-                        self.tally.unsent += 1
+                        tally.unsent += 1
                     sent += 1
-            await asyncio.sleep(_TICK_SECONDS)
-        self._asking = False
-        self.tally.duration = time.perf_counter() - start
-        while (
-            any(connection.due is not None for connection in self._open) and time.perf_counter() < start + seconds + 30
-        ):
-            await asyncio.sleep(0.01)
-        for connection in self._open:
-            connection.close()
-        return self.tally
+            self._hear(self._pause)
+        tally.duration = time.perf_counter() - start
+        tally.cpu_seconds = time.thread_time() - start_cpu
+        while len(self._idle) < len(self._open) and time.perf_counter() < start + seconds + _LEAVE_SECONDS:
+            self._hear(0.01)
+        for connection in list(self._open.values()):
+            self._close(connection)
+        self._poll.close()
+        return tally
 
-    def ready(self, connection: _Connection) -> None:
-        if self._per_second is not None:
-            self._idle.append(connection)
-        elif self._asking:
-            connection.ask(time.perf_counter())
+    def _ask(self, connection: _Connection, due: float) -> None:
+        connection.due = due
+        try:
+            taken = connection.socket.send(self._request)
+        except OSError:
+            self._close(connection)
+            return
+        if taken < len(self._request):
+            connection.unsent = memoryview(self._request)[taken:]
+            self._poll.modify(connection.socket, select.EPOLLIN | select.EPOLLOUT)
 
-    def answered(self, connection: _Connection, status: int, seconds: float, closes: bool) -> None:
-        self.tally.seconds.setdefault(status, []).append(seconds)
-        if closes:  # a server that drains: the next request would go to another one
-            self.tally.closed += 1
+    def _hear(self, seconds: float) -> None:
+        """What has come within so long."""
+        for number, event in self._poll.poll(seconds):
+            connection = self._open[number]
+            try:
+                if event & select.EPOLLOUT:
+                    self._send_more(connection)
+                if event & ~select.EPOLLOUT:
+                    self._receive(connection)
+            except OSError:
+                self._close(connection)
+
+    def _send_more(self, connection: _Connection) -> None:
+        connection.unsent = connection.unsent[connection.socket.send(connection.unsent) :]
+        if not connection.unsent:
+            self._poll.modify(connection.socket, select.EPOLLIN)
+
+    def _receive(self, connection: _Connection) -> None:
+        data = connection.socket.recv(_READ_BYTES)
+        if not data:
+            self._close(connection)
+            return
+        data = connection.buffer + data
+        end = data.find(b"\r\n\r\n") + 4
+        length = data.find(b"content-length:", 0, end) + 15
+        if end < 4 or len(data) < end + int(data[length : data.find(b"\r", length)]):
+            connection.buffer = data
+            return
+        connection.buffer = b""
+        assert connection.due is not None
+        taken = time.perf_counter() - connection.due
+        connection.due = None
+        status = int(data[9:12])
+        if (seconds := self._tally.seconds.get(status)) is None:
+            seconds = self._tally.seconds[status] = []
+        seconds.append(taken)
+        if data.find(b"connection: close", 0, end) >= 0:  # a server that drains: the next one would go elsewhere
+            self._tally.closed += 1
+            self._close(connection)
         else:
-            self.ready(connection)
+            self._idle.append(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        if connection.due is not None:
+            self._tally.broken += 1
+        elif connection in self._idle:
+            self._idle.remove(connection)
+        del self._open[connection.socket.fileno()]
+        connection.socket.close()
 
 
 def post(path: str, content_type: str, body: bytes) -> bytes:

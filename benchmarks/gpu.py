@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import uvloop
 
 from benchmarks.clients import Clients, post
 from benchmarks.contenders import ours
@@ -75,7 +74,7 @@ def by_concurrency(name: str, capability: str, device: Device, seconds: float) -
     found = {}
     with running(server, Cores(), png) as target:
         for clients in CONCURRENCY:
-            tally = uvloop.run(Clients(target.port, request, clients).run(seconds))
+            tally = Clients(target.port, request, clients).run(seconds)
             found[clients] = {
                 "requests/s": tally.rate(200),
                 "p50 ms": tally.milliseconds(50),

@@ -4,9 +4,9 @@
 
 - Refusals: what one costs, of a service whose queue is full, beside a bare uvicorn that answers a constant.
 - Overload: full load (64 clients without a pause), then four times that rate for a minute whatever is answered, for
-  requests of 32 pictures and for single ones. Goodput counts answers with status 200. For single pictures the queue is
-  one of 256, since one of 4,096 holds more than there are connections; `goodput_by_formula` is what is left of full
-  load when every refusal takes its time.
+  requests of 32 pictures and for single ones. Goodput counts answers with status 200. Pictures may wait for
+  1.3 times as long as full load takes (queue_seconds). `goodput_by_formula` is what is left of full load when every
+  refusal takes its time: that of the same requests, connections and rate where all are refused.
 - Fairness: single pictures, alone and beside requests of 1,000.
 - Drain: SIGTERM under load; every request is answered, the process exits with 0.
 - Swaps: new versions under load; every answer from one version, memory before and after.
@@ -16,7 +16,6 @@ parts and leaves the others of the JSON as they are. With the defaults about six
 """
 
 import argparse
-import asyncio
 import base64
 import json
 import os
@@ -28,12 +27,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import uvloop
 
 from benchmarks.clients import Clients, Tally, post
 from benchmarks.contenders import marks, ours
@@ -44,9 +43,9 @@ from benchmarks.serving import picture as golden_picture
 CLIENTS = 64
 OVERLOAD = 4
 IN_BATCH = 32
+WAIT = 1.3  # times full load's, for what is accepted
 PARTS = ("refusals", "batches", "singles", "fairness", "drain", "swaps")
 _CONNECTIONS = 1024
-_SHORT_QUEUE = {"EQUIPOISE_QUEUE_IMAGES": "256", "EQUIPOISE_MAX_IMAGES": "256"}
 # A run of a graph never ends, so that one request holds the only place in the queue.
 _FULL = """
 import sys, time
@@ -66,7 +65,8 @@ sys.exit(__main__.main())
 
 
 def load(target: Target, request: bytes, connections: int, seconds: float, per_second: float | None = None) -> Tally:
-    return uvloop.run(Clients(target.port, request, connections, per_second).run(seconds))
+    """Where only one such load runs, its clients have their core for themselves and stay awake."""
+    return Clients(target.port, request, connections, per_second, awake=True).run(seconds)
 
 
 def batch(picture: bytes, size: int) -> bytes:
@@ -74,34 +74,41 @@ def batch(picture: bytes, size: int) -> bytes:
     return post("/classify", "application/json", json.dumps({"images": [{"data": data}] * size}).encode())
 
 
-def overload(
-    server: Server, cores: Cores, picture: bytes, size: int, seconds: float, refusal_us: float
-) -> dict[str, Any]:
-    """Full load, then four times as much; `size` pictures a request. refusal_us: CPU time of a refusal."""
+def overload(server: Server, cores: Cores, picture: bytes, size: int, seconds: float) -> dict[str, Any]:
+    """Full load, then four times as much; `size` pictures a request."""
     request = post("/classify", "image/png", picture) if size == 1 else batch(picture, size)
-    if size == 1:
-        server = replace(server, environment=server.environment | _SHORT_QUEUE)
-    memory: list[float] = []
+    short = min(10.0, seconds)
     with running(server, cores, picture) as target:
         load(target, request, CLIENTS, 1.0)  # warm
-        full = load(target, request, CLIENTS, min(10.0, seconds))
+        wait = WAIT * load(target, request, CLIENTS, short / 2).milliseconds(50) / 1e3
+    limited = replace(server, environment=server.environment | {"EQUIPOISE_QUEUE_SECONDS": f"{wait:.4f}"})
+    memory: list[float] = []
+    with running(limited, cores, picture) as target:
+        load(target, request, CLIENTS, 1.0)
+        full = load(target, request, CLIENTS, short)
         offered = OVERLOAD * full.rate(200)
         load(target, request, _CONNECTIONS, 1.0, offered)  # its buffers are no growth
-        before = tree_pss_mb(target.process.pid)
+        before, worked = tree_pss_mb(target.process.pid), cpu_seconds(target.process.pid)
         for part in range(1, 5):
             timer = threading.Timer(part * seconds / 4, lambda: memory.append(tree_pss_mb(target.process.pid)))
             timer.start()
         over = load(target, request, _CONNECTIONS, seconds, offered)
+        worked = cpu_seconds(target.process.pid) - worked
         timer.join()
+    with refusing(server, cores, picture) as target:
+        _, refusal_us = _cost(target, request, short / 2, _CONNECTIONS, offered)
     refused = over.rate(429)
     return {
         "pictures_a_request": size,
+        "queue_seconds": wait,
         "full_load": full.rate(200) * size,
         "full_load_p99_ms": full.milliseconds(99),
         "offered_requests": offered,
         "sent_share": 1 - over.unsent / over.duration / offered,
+        "server_cpu": worked / over.duration,
         "goodput": over.rate(200) * size,
         "goodput_share": over.rate(200) / full.rate(200),
+        "refusal_cpu_us": refusal_us,
         "goodput_by_formula": 1 - refused * refusal_us * 1e-6,
         "p50_ms": over.milliseconds(50),
         "p99_ms": over.milliseconds(99),
@@ -116,24 +123,11 @@ def overload(
 
 def refusal(server: Server, floor: Server, cores: Cores, picture: bytes, seconds: float) -> dict[str, Any]:
     """What it costs to refuse everything, beside the HTTP floor."""
-    full = replace(
-        server,
-        command=[sys.executable, "-c", _FULL, *server.command[3:]],
-        environment=server.environment | {"EQUIPOISE_QUEUE_IMAGES": "1", "EQUIPOISE_MAX_IMAGES": "1"},
-        path="/healthz",
-        encode=lambda picture: None,  # type: ignore[arg-type, return-value]  # asked by GET until it is there
-        read=lambda answer: {"label": answer["status"], "probability": 1.0},
-    )
-    full.environment["EQUIPOISE_INLINE_MILLISECONDS"] = "0"
     request = post("/classify", "image/png", picture)
-    with running(full, cores, picture) as target:
-        _wait_until(lambda: _get(target, "/readyz")[0] == 200)
-        threading.Thread(target=load, args=(target, request, 1, 1.0), daemon=True).start()
-        time.sleep(0.5)
-        refused, cost = _cost(target, request, seconds)
-        target.process.kill()  # it would wait for its hanging run
+    with refusing(server, cores, picture) as target:
+        refused, cost = _cost(target, request, seconds, CLIENTS)
     with running(floor, cores, picture) as target:
-        answered, least = _cost(target, request, seconds)
+        answered, least = _cost(target, request, seconds, CLIENTS)
     return {
         "refusals_a_second": refused.rate(429),
         "floor_a_second": answered.rate(200),
@@ -144,23 +138,45 @@ def refusal(server: Server, floor: Server, cores: Cores, picture: bytes, seconds
     }
 
 
-def _cost(target: Target, request: bytes, seconds: float) -> tuple[Tally, float]:
+@contextmanager
+def refusing(server: Server, cores: Cores, picture: bytes) -> Iterator[Target]:
+    """The service with its queue full."""
+    full = replace(
+        server,
+        command=[sys.executable, "-c", _FULL, *server.command[3:]],
+        environment=server.environment | {"EQUIPOISE_QUEUE_IMAGES": "1", "EQUIPOISE_MAX_IMAGES": "1"},
+        path="/healthz",
+        encode=lambda picture: None,  # type: ignore[arg-type, return-value]  # asked by GET until it is there
+        read=lambda answer: {"label": answer["status"], "probability": 1.0},
+    )
+    full.environment["EQUIPOISE_INLINE_MILLISECONDS"] = "0"
+    with running(full, cores, picture) as target:
+        _wait_until(lambda: _get(target, "/readyz")[0] == 200)
+        request = post("/classify", "image/png", picture)
+        threading.Thread(target=Clients(target.port, request, 1).run, args=(1.0,), daemon=True).start()
+        time.sleep(0.5)
+        yield target
+        target.process.kill()  # it would wait for its hanging run
+
+
+def _cost(
+    target: Target, request: bytes, seconds: float, connections: int, per_second: float | None = None
+) -> tuple[Tally, float]:
     """The server's CPU time an answer, microseconds; what else runs on the machine weighs less on it than on a rate."""
     before = cpu_seconds(target.process.pid)
-    tally = load(target, request, CLIENTS, seconds)
+    tally = load(target, request, connections, seconds, per_second)
     return tally, (cpu_seconds(target.process.pid) - before) / sum(tally.statuses().values()) * 1e6
 
 
 def fairness(server: Server, cores: Cores, picture: bytes, seconds: float) -> dict[str, Any]:
     single, large = post("/classify", "image/png", picture), batch(picture, 1000)
 
-    async def beside(port: int) -> tuple[Tally, Tally]:
-        return await asyncio.gather(Clients(port, single, 1).run(seconds), Clients(port, large, 1).run(seconds))
-
     with running(server, cores, picture) as target:
         load(target, large, 1, 1.0)
-        alone = load(target, single, 1, seconds)
-        singles, batches = uvloop.run(beside(target.port))
+        alone = Clients(target.port, single, 1).run(seconds)
+        with ThreadPoolExecutor(1) as pool:
+            others = pool.submit(Clients(target.port, large, 1).run, seconds)
+            singles, batches = Clients(target.port, single, 1).run(seconds), others.result()
     return {
         "alone_a_second": alone.rate(200),
         "alone_p99_ms": alone.milliseconds(99),
@@ -202,7 +218,7 @@ def swaps(server: Server, folder: Path, cores: Cores, picture: bytes, count: int
 
             def ask() -> None:
                 while not stop.is_set():
-                    asked.append(load(target, request, 8, 2.0))
+                    asked.append(Clients(target.port, request, 8).run(2.0))
 
             asking = threading.Thread(target=ask)
             asking.start()
@@ -275,12 +291,10 @@ def main() -> int:
     figures: dict[str, Any] = {}
     if arguments.json and arguments.json.exists():
         figures = json.loads(arguments.json.read_text())
-    if {"batches", "singles"} & set(arguments.only) and "refusals" not in figures and "refusals" not in arguments.only:
-        parser.error("overload needs the cost of a refusal: measure refusals first, or with it")
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "refusals": lambda: refusal(server, marks(folder)[0], cores, picture, short),
-        "batches": lambda: overload(server, cores, picture, IN_BATCH, seconds, figures["refusals"]["cpu_us"]),
-        "singles": lambda: overload(server, cores, picture, 1, seconds, figures["refusals"]["cpu_us"]),
+        "batches": lambda: overload(server, cores, picture, IN_BATCH, seconds),
+        "singles": lambda: overload(server, cores, picture, 1, seconds),
         "fairness": lambda: fairness(server, cores, picture, short),
         "drain": lambda: drain(server, cores, picture, short),
         "swaps": lambda: swaps(server, folder, cores, picture, arguments.swaps),

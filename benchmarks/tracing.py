@@ -15,8 +15,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import uvloop
-
 from benchmarks.clients import Clients, post
 from benchmarks.contenders import ours
 from benchmarks.load import ROOT, Cores, Target, cpu_seconds, running
@@ -42,7 +40,7 @@ class _Collector(BaseHTTPRequestHandler):
 def microseconds(target: Target, request: bytes, seconds: float) -> float:
     """CPU time of the service a request."""
     before = cpu_seconds(target.process.pid)
-    tally = uvloop.run(Clients(target.port, request, CLIENTS).run(seconds))
+    tally = Clients(target.port, request, CLIENTS).run(seconds)
     assert set(tally.statuses()) == {200}, tally.statuses()
     return (cpu_seconds(target.process.pid) - before) / tally.statuses()[200] * 1e6
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp
 
 from service import schemas, tensors
 from service.access_log import AccessLog
-from service.admission import Admission
+from service.admission import Admission, Door
 from service.batching import Batcher
 from service.budget import Budget
 from service.cpus import usable_cpus
@@ -38,7 +39,7 @@ from service.images import limits_of
 from service.inference import Inference
 from service.keys import KeyGate, Keys
 from service.life import Life
-from service.middleware import CALL, PROBE_PATHS, BodyLimits, Note, RequestEdge, TwoPorts, unexpected
+from service.middleware import CALL, PROBE_PATHS, BodyLimits, Note, RequestEdge, RequestIds, TwoPorts, unexpected
 from service.model_store import CAPABILITIES, ModelStore
 from service.observability import Metrics, say
 from service.pool import Pool
@@ -58,7 +59,7 @@ from service.routes import (
     v2_repository,
 )
 from service.routes.direct import DirectPaths, describe_keys
-from service.server import Connections
+from service.server import DOOR, Connections
 from service.settings import Settings
 from service.store_watch import StoreLog, serve_store
 from service.tensors import JSON_LENGTH_HEADER
@@ -89,12 +90,13 @@ def create_app(
     tracing = Tracing(settings.otel_endpoint, settings.otel_share) if settings.otel_endpoint else None
     if tracing is not None:
         notes.append(tracing)
-    budget = Budget(settings.queue_images, settings.queue_bytes)
+    devices = find_devices(settings.device, settings.gpu_memory_bytes, settings.gpu_conv_search)
+    at_once = settings.max_batch * len(devices.found)
+    budget = Budget(settings.queue_images, settings.queue_bytes, settings.queue_seconds or math.inf, at_once)
     observed = Metrics(budget)
     if connections is not None:
         observed.watch_connections(connections)
     pool = Pool(settings.decode_threads)
-    devices = find_devices(settings.device, settings.gpu_memory_bytes, settings.gpu_conv_search)
     observed.devices(devices)
     if devices.fell_back:
         say(logging.WARNING, "graphs run on the CPU", reason=devices.reason)
@@ -111,10 +113,14 @@ def create_app(
         timeout_seconds=settings.request_timeout_seconds,
     )
 
+    ids = RequestIds()
+    door = Door(budget, life, observed, ids, notes)
+
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         watching = asyncio.create_task(serve_store(store, settings.model_poll_seconds, on_loaded), name="model store")
-        yield
+        # A browser reads no refusal without the headers of its own that the app adds.
+        yield {} if settings.cors_origins else {DOOR: door}
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         life.hung = store.running_seconds() > 0
@@ -156,7 +162,7 @@ def create_app(
     layered = Admission(layered, budget)
     if probe_port is not None:
         layered = TwoPorts(layered, probe_port)
-    edge: ASGIApp = RequestEdge(layered, life, observed, 2 * settings.max_body_bytes, notes)
+    edge: ASGIApp = RequestEdge(layered, life, observed, ids, 2 * settings.max_body_bytes, notes)
     return allow_origins(edge, settings.cors_origins) if settings.cors_origins else edge
 
 

@@ -1,4 +1,6 @@
-"""What the service has accepted and not yet answered, bounded in pictures and in bytes: bodies, decoded pictures."""
+"""What the service has accepted and not yet answered, bounded in pictures, in their time and in bytes: bodies, decoded
+pictures.
+"""
 
 import math
 import time
@@ -14,14 +16,32 @@ class Budget:
     """A permit for every accepted picture. Refusing costs nothing, so it happens before memory grows.
 
     All of it runs on the event loop: plain numbers need no lock.
+
+    Attributes:
+        images, bytes: of all that is accepted and not yet answered.
+        ahead: of these pictures, those that a new one would wait for. Of a large request that is one batch at most,
+            since others have their turns between its parts.
     """
 
-    def __init__(self, images: int, size: int) -> None:
+    def __init__(self, images: int, size: int, wait_seconds: float = math.inf, batch: int = 1) -> None:
+        """
+        Args:
+            images, size: most pictures and bytes.
+            wait_seconds: pictures are refused that would wait longer for those before them, by the measured drain rate.
+            batch: pictures that the graphs' devices run at once. What runs and as much again never wait too long, or
+                graphs would run small batches and answer even less.
+        """
         self.image_limit = images
         self.byte_limit = size
         self.images = 0
         self.bytes = 0
-        self._rate = 0.0  # pictures answered a second, exponentially averaged
+        self.ahead = 0
+        self._permits = 0  # of pictures
+        self._wait_seconds = wait_seconds
+        self._batch = batch
+        # Pictures answered, and seconds of work; both fade exponentially, so that their ratio is the rate of late.
+        self._answered = 0.0
+        self._worked = 0.0
         self._rated_at = time.monotonic()  # up to when; time without work is left out
 
     def acquire(self, images: int, size: int) -> "Permit":
@@ -35,43 +55,74 @@ class Budget:
             self._rated_at = time.monotonic()
         self.images += images
         self.bytes += size
+        self.ahead += min(images, self._batch)
+        self._permits += images > 0
         return Permit(self, images, size)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether there is no room for a single picture."""
-        return self.images >= self.image_limit or self.bytes >= self.byte_limit
+    def is_full(self, coming: int = 0) -> bool:
+        """Whether there is no room for a single picture, after so many requests that have not asked for theirs yet;
+        they are taken to be as large as those at hand.
+        """
+        images, ahead = self.images, self.ahead
+        if coming:
+            images += round(coming * (images / self._permits if self._permits else 1))
+            ahead += round(coming * (ahead / self._permits if self._permits else 1))
+        return images >= self.image_limit or self.bytes >= self.byte_limit or self._is_slow(ahead)
 
     def check(self, images: int, size: int = 0) -> None:
         """
         Raises:
             QueueFull: there is no room now for `images` pictures and `size` bytes.
         """
-        if self.images + images > self.image_limit or self.bytes + size > self.byte_limit:
-            seconds = self.retry_after_seconds()
-            raise QueueFull(
-                f"{self.images} pictures and {self.bytes:,} bytes are waiting for an answer; try again in {seconds} s",
-                headers={"Retry-After": str(seconds)},
-                retry_after=seconds,
-            )
+        if (
+            self.images + images > self.image_limit
+            or self.bytes + size > self.byte_limit
+            or (images and self._is_slow(self.ahead))
+        ):
+            raise self.refusal()
+
+    def refusal(self) -> QueueFull:
+        """What is said where there is no room: always the same but for the seconds."""
+        seconds = self.retry_after_seconds()
+        return QueueFull(
+            f"as much work waits as the service accepts; try again in {seconds} s",
+            headers={"Retry-After": str(seconds)},
+            retry_after=seconds,
+        )
 
     def retry_after_seconds(self) -> int:
         """How long the work at hand takes at the rate of the last seconds of work, at least 1."""
-        if not self._rate:
+        if not self._answered:
             return 1
-        rate = self._decayed_rate(time.monotonic())
+        rate = self._rate()
         seconds = self.images / rate if rate else math.inf
         return max(1, math.ceil(min(_LONGEST_RETRY_SECONDS, seconds)))
 
     def release(self, images: int, size: int) -> None:
         now = time.monotonic()
-        self._rate = self._decayed_rate(now) + images / _RATE_SECONDS
+        self._answered, self._worked = self._faded(now)
+        self._answered += images
         self._rated_at = now
         self.images -= images
         self.bytes -= size
+        self.ahead -= min(images, self._batch)
+        self._permits -= images > 0
 
-    def _decayed_rate(self, now: float) -> float:
-        return self._rate * math.exp((self._rated_at - now) / _RATE_SECONDS) if self.images else self._rate
+    def _is_slow(self, ahead: int) -> bool:
+        """Whether one picture more than these would wait too long; before the first answer that is not known."""
+        return ahead > 2 * self._batch and bool(self._answered) and ahead > self._rate() * self._wait_seconds
+
+    def _rate(self) -> float:
+        """Pictures answered a second of work."""
+        answered, worked = self._faded(time.monotonic())
+        return answered / worked if worked else math.inf
+
+    def _faded(self, now: float) -> tuple[float, float]:
+        """What is left by now of the pictures answered and of the seconds of work."""
+        if not self.images:
+            return self._answered, self._worked
+        kept = math.exp((self._rated_at - now) / _RATE_SECONDS)
+        return self._answered * kept, self._worked * kept + _RATE_SECONDS * (1 - kept)
 
 
 class Permit:

@@ -31,6 +31,7 @@ from service.queries import Options, read_options
 
 _INLINE_PIXELS = 100_000  # about 5 ms, content search included
 _INLINE_PICTURES = 4
+_INLINE_FITTING = 32  # pictures of the model's own size, in which no content is looked for: about 1 ms
 INLINE_BODY_BYTES = 256 * 1024
 _JSON = (b"content-type", b"application/json")
 
@@ -130,14 +131,17 @@ class Inference:
         keep_original: bool = False,
     ) -> list[ModelInput | Problem]:
         """Decoded and brought to the model's frame, in order; what was or became a problem stays in its place."""
+        size = model.manifest.input.width, model.manifest.input.height
+        fits = options.fit != "content"
         pixels = 0
         for picture in encoded:
             if not isinstance(picture, Problem):
                 pixels += picture.width * picture.height
+                fits = fits and (picture.width, picture.height) == size
         arguments = encoded, model, options, keep_original, call.deadline
-        if _is_large(pixels, len(encoded)):
-            return await self.pooled(call, _prepare_all, *arguments)
-        return _prepare_all(*arguments)
+        if (fits and len(encoded) <= _INLINE_FITTING) or not _is_large(pixels, len(encoded)):
+            return _prepare_all(*arguments)
+        return await self.pooled(call, _prepare_all, *arguments)
 
     async def run(self, request: Request, model: LoadedModel, capability: str, rows: Sequence[Row]) -> dict[str, Array]:
         """Outputs by name for rows of inputs; the request's turn in the queue.

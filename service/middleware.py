@@ -30,7 +30,7 @@ FREE_BODY_BYTES = 1024 * 1024
 UNKNOWN_ENDPOINT = "other"
 _NEVER = Deadline(math.inf)
 PROBE_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
-_SECURITY_HEADERS = (
+SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cache-control", b"no-store"),
@@ -96,13 +96,33 @@ Note = Callable[[Call, Scope, float], None]
 """Told of a request that has ended: its facts, its scope, its seconds."""
 
 
+class RequestIds:
+    """A request's id: what its client gives, where that is fit for a header and a log; else a new one."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(6)
+        self._numbers = itertools.count()
+
+    def of(self, headers: Mapping[bytes, bytes]) -> str:
+        given = headers.get(b"x-request-id")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given.decode()
+        return f"{self._prefix}-{next(self._numbers):x}"
+
+
 class RequestEdge:
     """The outermost layer: request id, Server-Timing, metrics, and every exception as a problem document. While the
     service drains every answer closes its connection, so that its client makes the next one elsewhere.
     """
 
     def __init__(
-        self, app: ASGIApp, life: Life, metrics: Metrics, linger_bytes: int, notes: Sequence[Note] = ()
+        self,
+        app: ASGIApp,
+        life: Life,
+        metrics: Metrics,
+        ids: RequestIds,
+        linger_bytes: int,
+        notes: Sequence[Note] = (),
     ) -> None:
         """notes: called at the end of every request, see `Note`."""
         self._app = app
@@ -110,19 +130,14 @@ class RequestEdge:
         self._metrics = metrics
         self._notes = tuple(notes)
         self._linger_bytes = linger_bytes
-        self._prefix = secrets.token_hex(6)
-        self._numbers = itertools.count()
+        self._ids = ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        given = headers.get(b"x-request-id")
-        if given is not None and _REQUEST_ID.fullmatch(given):
-            request_id = given.decode()
-        else:
-            request_id = f"{self._prefix}-{next(self._numbers):x}"
+        request_id = self._ids.of(headers)
         call = scope[CALL] = Call(headers, request_id, receive)
 
         async def send_marked(message: Message) -> None:
@@ -132,7 +147,7 @@ class RequestEdge:
                     *message.get("headers", ()),
                     (b"x-request-id", request_id.encode()),
                     (b"server-timing", call.server_timing()),
-                    *(() if call.endpoint == "docs" else _SECURITY_HEADERS),  # a page has its own
+                    *(() if call.endpoint == "docs" else SECURITY_HEADERS),  # a page has its own
                 ]
                 if self._life.draining and not call.unread:  # then it closes anyway
                     message["headers"].append((b"connection", b"close"))

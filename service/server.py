@@ -5,7 +5,7 @@ import math
 import socket
 import sys
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -19,9 +19,25 @@ try:
 except ImportError:  # Windows has no such limit
     resource = None  # type: ignore[assignment]
 
+DOOR = "equipoise.door"
+"""Where an app's lifespan state has a `Door`, if it has one."""
+
 # At the end, a client that does not read its answer is waited for no longer than this past the last deadline.
 _UNREAD_SECONDS = 5
 _SPARE_FILES = 64  # besides connections: sockets, model files, logs
+
+
+class Door(Protocol):
+    """Who answers some requests by their heads, in place of the app; `admission` has it."""
+
+    @property
+    def is_shut(self) -> bool: ...
+
+    def let_in(self) -> None:
+        """Told of every request that goes to the app."""
+
+    def refuse(self, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> bytes | None:
+        """The answer 429 from its second line on; None: the app answers this one."""
 
 
 @dataclass
@@ -144,6 +160,7 @@ def _limited(connections: Connections, probe_port: int | None) -> type[asyncio.P
 
     class Limited(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         counted = False
+        refused = False  # the request whose body arrives
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(cast(asyncio.Transport, Joined(cast(asyncio.Transport, transport))))
@@ -161,5 +178,41 @@ def _limited(connections: Connections, probe_port: int | None) -> type[asyncio.P
             if self.counted:
                 connections.open -= 1
             super().connection_lost(exc)
+
+        # What httptools calls; h11, on Windows, has no such calls, and the app refuses by itself.
+
+        def on_headers_complete(self) -> None:
+            door: Door | None = self.app_state.get(DOOR)
+            self.refused = door is not None and door.is_shut and self._refuse(door)
+            if self.refused:
+                return
+            super().on_headers_complete()
+            if door is not None:
+                door.let_in()
+
+        def on_body(self, body: bytes) -> None:
+            if not self.refused:
+                super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            if not self.refused:
+                super().on_message_complete()
+
+        def _refuse(self, door: Door) -> bool:
+            """Whether the door has answered; what asks for more than a plain answer on this connection is the app's."""
+            waits_for_another = self.cycle is not None and not self.cycle.response_complete
+            if waits_for_another or not self.counted or self.expect_100_continue:
+                return False
+            if not self.parser.should_keep_alive():
+                return False
+            answer = door.refuse(self.parser.get_method(), self.url.partition(b"?")[0], dict(self.headers))
+            if answer is None:
+                return False
+            head = b"HTTP/1.1 429 Too Many Requests\r\n"
+            for name, value in self.server_state.default_headers:
+                head += b"%s: %s\r\n" % (name, value)
+            self.transport.write(head + answer)
+            self.on_response_complete()
+            return True
 
     return Limited

@@ -113,6 +113,13 @@ class Settings(BaseSettings):
         description="Most pictures accepted and not yet answered, over all requests; past it 429 with Retry-After. "
         "More bridges longer bursts and makes everybody wait longer.",
     )
+    queue_seconds: float = Field(
+        default=1.0,
+        ge=0,
+        description="Longest that new pictures may have to wait for those before them, seconds, by the rate at which "
+        "pictures were answered of late; past it 429 with Retry-After. 0: queue_images alone says. It bounds what "
+        "overload adds to the time of what is accepted; too short a time leaves graphs with small batches.",
+    )
     queue_bytes: int = Field(
         default=1024 * MIB,
         ge=MIB,

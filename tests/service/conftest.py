@@ -1,5 +1,6 @@
 """One server with a tiny model and low limits, shared by the tests that do not change it."""
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.engine import Engine
 from service.settings import Settings
 from tests.server import running_server
 from tests.service import tiny
@@ -47,3 +49,18 @@ def client(url: str) -> Iterator[httpx.Client]:
 def executor() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(1) as pool:
         yield pool
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Runs in a device's thread wait until it is set; close to none is there while models are loaded."""
+    event = threading.Event()
+    run = Engine.run
+
+    def gated(self: Engine, inputs: list) -> list:
+        if threading.current_thread().name.startswith("device"):
+            event.wait(20)
+        return run(self, inputs)
+
+    monkeypatch.setattr(Engine, "run", gated)
+    return event

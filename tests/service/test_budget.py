@@ -1,5 +1,8 @@
 """The budget of accepted pictures."""
 
+import math
+from contextlib import ExitStack
+
 import pytest
 
 from service import budget as budget_module
@@ -33,9 +36,9 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return clock
 
 
-def worked(now: list[float]) -> Budget:
-    """After half a minute of 10 pictures a second."""
-    budget = Budget(images=1000, size=1000)
+def worked(now: list[float], wait_seconds: float = math.inf) -> Budget:
+    """After half a minute of 10 pictures a second, which are a batch."""
+    budget = Budget(images=1000, size=1000, wait_seconds=wait_seconds, batch=10)
     for _ in range(300):
         with budget.acquire(1, 1):
             now[0] += 0.1
@@ -65,3 +68,49 @@ def test_retry_after_without_any_history() -> None:
     with budget.acquire(1, 1), pytest.raises(QueueFull) as refusal:
         budget.acquire(1, 0)
     assert refusal.value.headers["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize("wait_seconds", [3, 6, 12])
+def test_pictures_that_would_wait_too_long_by_the_measured_rate_are_refused(
+    now: list[float], wait_seconds: float
+) -> None:
+    budget = worked(now, wait_seconds)
+    with ExitStack() as held:
+        accepted = 0
+        while not budget.is_full():
+            held.enter_context(budget.acquire(5, 1))
+            accepted += 5
+        assert accepted == pytest.approx(10 * wait_seconds, abs=5)
+        with pytest.raises(QueueFull):
+            budget.acquire(1, 1)
+        budget.acquire(0, 1)  # bytes of a body that was let in before
+
+
+def test_a_large_request_counts_as_one_batch_since_others_have_their_turns_between(now: list[float]) -> None:
+    budget = worked(now, wait_seconds=3)
+    with budget.acquire(900, 1):
+        assert not budget.is_full()
+        with budget.acquire(10, 1), budget.acquire(20, 1):  # 30 pictures ahead, three seconds
+            assert budget.is_full(coming=1)
+
+
+def test_two_batches_never_wait_too_long(now: list[float]) -> None:
+    """A short limit on a slow machine must not leave the graphs with batches of one."""
+    budget = worked(now, wait_seconds=0.1)
+    with budget.acquire(10, 1), budget.acquire(10, 1):
+        assert not budget.is_full()
+        with budget.acquire(1, 1):
+            assert budget.is_full()
+
+
+def test_how_long_pictures_wait_is_not_known_before_the_first_answer() -> None:
+    budget = Budget(images=1000, size=1000, wait_seconds=0.1, batch=1)
+    with budget.acquire(10, 1), budget.acquire(900, 1):
+        assert not budget.is_full()
+
+
+def test_requests_on_their_way_are_taken_to_be_as_large_as_those_at_hand() -> None:
+    budget = Budget(images=100, size=1000)
+    assert budget.is_full(coming=100) and not budget.is_full(coming=99)
+    with budget.acquire(30, 1), budget.acquire(10, 1):
+        assert budget.is_full(coming=3) and not budget.is_full(coming=2)

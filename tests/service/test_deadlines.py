@@ -57,21 +57,6 @@ def test_durations_are_averaged_from_the_first_one_on() -> None:
     assert 2.0 < smoothed(2.0, 3.0) < 3.0
 
 
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Runs in the device's thread wait until it is set."""
-    event = threading.Event()
-    genuine = Engine.run
-
-    def gated(self: Engine, inputs: list) -> list:
-        if threading.current_thread().name.startswith("device"):
-            event.wait(20)
-        return genuine(self, inputs)
-
-    monkeypatch.setattr(Engine, "run", gated)
-    return event
-
-
 def test_a_run_that_hangs_is_504_for_who_is_in_it_and_who_waits(
     tiny_store: Path, serve: Serve, gate: threading.Event
 ) -> None:

@@ -71,21 +71,6 @@ def test_a_failing_engine_is_a_500_with_one_log_line_and_the_next_request_is_ser
     assert post(url).status_code == 200
 
 
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Runs of engines wait until it is set; close to none while models are loaded."""
-    event = threading.Event()
-    run = Engine.run
-
-    def gated(self: Engine, inputs: list) -> list:
-        if threading.current_thread().name.startswith("device"):
-            event.wait(20)
-        return run(self, inputs)
-
-    monkeypatch.setattr(Engine, "run", gated)
-    return event
-
-
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not condition():

@@ -90,18 +90,9 @@ def test_many_swaps_under_load(tmp_path: Path, serve: Serve) -> None:
 
 
 def test_a_request_is_answered_by_the_version_that_it_entered(
-    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, serve: Serve, gate: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "equipoise")
-    gate = threading.Event()
-    run = Engine.run
-
-    def gated(self: Engine, inputs: list) -> list:
-        if threading.current_thread().name.startswith("device"):
-            gate.wait(20)
-        return run(self, inputs)
-
-    monkeypatch.setattr(Engine, "run", gated)
     tiny.write_scaled(tmp_path, 1)
     url = serve(tmp_path, inline_milliseconds=0, **POLL)
 

@@ -380,7 +380,7 @@ def test_a_full_queue_is_429_here_too(tiny_store: Any, serve: Any, monkeypatch: 
             waiting.post("/v2/models/tiny/infer", content=body, timeout=0.3)
         response = asking.post("/v2/models/tiny/infer", content=body)
     assert (response.status_code, response.headers["retry-after"]) == (429, "7")
-    assert "4 pictures" in ProtocolError.model_validate_json(response.content).error
+    assert "try again in 7 s" in ProtocolError.model_validate_json(response.content).error
 
 
 async def never(batcher: Batcher, *arguments: Any) -> None:
