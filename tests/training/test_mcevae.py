@@ -45,6 +45,8 @@ SMALL: dict[str, Any] = {
     "decoder": {"hidden": 32, "filters": [8, 8, 8]},
 }
 
+LIFTED = {"kind": "lifted", "centre": "ink", "reach": 2.1, "bins": 64, "filters": [16, 32, 32], "strides": [2, 2, 1]}
+
 
 def small_run(folder: Path, steps: int, **changes: Any) -> LoadedRun:
     values = {
@@ -174,7 +176,7 @@ def test_calibration_covers_two_thirds_of_the_errors(run: LoadedRun, digits: tor
 
 
 def test_a_supervised_model_knows_the_whole_circle(tmp_path: Path) -> None:
-    run = small_run(tmp_path, 220, group="SO2", shift=0.0, supervised=True, rotation_degrees=180)
+    run = small_run(tmp_path, 220, group="SO2", shift=0.0, supervised=True, rotation_degrees=180, pose=LIFTED)
     digits = run.splits().validation.images.float() / 255
     rotation = uniform(len(digits), math.pi, seeded())
     with torch.no_grad():
@@ -260,7 +262,14 @@ def test_every_training_picture_keeps_its_unknown_turn() -> None:
 
 def test_a_step_has_finite_terms_and_reaches_every_weight() -> None:
     data = small_digits.load(0).train
-    for changes in ({}, {"supervised": True}, {"clusters": 1}, {"outlier_share": 0.0}, {"likelihood": "gaussian"}):
+    for changes in (
+        {},
+        {"supervised": True},
+        {"clusters": 1},
+        {"outlier_share": 0.0},
+        {"likelihood": "gaussian"},
+        {"pose": LIFTED},
+    ):
         model = make(8, window=8, group="SO2", shift=0.0, **changes).train()
         model.prepare(data)
         terms = model.loss(model.batch(data, torch.arange(12), seeded()), seeded())

@@ -20,10 +20,11 @@ from training.datasets.text_crops import Look, draw_mask, load_font, take_pictur
 from training.errors import ConfigError
 from training.graphs import export_graphs
 from training.lie import exponential
+from training.models.lifted_config import LiftedConfig
 from training.models.registry import graphs
 from training.models.rotation import wrapped
 from training.models.upright import Upright
-from training.models.upright_config import LiftedConfig, PolarConfig, UprightConfig
+from training.models.upright_config import PolarConfig, UprightConfig
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 SPEC = InputSpec(channels=1, height=32, width=32)

@@ -17,51 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from training.lie import compose, exponential, resample
-from training.models.upright_config import LiftedConfig
+from training.models.lifted_config import LiftedConfig
+from training.models.moments import Moments, moments
 from training.networks import ResidualConv, he_initialise, strided_sides
 
-__all__ = ["DRAWS", "Lifted", "arctan2", "main_axis"]
+__all__ = ["DRAWS", "Lifted"]
 
 DRAWS = 6  # of one picture's distortion: axis, width, height, slant, x, y
-# of arctan(t) / t, in t squared
-_ARCTAN = (
-    *(1.0, -0.3333314528, 0.1999355085, -0.1420889944, 0.1065626393),
-    *(-0.0752896400, 0.0429096138, -0.0161657367, 0.0028662257),
-)
-FAINT = 1e-6  # of a pixel of full ink: a picture with less has no axis
-
-
-def main_axis(images: Tensor) -> Tensor:
-    """Angle in [-pi/2, pi/2], counter-clockwise as seen, of the axis along which the ink spreads most: [N,C,S,S] -> [N]
-
-    The larger principal axis of the second central moments.
-    """
-    side = images.shape[3]
-    centres = ((2 * torch.arange(side, device=images.device) + 1) / side - 1).to(images)
-    ink = images.sum(1)
-    mass = ink.sum((1, 2)).clamp_min(FAINT)
-    columns, rows = ink.sum(1), ink.sum(2)
-    x, y = (columns @ centres) / mass, (rows @ centres) / mass
-    xx, yy = (columns @ centres**2) / mass - x**2, (rows @ centres**2) / mass - y**2
-    xy = ((ink @ centres) @ centres) / mass - x * y
-    # y points down, so that a positive xy is an axis that falls to the right.
-    return -0.5 * arctan2(2 * xy, xx - yy)
-
-
-def arctan2(y: Tensor, x: Tensor) -> Tensor:
-    """torch.atan2, within 1e-6, of operators that ONNX Runtime has CUDA kernels for: of Atan it has none.
-
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 4.4.49 (error 2e-8 over [0, 1]).
-    """
-    above, beside = y.abs(), x.abs()
-    ratio = torch.minimum(above, beside) / torch.maximum(above, beside).clamp_min(torch.finfo(y.dtype).tiny)
-    square, series = ratio * ratio, torch.zeros_like(ratio)
-    for coefficient in reversed(_ARCTAN):
-        series = series * square + coefficient
-    angle = ratio * series
-    angle = torch.where(above > beside, math.pi / 2 - angle, angle)
-    angle = torch.where(x < 0, math.pi - angle, angle)
-    return torch.where(y < 0, -angle, angle)
 
 
 class Lifted(nn.Module):
@@ -82,21 +44,25 @@ class Lifted(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     def forward(
-        self, images: Tensor, turns: Tensor | None = None, draws: Tensor | None = None
+        self, images: Tensor, turns: Tensor | None = None, draws: Tensor | None = None, found: Moments | None = None
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
             turns: [N] in radians, where the pictures' rotation is known. draws: [N,DRAWS] in [-1,1]; with both the
                 pictures are distorted as the configuration says, in the one resampling that there is.
+            found: the moments of the ink, where they are not simply those of the picture.
         """
         with torch.autocast(images.device.type, enabled=False):
-            axis = main_axis(images)
+            if found is None:
+                found = moments(images.sum(1))
+            axis = found.axis
             matrix = exponential("SO2", axis[:, None])
             if turns is not None and draws is not None:
                 axis = axis + math.radians(self.config.jitter_degrees) * draws[:, 0]
                 upright, back = exponential("SO2", turns[:, None]), exponential("SO2", (axis - turns)[:, None])
                 matrix = compose(compose(upright, self._distortion(draws)), back)
-            lying = resample(images, matrix)[:, :, self.above : images.shape[3] - self.above]
+            lying = resample(images, self._about_ink(matrix, found))
+            lying = lying[:, :, self.above : images.shape[3] - self.above]
         # The kernels for this layout are faster on the CPU.
         both = torch.cat([lying, lying.flip(2, 3)]).contiguous(memory_format=torch.channels_last)
         logits = self.head(self.body(both).flatten(1)).float()
@@ -105,6 +71,14 @@ class Lifted(nn.Module):
         quarter = self.config.bins // 4
         around = torch.cat([ahead[:, quarter:], behind, ahead[:, :quarter]], 1)
         return torch.log_softmax(around, 1), axis
+
+    def _about_ink(self, matrix: Tensor, found: Moments) -> Tensor:
+        """The matrix about the ink's centroid and in units of its size, where the configuration asks for them."""
+        if self.config.reach is not None:
+            matrix = matrix * (self.config.reach * found.radius)[:, None, None]
+        if self.config.centre == "frame":
+            return matrix
+        return torch.cat([matrix[:, :, :2], matrix[:, :, 2:] + found.centre[:, :, None]], 2)
 
     def _distortion(self, draws: Tensor) -> Tensor:
         """Wider or narrower, taller or lower, slanted and shifted letters, their line level: [N,DRAWS] -> [N,2,3]"""

@@ -1,13 +1,15 @@
 """MCE-VAE: multi clustered equivariant VAE (Bajaj, Roy and Zhang, arXiv:2107.01436), with losses that mean what it
 says.
 
-    observed x [N,C,S,S] --polar net--> q(tau|x): rotation; shift and scale from the ink's moments
+    observed x [N,C,S,S] --net of the pose--> q(tau|x): rotation; shift and scale from the ink's moments
     x, mode of tau --resample--> rectified picture --convolutions--> q(z_c|x), q(z|x)
     z_c, z --decoder--> canonical picture --spatial transformer (tau)--> p(x|z_c, z, tau)
 
 The pose. A turn of the picture about the centroid of its ink is a shift of its polar map, so a net of circular
-convolutions (training/models/polar.py) is equivariant by construction. The centroid turns and moves with the picture
-exactly, and so does the ink's radius: the shift of SE2 and the scale of SIM2 are read off, not learned.
+convolutions (training/models/polar.py) is equivariant by construction. So is a net that reads the picture along its
+main axis, both ways up (training/models/lifted.py): it sees strokes whole, and tells up from down. The centroid turns
+and moves with the picture exactly, and so does the ink's radius: the shift of SE2 and the scale of SIM2 are read off,
+not learned.
 
 What is up. A training picture has one fixed, unknown turn in +-range; a known turn beta is put on top. Its upright
 frame then lies within +-range of beta, and the loss is -log of the mass that q(tau|x) has there (the half-circle loss:
@@ -39,9 +41,10 @@ from contract.manifest import InputSpec
 from training import mixture
 from training.augment import distorted_grid, outliers
 from training.latent import kl_per_dimension
+from training.models.lifted import DRAWS
 from training.models.mcevae_config import MCEVAEConfig
-from training.models.mcevae_inference import Inference, exactly
-from training.models.rotation import bin_angles, find_modes, range_prior, wrapped
+from training.models.mcevae_inference import Inference, Seen, exactly
+from training.models.rotation import COVERAGE, bin_angles, find_modes, range_prior, wrapped
 from training.turned import RelativeError, move, relative_error, similarity, uniform
 
 if TYPE_CHECKING:
@@ -85,8 +88,8 @@ class MCEVAE(Inference):
         """
         source = torch.Generator().manual_seed(self.config.turn_seed)
         self.turns = uniform(len(train), math.radians(self.config.rotation_degrees), source)
-        moments = [self._moments(self._ink(images)[0]) for images, _ in train.chunks(CHUNK, self.prior.device)]
-        radius, mass = (torch.cat([found[index] for found in moments]) for index in (1, 2))
+        found = [self._moments(self._ink(images)[0]) for images, _ in train.chunks(CHUNK, self.prior.device)]
+        radius, mass = torch.cat([part.radius for part in found]), torch.cat([part.mass for part in found])
         if not bool((mass > 0).any()):
             raise ValueError("no picture has ink that differs from its background")
         self.reference_radius.copy_(radius[mass > 0].mean())
@@ -96,8 +99,8 @@ class MCEVAE(Inference):
 
         Returns:
             views [2,B,C,S,S]; beta [2,B], the known part of the rotation (all of it with supervision); distortion
-            [B,w,w,2], a distorted grid of the canonical window; outliers [O,C,S,S]; with supervision upright
-            [B,C,S,S].
+            [B,w,w,2], a distorted grid of the canonical window; outliers [O,C,S,S]; draws [2B+O,DRAWS], from which a
+            lifted net makes its distortions; with supervision upright [B,C,S,S].
         """
         config = self.config
         images = data.images[indices].float() / 255
@@ -120,6 +123,10 @@ class MCEVAE(Inference):
             moved = torch.empty_like(images)
             for part, mode in ((half, "bilinear"), (~half, "bicubic")):
                 moved[part] = move(images[part], matrix[part], background[part], mode)  # type: ignore[arg-type]
+            if config.binary_share:
+                chosen = torch.rand((count, 1, 1, 1), generator=generator) < config.binary_share
+                grey = 0.1 + 0.5 * torch.rand((count, 1, 1, 1), generator=generator)
+                moved = torch.where(chosen, (moved > grey).to(moved), moved)
             views.append(moved)
             betas.append(beta)
         batch = {
@@ -129,9 +136,11 @@ class MCEVAE(Inference):
         }
         if config.supervised:
             batch["upright"] = images
-        chosen = round(config.outlier_share * count)
-        if chosen:
-            batch["outliers"] = outliers(views[0][:chosen], generator)
+        others = round(config.outlier_share * count)
+        if others:
+            batch["outliers"] = outliers(views[0][:others], generator)
+        if config.pose.kind == "lifted":
+            batch["draws"] = uniform(2 * count + others, 1.0, generator, columns=DRAWS)
         return batch
 
     def loss(
@@ -148,9 +157,8 @@ class MCEVAE(Inference):
         count = len(first)
         strange = [batch["outliers"]] if "outliers" in batch and progress >= OUTLIERS_FROM else []
         pictures = [first, second, *strange]
-        seen = self._see(torch.cat(pictures))
         both = 2 * count
-        terms, rotation = self._pose_terms(seen.log_posterior, batch["beta"].flatten(), both)
+        terms, rotation, seen = self._pose_terms(torch.cat(pictures), batch["beta"].flatten(), batch.get("draws"))
         with exactly(first):
             matrix = self._matrix(rotation.detach(), seen.centre[:both], seen.log_scale[:both])
             rectified = self._windowed(seen.ink[:both], matrix)
@@ -194,38 +202,46 @@ class MCEVAE(Inference):
             loss = loss + config.assignment_weight * terms["assignment"]
         return {"loss": loss, **terms}
 
-    def _pose_terms(self, log_posterior: Tensor, beta: Tensor, both: int) -> tuple[dict[str, Tensor], Tensor]:
-        """The loss of the posterior [2B+O,B'], the relative one, and the rotation [2B] that is taken."""
-        config = self.config
-        known = log_posterior[:both]
+    def _pose_terms(
+        self, pictures: Tensor, beta: Tensor, draws: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor, Seen]:
+        """The loss of the posterior of the rotation, the relative one, and the rotation [2B] that is taken.
+
+        Args:
+            pictures: [2B+O,C,S,S], two views of each and those without orientation. beta: [2B].
+        """
+        config, both, count = self.config, len(beta), len(pictures)
+        turns = torch.cat([beta, beta.new_zeros(count - both)])
+        seen = self._see(pictures, turns, None if draws is None else draws[:count])
+        known, origin = seen.log_posterior[:both], seen.origin[:both, None]
         angles = bin_angles(known.shape[1]).to(known)
-        difference = wrapped(angles - beta[:, None])
+        difference = wrapped(angles + origin - beta[:, None])
         terms: dict[str, Tensor] = {}
         spread = math.radians(config.frame_spread_degrees)
         if config.supervised:
             # Cross-entropy with a target as wide as a bin: the angle itself lies between two.
             near = torch.softmax(torch.cos(difference) / (2 * math.pi / len(angles)) ** 2, 1)
             terms["pose"] = -(near * known).sum(1).mean()
-            prior = self.prior.expand_as(known)
+            prior = torch.ones_like(known)
         else:
             prior = range_prior(difference, math.radians(config.rotation_degrees), spread)
             terms["pose"] = -torch.logsumexp(known + torch.log(prior.clamp_min(1e-30)), 1).mean()
         ranked = torch.softmax(known + torch.log(prior.clamp_min(1e-30)), 1)
-        rotation = find_modes(known.exp(), 1, ranked)[0][:, 0]
+        rotation = wrapped(find_modes(known.exp(), 1, ranked)[0] + origin)[:, 0]
         one, other = rotation.chunk(2)
         gap = wrapped(one - other - (beta[: both // 2] - beta[both // 2 :])) * (180 / math.pi)
         # A difference beyond 45 degrees is another mode: pulling the two together would move neither.
         terms["relative"] = (F.smooth_l1_loss(gap, torch.zeros_like(gap), reduction="none") * (gap.abs() < 45)).mean()
-        if len(log_posterior) > both:
-            terms["outlier"] = -log_posterior[both:].mean() - math.log(len(angles))
-        return terms, rotation
+        if count > both:
+            terms["outlier"] = -seen.log_posterior[both:].mean() - math.log(len(angles))
+        return terms, rotation, seen
 
     def _canonical_target(self, upright: Tensor) -> Tensor:
         """The window of an upright picture, moved and scaled into the canonical frame but not turned."""
         ink, background = self._ink(upright)
-        centre, radius, _ = self._moments(ink)
-        log_scale = torch.log(radius / self.reference_radius)
-        matrix = self._matrix(torch.zeros_like(radius), centre, log_scale)
+        found = self._moments(ink)
+        log_scale = torch.log(found.radius / self.reference_radius)
+        matrix = self._matrix(torch.zeros_like(log_scale), found.centre, log_scale)
         return (self._windowed(ink, matrix) + background).clamp(0.0, 1.0)
 
     def _nats(self, target: Tensor, mean: Tensor) -> Tensor:
@@ -289,11 +305,20 @@ class MCEVAE(Inference):
         """With the deviations as uncalibrated as the model is."""
         return relative_error(self.pose, images, limit, source, self._background(images))
 
+    def _errors(self, images: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Of pictures turned over the training range: error of the angle [N] and its deviation [N,1], degrees."""
+        rotation = uniform(len(images), math.radians(self.config.rotation_degrees), source).to(images)
+        known = similarity(rotation, torch.zeros(len(images), 2).to(images))
+        pose = self.pose(move(images, known, self._background(images), "bicubic"))
+        error = wrapped(pose.coefficients[:, 0] - rotation)
+        return torch.rad2deg(error), torch.rad2deg(pose.coefficients_std[:, :1])
+
     @torch.no_grad()
     def calibrate(self, train: LabelledImages, validation: LabelledImages) -> None:
-        """Fit the factor of the rotation's standard deviation, and the deviation of shift and scale, to pairs of views.
+        """Fit the factor of the rotation's standard deviation, and the deviations of shift and scale.
 
-        One factor: 68.3 % of the pairs, flips apart, lie within one standard deviation of their difference.
+        One factor: 68.3 % of the errors, flips apart, lie within one standard deviation. They are those against the
+        known rotation where training knew it too, else those between two views of a picture.
         """
         self.eval()
         self.std_factor.fill_(1.0)
@@ -301,9 +326,12 @@ class MCEVAE(Inference):
         limit = math.radians(min(self.config.rotation_degrees, PROBE_DEGREES))
         found = [self._turn_errors(images, limit, source) for images, _ in validation.chunks(CHUNK, self.prior.device)]
         error, stds, middle = (torch.cat(parts) for parts in zip(*found, strict=True))
+        if self.config.supervised:
+            known = [self._errors(images, source) for images, _ in validation.chunks(CHUNK, self.prior.device)]
+            error, stds = (torch.cat(parts) for parts in zip(*known, strict=True))
         same = error.abs() < FLIP_DEGREES / 2
         ratio = error.abs()[same] / stds[same].norm(dim=1).clamp_min(1e-6)
-        self.std_factor.copy_(ratio.quantile(0.683).clamp(1e-3, 10))
+        self.std_factor.copy_(ratio.quantile(COVERAGE).clamp(1e-3, 10))
         # Over the whole circle more than a few digits have two modes, and a deviation above the flat posterior's.
         usual = torch.deg2rad(stds.flatten()[: 2**20].quantile(0.95))
         self.std_knee.copy_(torch.minimum(usual, self._flat_deviation()[0] / 2))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from training.augment import AugmentConfig
+from training.models.lifted_config import LiftedConfig
 
 DISTORTION = {
     "rotation_degrees": 12,
@@ -27,6 +28,7 @@ class _Config(BaseModel):
 class PoseConfig(_Config):
     """The polar net of the rotation, and where it looks."""
 
+    kind: Literal["polar"] = "polar"
     centre: Literal["ink", "frame"] = Field(
         default="ink",
         description="ink: the centroid of what differs from the background; frame: the middle of the picture",
@@ -45,6 +47,10 @@ class PoseConfig(_Config):
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel {self.kernel} is even: it has no middle")
         return self
+
+
+def _kind_of_pose(value: Any) -> str:
+    return str(value.get("kind", "polar") if isinstance(value, dict) else value.kind)
 
 
 class EncoderConfig(_Config):
@@ -99,6 +105,9 @@ class MCEVAEConfig(_Config):
     nuisance_shift: float = Field(
         default=0.025, ge=0, le=0.5, description="the same of the shift, as a share of the side"
     )
+    binary_share: float = Field(
+        default=0.0, ge=0, le=1, description="of the training views, shown in black and white, cut at a random grey"
+    )
     turn_seed: int = Field(default=0, ge=0, description="seed of the one unknown turn that every training picture has")
     background: Literal["zero", "border"] = Field(
         default="zero", description="border: mean of the outer ring of a picture"
@@ -114,7 +123,9 @@ class MCEVAEConfig(_Config):
     z_dim: int = Field(default=16, ge=1)
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
 
-    pose: PoseConfig = PoseConfig()
+    pose: Annotated[
+        Annotated[PoseConfig, Tag("polar")] | Annotated[LiftedConfig, Tag("lifted")], Discriminator(_kind_of_pose)
+    ] = PoseConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
 

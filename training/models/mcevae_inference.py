@@ -1,7 +1,7 @@
 """What a trained MCE-VAE finds in a picture: pose, latents, canonical picture (training/models/mcevae.py says how it is
 trained).
 
-    observed picture [N,C,S,S] -> ink about its centroid -> polar net -> q(tau) -> pose
+    observed picture [N,C,S,S] -> ink about its centroid -> polar or lifted net -> q(tau) -> pose
     ink under the pose's mode -> rectified picture -> q(z_c), q(z) -> decoder -> canonical picture
 """
 
@@ -18,10 +18,13 @@ from contract.manifest import InputSpec
 from training import mixture
 from training.lie import exponential, grid, inverse, resample
 from training.models.base import Model
+from training.models.lifted import Lifted
+from training.models.lifted_config import LiftedConfig
 from training.models.mcevae_config import MCEVAEConfig
 from training.models.mcevae_parts import Decoder, Encoder
+from training.models.moments import Moments, moments
 from training.models.polar import AngleNet, PolarSampler
-from training.models.rotation import bin_angles, deviation, find_modes, range_prior
+from training.models.rotation import bin_angles, deviation, find_modes, range_prior, wrapped
 
 __all__ = ["Canonical", "Inference", "Pose", "Seen", "exactly"]
 
@@ -55,7 +58,8 @@ class Canonical(NamedTuple):
 
 class Seen(NamedTuple):
     """Pictures as the model sees them: ink = picture - background [N,C,S,S], background [N,C,1,1], the centroid [N,2]
-    and the ink's radius relative to the training set's [N], mass: full pixels of ink [N], log q(tau) [N,B].
+    and the ink's radius relative to the training set's [N], mass: full pixels of ink [N]; log q(tau) [N,B], whose bin j
+    stands for origin [N] + 2 pi j / B.
     """
 
     ink: Tensor
@@ -64,16 +68,15 @@ class Seen(NamedTuple):
     log_scale: Tensor
     mass: Tensor
     log_posterior: Tensor
+    origin: Tensor
 
 
 class Inference(Model):
     """The nets of a whole configuration and what is read from them; square pictures only."""
 
     prior: Tensor
-    tilt: Tensor
     mask: Tensor
     ring: Tensor
-    positions: Tensor
     means: Tensor
     reference_radius: Tensor
     std_factor: Tensor
@@ -90,14 +93,19 @@ class Inference(Model):
         if self.window > side or (side - self.window) % 2:
             raise ValueError(f"model.window {self.window} must be at most {side} and differ from it by an even number")
         pose = config.pose
-        self.sampler = PolarSampler(side, pose.reach, pose.radii, pose.angles)
-        self.angle_net = AngleNet(input.channels * pose.radii, pose.width, pose.kernel, pose.dilations)
+        if isinstance(pose, LiftedConfig):
+            self.lifted = Lifted(pose, input.channels, side)
+            bins = pose.bins
+        else:
+            self.sampler = PolarSampler(side, pose.reach, pose.radii, pose.angles)
+            self.angle_net = AngleNet(input.channels * pose.radii, pose.width, pose.kernel, pose.dilations)
+            bins = pose.angles // 2
         self.cluster_dim = config.cluster_dim or max(config.clusters, 2)
         self.encoder = Encoder(input.channels, self.window, config.encoder, (self.cluster_dim, config.z_dim))
         self.decoder = Decoder(self.cluster_dim + config.z_dim, input.channels, self.window, config.decoder)
         if config.likelihood == "gaussian":
             self.log_sigma = nn.Parameter(torch.full((), -1.0))
-        self._constants(side, pose.angles // 2)
+        self._constants(side, bins)
 
     def _constants(self, side: int, bins: int) -> None:
         config = self.config
@@ -111,10 +119,8 @@ class Inference(Model):
         limit, spread = math.radians(config.rotation_degrees), math.radians(config.frame_spread_degrees)
         constants = {
             "prior": range_prior(bin_angles(bins), limit, spread),
-            "tilt": torch.exp((TILT if limit < math.pi else 0.0) * (torch.cos(bin_angles(bins)) - 1)),
             "mask": inside,
             "ring": ring / ring.sum(),
-            "positions": torch.stack(torch.meshgrid(centres, centres, indexing="xy"), 2),
             "means": means,
         }
         for name, value in constants.items():
@@ -137,28 +143,27 @@ class Inference(Model):
         background = self._background(images)
         return (images - background) * self.mask, background
 
-    def _moments(self, ink: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Centroid [N,2] and root mean square radius [N] in normalised units, mass [N] in full pixels."""
+    def _moments(self, ink: Tensor) -> Moments:
         weight = ink.abs().mean(1)
         if self.config.background == "border":
             weight = weight**2  # what is left of a background that is not flat should not count
-        mass = weight.sum((1, 2))
-        share = weight / mass.clamp_min(1e-6)[:, None, None]
-        centre = (share[..., None] * self.positions).sum((1, 2))
-        squares = ((self.positions - centre[:, None, None]) ** 2).sum(3)
-        return centre, torch.sqrt((share * squares).sum((1, 2)).clamp_min(1e-12)), mass
+        return moments(weight)
 
-    def _see(self, images: Tensor) -> Seen:
+    def _see(self, images: Tensor, turns: Tensor | None = None, draws: Tensor | None = None) -> Seen:
+        """With `turns` and `draws`, of training, a lifted net distorts what it sees (training/models/lifted.py)."""
         with exactly(images):
             ink, background = self._ink(images)
-            centre, radius, mass = self._moments(ink)
-            log_scale = torch.log((radius / self.reference_radius).clamp(0.05, 20.0))
-            if self.config.pose.centre == "frame":
-                centre = 0 * centre
-            stretch = torch.exp(log_scale) if self.config.group == "SIM2" else None
-            polar = self.sampler(ink, centre, stretch)
-        logits = self.angle_net(polar).float()
-        return Seen(ink, background, centre, log_scale, mass, torch.log_softmax(logits, 1))
+            found = self._moments(ink)
+            log_scale = torch.log((found.radius / self.reference_radius).clamp(0.05, 20.0))
+            centre = 0 * found.centre if self.config.pose.centre == "frame" else found.centre
+        if isinstance(self.config.pose, LiftedConfig):
+            log_posterior, origin = self.lifted(ink, turns, draws, found)
+        else:
+            with exactly(images):
+                stretch = torch.exp(log_scale) if self.config.group == "SIM2" else None
+                polar = self.sampler(ink, centre, stretch)
+            log_posterior, origin = torch.log_softmax(self.angle_net(polar).float(), 1), 0 * log_scale
+        return Seen(ink, background, centre, log_scale, found.mass, log_posterior, origin)
 
     def _coefficients(self, rotation: Tensor, centre: Tensor, log_scale: Tensor) -> Tensor:
         """The group's coefficients [N,G] of the transform that turns by `rotation` and takes the middle to `centre`."""
@@ -205,23 +210,35 @@ class Inference(Model):
         return self._pose(self._see(images))
 
     def _pose(self, seen: Seen) -> Pose:
-        posterior = torch.softmax(seen.log_posterior + torch.log(self.prior.clamp_min(1e-30)), 1)
-        angles, weights = find_modes(seen.log_posterior.exp(), self.config.modes, posterior * self.tilt)
+        posterior, ranked = self._under_prior(seen)
+        modes, weights = find_modes(seen.log_posterior.exp(), self.config.modes, ranked)
+        std = self._calibrated(deviation(posterior, modes[:, 0]))
+        angles = wrapped(modes + seen.origin[:, None])
         best = angles[:, 0]
         coefficients = self._coefficients(best, seen.centre, seen.log_scale)
         flat = angles.reshape(-1)
         spread = torch.zeros(self.config.modes, 1).to(seen.centre)
         centres = (seen.centre[:, None] + spread).reshape(-1, 2)
         scales = (seen.log_scale[:, None] + spread[:, 0]).reshape(-1)
-        modes = self._matrix(flat, centres, scales).reshape(-1, self.config.modes, 2, 3)
-        std = self._calibrated(deviation(posterior, best))
+        matrices = self._matrix(flat, centres, scales).reshape(-1, self.config.modes, 2, 3)
         if self.config.group == "SO2":
             stds = std[:, None]
         else:
             # Without ink there is no centroid: half the frame is as good as any other.
             lost = torch.exp(-seen.mass)[:, None]
             stds = torch.cat([std[:, None], self.frame_std[: coefficients.shape[1] - 1] + lost], 1)
-        return Pose(coefficients, stds, modes[:, 0], modes, weights)
+        return Pose(coefficients, stds, matrices[:, 0], matrices, weights)
+
+    def _under_prior(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        """q(tau) within the range [N,B], and the same by which modes are chosen, where the smaller turn is likelier."""
+        limit, spread = math.radians(self.config.rotation_degrees), math.radians(self.config.frame_spread_degrees)
+        posterior = seen.log_posterior.exp()
+        if limit >= math.pi:
+            return posterior, posterior
+        angles = bin_angles(posterior.shape[1]).to(posterior) + seen.origin[:, None]
+        prior = range_prior(angles, limit, spread)
+        posterior = torch.softmax(seen.log_posterior + torch.log(prior.clamp_min(1e-30)), 1)
+        return posterior, posterior * torch.exp(TILT * (torch.cos(angles) - 1))
 
     def _calibrated(self, std: Tensor) -> Tensor:
         """The factor fitted to concentrated posteriors fades out towards the flat one, which says what it means."""

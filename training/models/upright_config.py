@@ -6,33 +6,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["LiftedConfig", "PolarConfig", "UprightConfig"]
+from training.models.lifted_config import LiftedConfig
+
+__all__ = ["PolarConfig", "UprightConfig"]
 
 
 class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LiftedConfig(_Config):
-    """One convolutional net on the picture along its main axis, both ways up (training/models/lifted.py)."""
-
-    kind: Literal["lifted"]
-    bins: int = Field(128, ge=16, multiple_of=2, description="of the circle; each way up reads half of them")
-    filters: tuple[int, ...] = (16, 32, 32, 64, 64, 96, 96)
-    strides: tuple[int, ...] = (2, 2, 1, 2, 1, 2, 1)
-    kernel: int = Field(3, ge=3, le=9)
-    jitter_degrees: float = Field(15.0, ge=0, le=45, description="training turns the main axis by U(+-this)")
-    stretch: float = Field(0.2, ge=0, lt=1, description="and the letters' width and height by exp U(+-this) each")
-    slant_degrees: float = Field(12.0, ge=0, le=45, description="and slants them by U(+-this)")
-    shift: float = Field(0.03, ge=0, le=0.5, description="and shifts them by U(+-this), as a share of the side")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> LiftedConfig:
-        if len(self.filters) != len(self.strides):
-            raise ValueError(f"{len(self.filters)} filters but {len(self.strides)} strides")
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel {self.kernel} is even: it has no middle")
-        return self
 
 
 class PolarConfig(_Config):
