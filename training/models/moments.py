@@ -54,11 +54,12 @@ def arctan2(y: Tensor, x: Tensor) -> Tensor:
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 4.4.49 (error 2e-8 over [0, 1]).
     """
     above, beside = y.abs(), x.abs()
-    ratio = torch.minimum(above, beside) / torch.maximum(above, beside).clamp_min(torch.finfo(y.dtype).tiny)
+    steep = above > beside
+    ratio = torch.where(steep, beside, above) / torch.where(steep, above, beside).clamp_min(torch.finfo(y.dtype).tiny)
     square, series = ratio * ratio, torch.zeros_like(ratio)
     for coefficient in reversed(_ARCTAN):
         series = series * square + coefficient
     angle = ratio * series
-    angle = torch.where(above > beside, math.pi / 2 - angle, angle)
+    angle = torch.where(steep, math.pi / 2 - angle, angle)
     angle = torch.where(x < 0, math.pi - angle, angle)
     return torch.where(y < 0, -angle, angle)
