@@ -36,6 +36,7 @@ CLASSES_SHOWN = 10
 ACCENT, SECOND = "#1f5fa8", "#c4581c"
 TILE_PIXELS = 64
 GAP_PIXELS = 6
+LABEL_INCHES = 0.09  # a letter of a row's name
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -84,7 +85,7 @@ def _row_labels(axes: Axes, names: list[str], picture: np.ndarray) -> None:
 def grid_figure(rows: list[Tensor], names: list[str], title: str) -> Figure:
     picture = tiles(rows)
     height = 8 * picture.shape[0] / picture.shape[1]
-    figure = Figure((8, height + 0.5), layout="constrained")
+    figure = Figure((8 + LABEL_INCHES * max(map(len, names)), height + 0.5), layout="constrained")
     axes = figure.add_subplot()
     show(axes, picture)
     _row_labels(axes, names, picture)

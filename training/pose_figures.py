@@ -82,6 +82,9 @@ def error_against_angle(model: PoseModel, data: LabelledImages, limits: Limits, 
     axes.set_xlabel("true angle, degrees")
     axes.set_ylabel("error, degrees")
     axes.set_yscale("log")
+    bottom, top = np.log10(axes.get_ylim())
+    axes.set_ylim(10 ** np.floor(bottom), 10 ** np.ceil(top))  # whole decades, so that their ends have numbers
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     flips = axes.twinx()
     shares = [100 * float((errors[which == index] > measures.FLIP_DEGREES).mean()) for index in filled]
