@@ -280,6 +280,16 @@ def test_a_step_has_finite_terms_and_reaches_every_weight() -> None:
         assert ("assignment" in terms) == (model.config.clusters > 1)
 
 
+def test_a_share_of_the_views_is_black_and_white() -> None:
+    data = small_digits.load(0).train
+    model = make(8, window=8, binary_share=0.5)
+    model.prepare(data)
+    views = model.batch(data, torch.arange(200), seeded())["views"]
+    binary = ((views == 0) | (views == 1)).flatten(2).all(2)
+    assert 0.4 < float(binary.float().mean()) < 0.6
+    assert float(views[binary].mean()) > 0.1
+
+
 def test_a_blank_training_set_is_refused() -> None:
     blank = LabelledImages(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("a",))
     with pytest.raises(ValueError, match="no picture has ink"):
