@@ -6,7 +6,8 @@
 
 A turn of the picture turns its axis exactly, and which end of the axis comes first only swaps the two copies (the group
 C_2): the whole is equivariant to every rotation by construction, up to interpolation. The net is left with what only
-letters tell, which way is up, and with the few degrees between the axis and the line of the text.
+shapes tell: which way is up, and the angle between the axis and the line of a text or the upright of a digit. About the
+ink's centroid and in units of its radius it is equivariant to shifts and scales too.
 """
 
 from __future__ import annotations
