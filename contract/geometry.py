@@ -92,10 +92,10 @@ def to_parts(matrix: npt.ArrayLike) -> Parts:
         GeometryError: not a matrix [2,3] of finite numbers that can be inverted.
     """
     (a, b, x), (c, d, y) = checked(matrix).tolist()
-    scale_x = float(np.hypot(a, c))
+    scale_x = math.hypot(a, c)
     scale_y = (a * d - b * c) / scale_x
-    degrees = float(np.degrees(np.arctan2(-c, a)))
-    shear = float(np.degrees(np.arctan((a * b + c * d) / (scale_x * scale_y))))
+    degrees = math.degrees(math.atan2(-c, a))
+    shear = math.degrees(math.atan((a * b + c * d) / (scale_x * scale_y)))
     return Parts(180.0 if degrees == -180.0 else degrees + 0.0, (x / 2, y / 2), (scale_x, scale_y), shear + 0.0)
 
 
@@ -137,6 +137,11 @@ def inverse(matrix: npt.ArrayLike) -> Matrix:
         GeometryError: there is none.
     """
     array = checked(matrix)
+    if array.ndim == 2:
+        (a, b, x), (c, d, y) = array.tolist()
+        one = a * d - b * c
+        rows = [[d / one, -b / one, (b * y - d * x) / one], [-c / one, a / one, (c * x - a * y) / one]]
+        return np.array(rows) + 0.0
     linear = array[..., :2]
     adjugate = np.empty_like(linear)
     adjugate[..., 0, 0], adjugate[..., 1, 1] = linear[..., 1, 1], linear[..., 0, 0]
@@ -182,7 +187,8 @@ def grown(matrix: npt.ArrayLike, width: int, height: int) -> Canvas:
         _extent([a * x + b * y + c for x in (-0.5, width - 0.5) for y in (-0.5, height - 0.5)])
         for a, b, c in inverse(array).tolist()
     )
-    return Canvas(across, down, compose(array, [[1.0, 0.0, left], [0.0, 1.0, top]]))
+    array[:, 2] += array[:, :2] @ (left, top)
+    return Canvas(across, down, array)
 
 
 def _extent(corners: list[float]) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""PNG files: what is said of one before a pixel is decoded, and the short way to the pixels of plain ones.
+"""PNG files: what is said of one before a pixel is decoded, and the short way to the pixels of plain ones and back.
 
 Pillow's own reader takes every kind of PNG, and for a small picture its Python costs more than the pixels do. A plain
 file (grey or RGB of 8 bits, with transparency or without, not interlaced, and no chunk that bears on what is made of
@@ -7,6 +7,7 @@ and Pillow's reader decides.
 """
 
 import struct
+import zlib
 from typing import NamedTuple
 from zlib import crc32
 
@@ -18,8 +19,11 @@ from contract.picture_pixels import Pixels, to_pixels
 
 _IHDR = struct.Struct(">IIBBBBB")
 _MODES = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # by the colour type
+_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}  # the colour type by the number of channels
 # What Pillow reads and nothing here asks for, with the length that is right.
 _WITHOUT_EFFECT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"tIME": 7}
+# zlib's compressor with the least memory: a quarter of a MiB takes longer to get than a small picture to write.
+_STORED = 0, zlib.DEFLATED, 10, 1
 
 
 class PngHeader(NamedTuple):
@@ -114,3 +118,20 @@ def check_png_data(data: bytes, header: PngHeader) -> PlainPng | None:
                 mode = ""
         position = end + 4
     raise CorruptPictureError("the PNG file is cut short: it has no end")
+
+
+def write_plain_png(samples: Pixels) -> bytes:
+    """A plain file of uint8 [H,W] or [H,W,C], C from 1 to 4, not compressed: to compress a picture of 28 x 28 pixels
+    saves a third of a KiB, and takes ten times as long as all the rest.
+    """
+    height, width = samples.shape[:2]
+    rows = np.zeros((height, 1 + samples.size // height), np.uint8)  # each begins with its filter: none
+    rows[:, 1:] = samples.reshape(height, -1)
+    compress = zlib.compressobj(*_STORED)
+    pixels = compress.compress(rows.tobytes()) + compress.flush()
+    header = _IHDR.pack(width, height, 8, _COLOURS[samples.shape[2] if samples.ndim == 3 else 1], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return b"%b%b%b%b" % (len(data).to_bytes(4), kind, data, crc32(data, crc32(kind)).to_bytes(4))

@@ -22,6 +22,7 @@ from contract.picture_header import (
     TooManyBytesError,
     UnsupportedPictureError,
 )
+from contract.picture_png import write_plain_png
 from contract.preprocess import prepare
 from service.errors import (
     BodyTooLarge,
@@ -54,6 +55,9 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
 }
+
+
+_SMALL_BYTES = 4096
 
 
 class ModelInput(NamedTuple):
@@ -126,12 +130,20 @@ def to_input(
 
 def write_picture(image: npt.NDArray[np.float32], media_type: str = "image/png") -> bytes:
     """A model's picture float32 [C,H,W], C 1 or 3, values in [0,1] (clipped), as a file; PNG and WebP are lossless."""
-    pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    pixels = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+    samples = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
     name = PICTURE_TYPES[media_type]
+    if name == "PNG" and is_small(samples):
+        return write_plain_png(samples)
+    picture = Image.fromarray(samples)
     file = BytesIO()
     picture.save(file, name, **_SAVE_OPTIONS[name])
     return file.getvalue()
+
+
+def is_small(samples: npt.NDArray[np.generic]) -> bool:
+    """Whether a picture is so small that its PNG is better written soon than short."""
+    return samples.nbytes <= _SMALL_BYTES
 
 
 def _problem(error: PictureError) -> Problem:

@@ -244,11 +244,11 @@ class JsonAnswer(Response):
     to send them.
     """
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, *headers: tuple[bytes, bytes]) -> None:
         self.body = body
         self.status_code = 200
         self.background = None
-        self.raw_headers = [(b"content-length", b"%d" % len(body)), _JSON]
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), _JSON, *headers]
 
 
 def raise_of_single(payload: Payload, items: Sequence[Any]) -> None:

@@ -15,7 +15,7 @@ from service.batching import Row
 from service.engine import Array
 from service.errors import Problem
 from service.images import PICTURE_TYPES, ModelInput, decoding_cost, write_picture
-from service.inference import Inference, head, raise_of_single, to_base64, to_json
+from service.inference import Inference, JsonAnswer, head, raise_of_single, to_base64, to_json
 from service.model_store import LoadedModel
 from service.negotiation import choose
 from service.payloads import Payload
@@ -171,7 +171,7 @@ def add(router: APIRouter, inference: Inference) -> None:
                 pixels = sum(job.canvas.width * job.canvas.height for job in good)
                 content = await inference.placed(call, pixels, len(jobs), to_json, answer)
                 inference.record(call, "encode", encoding + time.perf_counter() - start)
-        return Response(content, media_type=_JSON, headers={"Vary": "Accept"})
+        return JsonAnswer(content, (b"vary", b"Accept"))
 
     picture = {"schema": {"type": "string", "format": "binary"}}
     router.add_api_route(

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from contract.picture import EncodedPicture, read_header
 from contract.picture_header import CorruptPictureError, PictureError, PictureLimits
-from contract.picture_png import PlainPng
+from contract.picture_png import PlainPng, check_png_data, png_header, write_plain_png
 from tests.contract.pictures import encode, noise
 from tests.contract.pictures import png_chunk as chunk
 
@@ -162,3 +162,15 @@ def test_what_is_kept_beside_the_pixels_is_not_plain(options: dict[str, object])
 def test_pixels_cannot_be_written_to() -> None:
     for shape in ((8, 8), (8, 8, 3)):
         assert not read_header(encode(noise(*shape))).decode().pixels.flags.writeable
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (28, 28), (5, 300), (28, 28, 2), (13, 7, 3), (32, 32, 4)])
+def test_what_is_written_plain_is_read_again_by_both_readers(shape: tuple[int, ...]) -> None:
+    samples = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    file = write_plain_png(samples[::-1])  # the memory of which is in no order that a file has
+    picture = Image.open(BytesIO(file))
+    assert picture.mode == {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[shape[2] if len(shape) == 3 else 1]
+    np.testing.assert_array_equal(np.asarray(picture), samples[::-1])
+    plain = check_png_data(file, png_header(file))
+    assert plain is not None
+    np.testing.assert_array_equal(plain.decode(shape[1], shape[0])[1], samples[::-1])
