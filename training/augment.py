@@ -24,6 +24,7 @@ class AugmentConfig(BaseModel):
     elastic: float = Field(0.0, ge=0, description="standard deviation of the displacement in pixels")
     elastic_cells: int = Field(4, ge=2, description="knots of the displacement field a side")
     contrast: float = Field(0.0, ge=0, lt=1, description="grey values to the power of exp(+-contrast)")
+    colours: float = Field(0.0, ge=0, le=1, description="share of the images whose channels are shuffled and negated")
     erase: float = Field(0.0, ge=0, le=1, description="share of the images that lose a random square")
     unchanged: float = Field(0.0, ge=0, lt=1, description="share of the images that are left as they are")
 
@@ -62,7 +63,7 @@ def distorted_grid(count: int, height: int, width: int, config: AugmentConfig, g
 
 
 def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Turn, shear, scale, shift, bend, re-expose and erase each image by its own draws.
+    """Turn, shear, scale, shift, bend, re-expose, recolour and erase each image by its own draws.
 
     Args:
         images: [N,C,H,W] in [0,1]; what comes in from outside the frame is 0.
@@ -76,6 +77,9 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
     if config.contrast:
         power = torch.exp(_uniform((count, 1, 1, 1), config.contrast, generator))
         changed = changed.clamp_min(1e-6) ** power
+    if config.colours:
+        chosen = torch.rand((count, 1, 1, 1), generator=generator) < config.colours
+        changed = torch.where(chosen, _recoloured(changed, generator), changed)
     if config.erase:
         changed = changed * _squares(count, height, width, config.erase, generator)
     changed = changed.clamp(0, 1)
@@ -85,6 +89,15 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
         kept = torch.rand((count, 1, 1, 1), generator=generator) < config.unchanged
         changed = torch.where(kept, images, changed)
     return changed
+
+
+def _recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image's channels in a random order, each of them a negative or not: [N,C,H,W] -> [N,C,H,W]"""
+    count, channels = images.shape[:2]
+    order = torch.rand((count, channels), generator=generator).argsort(1)
+    shuffled = images.gather(1, order[..., None, None].expand_as(images))
+    negative = torch.rand((count, channels, 1, 1), generator=generator) < 0.5
+    return torch.where(negative, 1 - shuffled, shuffled)
 
 
 def _squares(count: int, height: int, width: int, share: float, generator: torch.Generator) -> Tensor:

@@ -36,6 +36,19 @@ def test_the_asked_share_of_images_is_left_as_it_is() -> None:
     assert 0.2 < float(same.float().mean()) < 0.4
 
 
+def test_channels_are_shuffled_and_negated_and_nothing_else() -> None:
+    images = torch.rand((64, 3, 4, 4), generator=seeded())
+    changed = augment(images, AugmentConfig(colours=1), seeded())
+    found = set()
+    for image, before in zip(changed, images, strict=True):
+        kinds = torch.cat([before, 1 - before])
+        of_channel = [int((kinds - channel).abs().amax((1, 2)).argmin()) for channel in image]
+        torch.testing.assert_close(image, kinds[of_channel], atol=1e-5, rtol=0)
+        assert sorted(kind % 3 for kind in of_channel) == [0, 1, 2]
+        found.add(tuple(of_channel))
+    assert len(found) > 30  # of 48
+
+
 @pytest.mark.parametrize("shape", [(5, 1, 28, 28), (3, 3, 32, 32), (4, 1, 8, 8)])
 def test_stays_in_range_and_follows_the_generator(shape: tuple[int, ...]) -> None:
     images = torch.rand(shape, generator=seeded())

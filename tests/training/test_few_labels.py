@@ -17,7 +17,7 @@ from training.datasets import LabelledImages
 from training.errors import DataError
 from training.latent import kl_per_dimension
 from training.models.equivae_config import EquiVAEConfig
-from training.models.equivae_few import FewLabelEquiVAE
+from training.models.equivae_few import SHARES_STEPS, FewLabelEquiVAE
 
 INPUT = InputSpec(channels=1, height=8, width=8)
 BODY = {"filters": [4, 8], "strides": [1, 2], "kernel": 3, "hidden": 16}
@@ -204,6 +204,19 @@ def test_a_wrong_class_of_a_sure_image_is_what_consistency_punishes(data: Labell
     other = model.loss(batch | {"strong": batch["weak"].flip(0)}, seeded(1))
     assert float(as_weak["sure"]) == float(other["sure"]) == 1.0
     assert float(as_weak["consistency"].detach()) < float(other["consistency"].detach())
+
+
+@torch.no_grad()
+def test_aligned_guesses_have_the_class_shares_of_the_prior() -> None:
+    model = model_of({**CHEAP, "few_labels": {**CHEAP["few_labels"], "align": True}})  # type: ignore[dict-item]
+    skewed = torch.softmax(torch.randn((200, 10), generator=seeded()) + torch.linspace(-1, 1, 10), 1)
+    even = 1 / 10
+    before = (skewed.mean(0) - even).abs().max()
+    for _ in range(5 * SHARES_STEPS):
+        aligned = model._aligned(skewed)
+    torch.testing.assert_close(model.shares, skewed.mean(0), atol=2e-3, rtol=0)
+    torch.testing.assert_close(aligned.sum(1), torch.ones(200))
+    assert float((aligned.mean(0) - even).abs().max()) < float(before) / 3
 
 
 @pytest.mark.parametrize("values", [SMALL, OURS, CHEAP])

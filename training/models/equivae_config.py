@@ -73,6 +73,7 @@ class FewLabelsConfig(_Config):
     unlabelled_weight: float = Field(default=1.0, ge=0, description="1 is Eq. 7")
     consistency_weight: float = Field(default=0.0, ge=0, description="nats; 0 is the paper's objective")
     threshold: float = Field(default=0.95, ge=0, le=1, description="probability from which q(y|x) counts as sure")
+    align: bool = Field(default=False, description="hold the class shares of the guesses to the prior")
     strong: AugmentConfig | None = Field(default=None, description="of the copies that must agree")
 
 

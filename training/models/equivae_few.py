@@ -17,6 +17,8 @@ r_y are means over labelled images alone. What the paper leaves open, and what i
 
 `consistency_weight` adds FixMatch (Sohn et al. 2020, Eqs. 3 and 4): where the mean of q(y|x) and of the classifier by
 distance is sure of an augmented unlabelled image, a more strongly augmented copy must get the same class from both.
+`align` first divides that mean by its own average over the last steps, so that no class takes more than its share
+(distribution alignment: ReMixMatch, Berthelot et al. 2020, Section 3.1, with the uniform prior).
 Such a model is EquiVAE + consistency; there q of Eq. 6 sees the weakly augmented copy, as f_inv does. `encoder: null`
 leaves q its dense layers on f_inv(x): a step costs half, and f_inv learns of unlabelled images by distances alone.
 """
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from training.datasets import LabelledImages
 
 __all__ = ["FewLabelEquiVAE"]
+
+SHARES_STEPS = 50  # over which the class shares of the guesses are averaged
 
 
 class Classifier(nn.Module):
@@ -72,12 +76,15 @@ class Classifier(nn.Module):
 class FewLabelEquiVAE(EquiVAE):
     """EquiVAE whose training set has `unlabelled` images; what is served is the same."""
 
+    shares: Tensor  # of the classes in the guesses of late [K]
+
     def __init__(self, config: EquiVAEConfig, input: InputSpec, num_classes: int) -> None:
         super().__init__(config, input, num_classes)
         assert config.few_labels is not None
         self.few = config.few_labels
         self.classifier = Classifier(config, self.few, input, num_classes)
         he_initialise(self.classifier)
+        self.register_buffer("shares", torch.full((num_classes,), 1 / num_classes))
 
     def prepare(self, train: LabelledImages) -> None:
         """As the base class; the pixels' mean and deviation are taken of all images.
@@ -156,7 +163,10 @@ class FewLabelEquiVAE(EquiVAE):
         if "strong" in batch:
             means = batch_means(self.head(hidden[:count]).float(), labels, self.num_classes)
             by_distance = torch.softmax(-squared_distances(embeddings, means.detach()), 1)
-            sure, target = ((torch.softmax(logits.detach(), 1) + by_distance) / 2).max(1)
+            guess = (torch.softmax(logits.detach(), 1) + by_distance) / 2
+            if self.few.align:
+                guess = self._aligned(guess)
+            sure, target = guess.max(1)
             counts = (sure >= self.few.threshold).float()
             copies = self.head(of_copies).float()
             wrong = F.cross_entropy(self.classifier(batch["strong"], copies), target, reduction="none")
@@ -164,6 +174,12 @@ class FewLabelEquiVAE(EquiVAE):
             terms |= {"consistency": ((wrong + far) * counts).mean(), "sure": counts.mean()}
             loss = loss + self.few.consistency_weight * terms["consistency"]
         return {"loss": loss, **terms}
+
+    def _aligned(self, guess: Tensor) -> Tensor:
+        """Guesses [U,K] whose mean over the last steps is uniform, the class shares that the prior expects."""
+        self.shares.lerp_(guess.mean(0), 1 / SHARES_STEPS)
+        aligned = guess / self.shares
+        return aligned / aligned.sum(1, keepdim=True)
 
     def _class_representations(self, batch: dict[str, Tensor], hidden: Tensor) -> Tensor:
         """r_y of every class [K,D], of labelled images (Eq. 2)."""
