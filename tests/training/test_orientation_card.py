@@ -136,7 +136,7 @@ def test_supervised_model_has_absolute_errors_and_rotnets_line(supervised: Path)
     values = {figure.name: figure.value for figure in report.figures}
     assert {"absolute_median", "absolute_flips", "absolute_within_one_std", "rotnet_error"} <= set(values)
     assert values["absolute_error_by_axis"] <= values["absolute_error"] < 80  # 90 by chance
-    assert 0 < values["rotnet_error"] <= 180
+    assert 0 < values["rotnet_error_by_axis"] <= values["rotnet_error"] <= 180
     assert not {name for name in values if name.startswith("shift")}
 
 

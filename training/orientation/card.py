@@ -180,14 +180,18 @@ class PoseEvaluation:
         std = torch.rad2deg(after.coefficients_std[:, 0])
         share = measures.calibration(measures.rotation_errors(found), std, torch.zeros_like(std))
         self.add("absolute_within_one_std", share, "%", f"{how}: within its standard deviation, flips apart")
-        if set(SYMMETRIC) & set(self.names):
-            how = f"{how}; {', '.join(SYMMETRIC)} modulo 180"
-            self.add("absolute_error_by_axis", errors.by_axis, "degrees", how)
+        by_axis = bool(set(SYMMETRIC) & set(self.names))
+        modulo = f"{', '.join(SYMMETRIC)} modulo 180"
+        if by_axis:
+            self.add("absolute_error_by_axis", errors.by_axis, "degrees", f"{how}; {modulo}")
         if self.limits.degrees == 180 and self.upright.shape[1] == 1 and self.data.turns is None:
             pictures, degrees = rotnet_digits(self.data.images, self.options.seed)
             found = measures.error_matrices(upright, poses(self.model, pictures).matrix, turned(degrees))
+            errors = Errors.of(found, self.labels, self.names, SYMMETRIC)
             how = "the same on RotNet's generator: binary digits whose size depends on the angle"
-            self.add("rotnet_error", float(measures.rotation_errors(found).mean()), "degrees", how)
+            self.add("rotnet_error", errors.mean, "degrees", how)
+            if by_axis:
+                self.add("rotnet_error_by_axis", errors.by_axis, "degrees", f"{how}; {modulo}")
 
     def frame(self) -> None:
         angles = measures.rotation_degrees(self.before.matrix)
