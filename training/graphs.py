@@ -18,6 +18,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnxscript.optimizer import optimize, remove_unused_nodes
+from onnxscript.rewriter import rewrite
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,6 +33,7 @@ __all__ = ["ATOL", "RTOL", "ExportError", "Exported", "digit_pictures", "export_
 ATOL, RTOL = 1e-4, 1e-3
 PARITY_BATCHES = (1, 7, 32)
 GOLDEN_CASES = 8
+_ANY_SIZE = 2**31  # elements
 # The values of these differ from run to run: a graph that holds one cannot be checked, and its answers repeat nothing.
 RANDOM_OPERATORS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
@@ -104,8 +107,36 @@ def _to_onnx(graph: Graph, spec: InputSpec) -> bytes:
             dynamic_shapes=tuple({0: torch.export.Dim("N")} for _ in graph.inputs),
             verbose=False,
         )
-    assert program is not None  # None comes back only where a file name was given
-    return _stripped(program.model_proto).SerializeToString()
+        assert program is not None  # None comes back only where a file name was given
+        proto = _simplified(program.model_proto)
+    return _stripped(proto).SerializeToString()
+
+
+def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """With what depends on weights alone worked out, however large it is: the exporter keeps convolutions apart from
+    batch norms where a weight is reshaped. And without shapes that are computed, see `_expand_by_constants`.
+    """
+    proto = rewrite(optimize(proto, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE))
+    _expand_by_constants(proto)
+    remove_unused_nodes(proto)
+    return proto
+
+
+def _expand_by_constants(proto: onnx.ModelProto) -> None:
+    """Give every Expand a constant shape, with 1 for the batch, in place.
+
+    The tensor that is expanded has the batch itself, or what it meets next brings it by broadcasting; were it not so,
+    the graph would differ from torch, which is checked. ONNX Runtime computes shapes on the CPU, beside a GPU too.
+    """
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
+    computed = {name for node in graph.node for name in node.output if node.op_type != "Constant"}
+    for node in proto.graph.node:
+        if node.op_type == "Expand" and node.input[1] in computed:
+            sizes = [size.dim_value or 1 for size in shapes[node.output[0]]]
+            name = f"{node.output[0]}_shape"
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(sizes, np.int64), name))
+            node.input[1] = name
 
 
 def _stripped(proto: onnx.ModelProto) -> onnx.ModelProto:

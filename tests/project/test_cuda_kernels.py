@@ -23,6 +23,12 @@ def test_every_node_has_a_cuda_kernel(name: str) -> None:
     assert {kind for kind in found if not KERNELS[kind]} == set()
 
 
+@pytest.mark.parametrize("name", sorted(GRAPHS))
+def test_no_graph_computes_a_shape(name: str) -> None:
+    """ONNX Runtime does that on the CPU, beside a GPU too, and an alert says that nodes are there."""
+    assert not {node.op_type for node in GRAPHS[name].graph.node} & {"Shape", "Size", "ConstantOfShape"}
+
+
 def test_the_kinds_are_those_of_the_graph() -> None:
     found = dict(kinds(tiny.classify_model()))
     assert "Unsqueeze-13(float, int64)" in found and "Softmax-13(float)" in found

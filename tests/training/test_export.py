@@ -14,6 +14,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional
 
 from contract.manifest import InputSpec, read_manifest, verify
 from training import export, graphs
@@ -22,6 +24,7 @@ from training.errors import RunError
 from training.export import _metrics, _protocol, export_run
 from training.graphs import ATOL, RTOL, ExportError, digit_pictures, export_graphs
 from training.models import equivae_graphs
+from training.models.base import Graph
 from training.models.equivae import EquiVAE, EquiVAEConfig
 from training.models.registry import graphs as graphs_of
 from training.run import load_run
@@ -73,6 +76,33 @@ def test_golden_cases_and_any_batch_match_torch(folder: Path, finished_run: Path
         expected = model.recombine(content, style)
     (image,) = session.run(["image"], {"content": content.numpy(), "style": style.numpy()})
     np.testing.assert_allclose(image, expected.numpy(), RTOL, ATOL)
+
+
+class Spread(Graph):
+    """Tensors that are brought to the batch's shape, and a convolution of which the weight is reshaped."""
+
+    outputs = ("embedding",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Conv1d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        lines = self.norm(functional.conv2d(image, self.line.weight[:, :, None], padding=(0, 1)))
+        found = lines.mean((2, 3))
+        copies = torch.stack([found, 2 * found]).unsqueeze(1).expand(2, 3, -1, -1)
+        chosen = copies.gather(3, (copies[..., :1] > 0).long())
+        base = torch.arange(4.0).expand(image.shape[0], 4)
+        return found + torch.zeros_like(found) + base + chosen.sum((0, 1))
+
+
+def test_no_shape_is_computed_in_a_graph_and_weights_are_worked_out() -> None:
+    spec = InputSpec(channels=1, height=8, width=8)
+    exported = export_graphs({"embed": Spread()}, spec)  # held to torch at batches of 1, 7 and 32
+    operators = {node.op_type for node in onnx.load_from_string(exported.contents["embed.onnx"]).graph.node}
+    assert "Expand" in operators
+    assert not operators & {"Shape", "BatchNormalization"}
 
 
 def test_manifest_says_where_the_model_comes_from(folder: Path, finished_run: Path) -> None:

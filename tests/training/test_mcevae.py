@@ -26,7 +26,8 @@ from training.export import export_run
 from training.fit import train
 from training.lie import compose, exponential, inverse
 from training.models.mcevae import MCEVAE
-from training.models.mcevae_config import MCEVAEConfig
+from training.models.mcevae_config import DecoderConfig, MCEVAEConfig
+from training.models.mcevae_parts import Decoder
 from training.models.rotation import wrapped
 from training.run import LoadedRun, load_run
 from training.turned import move, similarity, uniform
@@ -375,3 +376,11 @@ def test_what_mnist_tells_of_the_way_up_is_not_looked_at(mnist_file: Path) -> No
     with torch.no_grad():
         gap = wrapped(model.pose(moved).coefficients - model.pose(shown).coefficients)
     assert float(gap.abs().max()) < math.radians(0.1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_decoders_last_convolution_is_one_however_it_is_computed(channels: int) -> None:
+    decoder = Decoder(6, channels, 28, DecoderConfig(hidden=16, filters=(8, 8, 4))).eval()
+    latent = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    start = decoder.dense(latent).unflatten(1, (decoder.units, decoder.start, decoder.start))
+    torch.testing.assert_close(decoder(latent), decoder.layers(start), atol=1e-5, rtol=1e-5)

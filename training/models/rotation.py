@@ -29,7 +29,7 @@ def bin_angles(bins: int) -> Tensor:
 
 def wrapped(angle: Tensor) -> Tensor:
     """The same angle in [-pi, pi)."""
-    return angle - 2 * math.pi * torch.floor(angle / (2 * math.pi) + 0.5)
+    return angle - 2 * math.pi * torch.floor(angle * (0.5 / math.pi) + 0.5)
 
 
 def range_prior(angle: Tensor, limit: float, spread: float) -> Tensor:
@@ -71,8 +71,8 @@ def find_modes(posterior: Tensor, count: int, ranked: Tensor | None = None) -> t
 
 
 def _hann(difference: Tensor) -> Tensor:
-    inside = (difference.abs() < WINDOW).to(difference)
-    return inside * (0.5 + 0.5 * torch.cos(math.pi * difference / WINDOW))
+    """Twice the window's value: 1 + cos(pi d / WINDOW) within it, and nothing beyond."""
+    return 1 + torch.cos((difference.abs() * (math.pi / WINDOW)).clamp_max(math.pi))
 
 
 def _refined(posterior: Tensor, angles: Tensor, start: Tensor) -> Tensor:

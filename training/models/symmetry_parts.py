@@ -43,7 +43,7 @@ class InvariantEncoder(nn.Module):
         self.out = nn.Linear(config.hidden, 2 * dim)
 
     def forward(self, polar: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.layers(polar)
+        features = self.layers(polar.unsqueeze(2)).squeeze(2)
         pooled = torch.cat([features.mean(2), features.amax(2)], 1)
         mean, log_variance = self.out(self.hidden(pooled)).float().chunk(2, 1)
         return mean, log_variance.clamp(-10, 10)
