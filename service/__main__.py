@@ -28,14 +28,19 @@ from service.settings import ENV_PREFIX, Settings, SettingsError, load_settings,
 from service.store_watch import load_at_start
 from service.tracing import TracingUnavailable
 
+COMMANDS = ("serve", "check", "key")
 EXIT_OK, EXIT_FAILED, EXIT_WRONG_SETTING = 0, 1, 2
 _GARBAGE = 10_000  # objects that came and stayed before the collector looks at the youngest; by default 700
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the value is the exit status: 0, 1 (it failed) or 2 (a wrong setting)."""
-    options = vars(_parser().parse_args(arguments))
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
     command = options.pop("command")
+    # Not argparse's own `choices`: it would find fault with the value of a misspelt option before the option.
+    if command not in COMMANDS:
+        parser.error(f"{command}: no such command; choose from {', '.join(COMMANDS)}")
     if command == "key":
         return _make_key()
     try:
@@ -131,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=["serve", "check", "key"],
+        metavar="{" + ",".join(COMMANDS) + "}",
         default="serve",
         help="serve (the default); check: load and verify every version of every model, then exit with 0 if all are "
         "good, else 1; key: make a new API key and its line for the file of keys",

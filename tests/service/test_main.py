@@ -77,7 +77,10 @@ def test_wrong_settings() -> None:
     result = run(EQUIPOISE_PROT="1")
     assert result.returncode == 2
     assert "did you mean EQUIPOISE_PORT?" in result.stderr
-    assert run("--no-such-option", "1").returncode == 2
+    result = run("--no-such-option", "1")
+    assert result.returncode == 2 and "unrecognized arguments: --no-such-option" in result.stderr
+    result = run("chek")
+    assert result.returncode == 2 and "chek: no such command; choose from serve, check, key" in result.stderr
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:
