@@ -22,6 +22,7 @@ GOLDEN_ATOL, GOLDEN_RTOL = 1e-4, 1e-3
 # From a batch of this many on, one more image in a run saves next to nothing of the cost an image.
 _ENOUGH_IN_A_BATCH = 8
 _TIMED_RUNS = 3
+_GROWTH = 1.5  # twice the rows take at least so many times as long: what cannot be within the limit is not tried
 # How ONNX Runtime begins the report of an error of CUDA itself, after which the process can do no more on that device.
 _DEVICE_FAILURES = ("CUDA failure", "CUDNN failure", "CUBLAS failure", "CUDA error")
 _RANDOM_OPERATORS = {
@@ -176,8 +177,10 @@ class Engine:
         What lies above an inline batch is never run, and is not warmed.
         """
         inline = not self._bindings
-        chosen, taken = 0, 0.0
+        chosen, taken, own = 0, 0.0, 0.0
         for size in _buckets(options.max_batch):
+            if inline and chosen >= _ENOUGH_IN_A_BATCH and _GROWTH * own > options.inline_seconds:
+                return chosen, taken, True
             limit = options.inline_seconds if inline else 0.0 if self._bindings else math.inf
             own, seconds = self._time_run(size, limit)
             if inline and own > limit:
