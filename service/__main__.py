@@ -20,7 +20,7 @@ from service.devices import DeviceUnavailable, find_devices
 from service.engine import RuntimeUnavailable, check_runtime
 from service.keys import KeyFileError, new_key
 from service.life import Life, Server
-from service.model_folder import EmptyStore, find
+from service.model_folder import EmptyStore, NoModelYet, find
 from service.observability import Metrics, say, set_up_logging
 from service.schemas import EXAMPLE_PNG
 from service.server import Connections, allow_files, configure, listen_all, url_of
@@ -59,7 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: Settings, runtime: str) -> int:
-    find(settings.model_store)  # an empty store is a wrong start, not a service that waits for its first model
+    try:
+        find(settings.model_store)
+    except NoModelYet:
+        if not settings.wait_for_models:
+            raise
     try:
         listening = listen_all(settings)
     except OSError as error:

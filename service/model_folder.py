@@ -17,6 +17,10 @@ class EmptyStore(Exception):
     """The model store is missing, cannot be listed, or has no model folder at all."""
 
 
+class NoModelYet(EmptyStore):
+    """The model store is a folder that can be listed, and no <model>/<version> is in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """A model folder that does not serve, and why; version None: the folder above its versions."""
@@ -30,7 +34,7 @@ def find(root: Path) -> tuple[dict[str, list[int]], list[Refusal]]:
     """Model name -> version numbers on disk, highest first; and the models whose folder cannot be listed.
 
     Raises:
-        EmptyStore: no folder, one that cannot be listed, or no <model>/<version> in it.
+        EmptyStore: no folder, or one that cannot be listed. NoModelYet: no <model>/<version> in it.
     """
     try:
         if not root.is_dir():
@@ -49,7 +53,7 @@ def find(root: Path) -> tuple[dict[str, list[int]], list[Refusal]]:
         if numbers:
             found[name] = numbers[::-1]
     if not found and not refusals:
-        raise EmptyStore(f"the model store {root} has no model: a model is <store>/<model>/<version>/")
+        raise NoModelYet(f"the model store {root} has no model: a model is <store>/<model>/<version>/")
     return found, refusals
 
 

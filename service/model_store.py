@@ -85,6 +85,7 @@ class ModelStore:
     queue: puts the queue in front of a graph's engines; the last argument is (model, version, capability).
     loader: one thread, so that loads come one after the other and delay no request.
     hang_seconds: a run in a thread that takes longer will never end; 0: it may.
+    empty: why no model was there at the start; empty where one was.
     """
 
     root: Path
@@ -98,6 +99,7 @@ class ModelStore:
     models: dict[str, LoadedModel] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     loading: bool = True
+    empty: str = ""
     _unloaded: set[str] = field(default_factory=set)
     _seen: dict[tuple[str, int], Signature] = field(default_factory=dict)
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -314,4 +316,4 @@ class ModelStore:
         if self.models:
             return None
         reasons = "; ".join(f"{refusal.model}/{refusal.version or ''}: {refusal.reason}" for refusal in self.refused)
-        return f"no model could be loaded: {reasons or 'the log says why'}"
+        return f"no model could be loaded: {reasons or self.empty or 'the log says why'}"

@@ -39,6 +39,12 @@ class Settings(BaseSettings):
         description="How often the model store is looked through for new models and versions, seconds; 0: never. A "
         "good one replaces the older one without a request lost. What has gone from the folder serves on.",
     )
+    wait_for_models: bool = Field(
+        default=False,
+        description="Start on a model store that is an empty folder, not ready until the first model is found in it: "
+        "for a volume that training will fill. Off, an empty store ends the process at once, so that a wrong path is "
+        "not taken for one. Needs model_poll_seconds above 0.",
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on. 0.0.0.0 opens it to the network.")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     probe_port: int | None = Field(
@@ -229,6 +235,8 @@ class Settings(BaseSettings):
                 f"({ENV_PREFIX}API_KEYS), or allow_anonymous ({ENV_PREFIX}ALLOW_ANONYMOUS=true) where something in "
                 "front decides who asks"
             )
+        if self.wait_for_models and not self.model_poll_seconds:
+            raise ValueError("wait_for_models needs model_poll_seconds above 0, or no model would ever be found")
         largest = MOST_DECODED_BYTES * self.max_pixels + self.max_body_bytes
         if self.queue_bytes < largest:
             raise ValueError(

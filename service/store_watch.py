@@ -45,6 +45,10 @@ def load_at_start(store: ModelStore, *, every_version: bool = False) -> None:
     """Load every model, or every version of every model, and say what came of it."""
     try:
         store.load_all(every_version=every_version)
+    except EmptyStore as error:
+        store.loading, store.empty = False, str(error).replace(str(store.root), "<store>")  # clients read it
+        say(logging.WARNING, "not ready, waiting for a model", reason=error)
+        return
     except Exception as error:
         store.loading = False
         say(logging.ERROR, "models could not be loaded", error)
@@ -63,7 +67,7 @@ async def serve_store(store: ModelStore, poll_seconds: float, on_loaded: Callabl
     """
     await asyncio.get_running_loop().run_in_executor(store.loader, load_at_start, store)
     on_loaded()
-    complaint = ""
+    complaint = store.empty
     while poll_seconds:
         await asyncio.sleep(poll_seconds)
         try:

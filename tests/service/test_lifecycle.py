@@ -41,8 +41,10 @@ Engine.run = run_of_a_graph
 
 
 @contextmanager
-def service(store: Path, *options: str, **given: object) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A ready process and its URL, found by its port; its log stays unread."""
+def service(
+    store: Path, *options: str, status: int = 200, **given: object
+) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A process whose /readyz answers with `status`, and its URL, found by its port; its log stays unread."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -53,7 +55,7 @@ def service(store: Path, *options: str, **given: object) -> Iterator[tuple["subp
         def ready() -> bool:
             assert process.poll() is None
             try:
-                return httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+                return httpx.get(f"{url}/readyz", trust_env=False).status_code == status
             except httpx.TransportError:
                 return False
 
@@ -70,6 +72,25 @@ def until(condition: Callable[[], bool]) -> None:
 
 def classify(url: str, **headers: str) -> httpx.Response:
     return httpx.post(f"{url}/classify", content=tiny.png(), headers=PNG | headers, trust_env=False, timeout=30)
+
+
+def test_an_empty_store_is_waited_for_where_that_is_said(tmp_path: Path) -> None:
+    """Alive and not ready, with the reason; the first version is taken up by the poll."""
+    waiting = ("--wait-for-models", "true", "--model-poll-seconds", "0.05")
+    with (
+        service(tmp_path, *waiting, status=503) as (process, url),
+        httpx.Client(base_url=url, trust_env=False) as client,
+    ):
+        reason = "no model could be loaded: the model store <store> has no model"
+        until(lambda: client.get("/readyz").json()["detail"].startswith(reason))
+        assert client.get("/healthz").status_code == 200
+        assert classify(url).status_code == 503
+        tiny.write(tmp_path)
+        until(lambda: client.get("/readyz").status_code == 200)
+        assert client.get("/readyz").json()["models"] == ["tiny/1"]
+        assert classify(url).status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
 
 
 def test_a_drain_under_load_loses_nobody(tiny_store: Path) -> None:

@@ -70,6 +70,11 @@ def test_an_empty_or_missing_store(tmp_path: Path, command: str) -> None:
     assert "is not a folder" in result.stderr
 
 
+def test_a_missing_store_is_not_waited_for(tmp_path: Path) -> None:
+    result = run("--model-store", str(tmp_path / "nowhere"), "--wait-for-models", "true")
+    assert (result.returncode, "is not a folder" in result.stderr) == (1, True)
+
+
 def test_wrong_settings() -> None:
     result = run("--port", "abc")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)

@@ -31,6 +31,7 @@ def test_an_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("EQUIPOISE_MAX_PIXELS", "178956970", "times max_pixels"),
         ("EQUIPOISE_MAX_PIXELS", "178956971", "less than or equal to 178956970"),
         ("EQUIPOISE_BODY_TIMEOUT_SECONDS", "0", "greater than 0"),
+        ("EQUIPOISE_WAIT_FOR_MODELS", "perhaps", "valid boolean"),
         ("EQUIPOISE_PROT", "8000", "EQUIPOISE_PROT is no setting, did you mean EQUIPOISE_PORT?"),
         ("EQUIPOISE_SERVICE_HOST", "10.0.0.1", "enableServiceLinks: false"),
     ],
@@ -49,6 +50,11 @@ def test_the_training_packages_variables_are_none_of_the_services() -> None:
 def test_a_wrong_option_is_named() -> None:
     with pytest.raises(SettingsError, match=r"--max-batch=0: Input should be greater than or equal to 1"):
         load_settings({"max_batch": "0"}, {})
+
+
+def test_waiting_for_models_without_looking_is_refused() -> None:
+    with pytest.raises(SettingsError, match="needs model_poll_seconds above 0"):
+        load_settings({"wait_for_models": "true", "model_poll_seconds": "0"}, {})
 
 
 def test_several_wrong_settings_are_told_at_once() -> None:
