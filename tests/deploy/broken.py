@@ -69,6 +69,18 @@ def open_policy(objects: list[Object]) -> None:
             del way["from"]
 
 
+def variable(name: str, value: str) -> Change:
+    """Of KServe's runtime."""
+
+    def change(objects: list[Object]) -> None:
+        (entry,) = [
+            one for one in _one(objects, "ServingRuntime")["spec"]["containers"][0]["env"] if one["name"] == name
+        ]
+        entry["value"] = value
+
+    return change
+
+
 def add(thing: Object) -> Change:
     return lambda objects: objects.append(thing)
 
@@ -92,6 +104,12 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("probes_are_answered", "kserve", at("ServingRuntime", "spec.containers.0.readinessProbe.httpGet.port", 8000)),
     ("probes_mean_different_things", "cpu", at("container", "livenessProbe.httpGet.path", "/readyz")),
     ("probes_mean_different_things", "cpu", at("container", "startupProbe", ...)),
+    ("probes_mean_different_things", "cpu", at("container", "startupProbe.httpGet.path", "/readyz")),
+    (
+        "probes_mean_different_things",
+        "kserve",
+        at("ServingRuntime", "spec.containers.0.startupProbe.httpGet.path", "/v2/health/ready"),
+    ),
     ("probes_mean_different_things", "cpu", at("container", "livenessProbe.failureThreshold", 1)),
     ("probes_mean_different_things", "cpu", at("container", "startupProbe.failureThreshold", 3)),
     ("container_ports_are_listened_on", "cpu", at("container", "ports.0.containerPort", 8080)),
@@ -105,6 +123,13 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("names_refer_to_objects", "cpu", at("HorizontalPodAutoscaler", "spec.scaleTargetRef.name", "equipoise-cpu")),
     ("names_refer_to_objects", "cpu", remove("Service")),
     ("names_refer_to_objects", "kserve", remove("ServingRuntime")),
+    ("names_refer_to_objects", "kserve", remove("PersistentVolumeClaim")),
+    ("everything_is_in_the_namespace", "cpu-pvc", at("PersistentVolumeClaim", "metadata.namespace", ...)),
+    ("an_empty_claim_is_waited_for", "cpu-pvc", at("container", "env", ...)),
+    ("an_empty_claim_is_waited_for", "cpu-pvc", at("PersistentVolumeClaim", "spec.accessModes", ["ReadWriteOnce"])),
+    ("an_empty_claim_is_waited_for", "kserve", variable("EQUIPOISE_WAIT_FOR_MODELS", "false")),
+    ("cuda_is_asked_for_with_a_gpu", "gpu-init", at("pod", "initContainers.1.args", ["check"])),
+    ("cuda_is_asked_for_with_a_gpu", "gpu", at("container", "resources.limits", {"cpu": "4", "memory": "4Gi"})),
     ("labels_match", "cpu", at("Service", "spec.selector", {"app": "equipoise"})),
     ("labels_match", "cpu", at("PodDisruptionBudget", "spec.selector.matchLabels", {"app": "equipoise"})),
     ("labels_match", "cpu", at("Deployment", "spec.selector.matchLabels", {"app": "equipoise"})),
@@ -114,6 +139,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("grace_covers_the_drain", "cpu", at("pod", "terminationGracePeriodSeconds", 15)),
     ("grace_covers_the_drain", "cpu", at("container", "lifecycle", ...)),
     ("grace_covers_the_drain", "cpu", at("ConfigMap", "data.EQUIPOISE_DRAIN_SECONDS", "30")),
+    ("grace_covers_the_drain", "kserve", at("ServingRuntime", "spec.containers.0.lifecycle", ...)),
     ("grace_covers_the_drain", "kserve", at("InferenceService", "spec.predictor.terminationGracePeriodSeconds", 30)),
     ("rollouts_lose_nothing", "cpu", at("Deployment", "spec.strategy.rollingUpdate.maxSurge", 0)),
     ("rollouts_lose_nothing", "cpu", at("Deployment", "spec.strategy.rollingUpdate.maxUnavailable", 2)),
@@ -122,6 +148,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("rollouts_lose_nothing", "cpu", at("PodDisruptionBudget", "spec.maxUnavailable", 0)),
     ("images_are_pinned", "cpu", at("container", "image", "registry.example.com/equipoise:latest")),
     ("images_are_pinned", "cpu", at("container", "image", "registry.example.com/equipoise")),
+    ("images_are_pinned", "gpu-init", at("pod", "initContainers.1.image", "equipoise")),
     ("images_are_pinned", "cpu-image-volume", at("pod", "volumes.0.image.reference", "registry.example.com/models")),
     ("resources_are_bounded", "cpu", at("container", "resources.limits.cpu", ...)),
     ("resources_are_bounded", "cpu", at("pod", "volumes.1", LOOSE)),
@@ -135,6 +162,9 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("network_policies_fit", "cpu", policy_port("metrics")),
     ("network_policies_fit", "cpu", open_policy),
     ("network_policies_fit", "cpu", remove("NetworkPolicy")),
+    ("network_policies_fit", "kserve", remove("NetworkPolicy")),
+    ("network_policies_fit", "kserve", policy_port("http")),
+    ("network_policies_fit", "kserve", at("InferenceService", "metadata.name", "equivae-digits")),
     ("ingress_fits_the_service", "cpu", annotation("proxy-body-size", "1m")),
     ("ingress_fits_the_service", "cpu", annotation("proxy-next-upstream", "error timeout http_429 non_idempotent")),
     ("ingress_fits_the_service", "cpu", at("ConfigMap", "data.EQUIPOISE_REQUEST_TIMEOUT_SECONDS", "120")),

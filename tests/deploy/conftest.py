@@ -19,12 +19,16 @@ from tests.service import tiny
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     store = tmp_path_factory.mktemp("deployed-store")
     tiny.write(store)
+    waits = Settings(model_store=tmp_path_factory.mktemp("empty-store"), wait_for_models=True)
     with (
         running_server(Settings(model_store=store)) as url,
+        running_server(waits, ready=False) as waiting_url,
         httpx.Client(base_url=url, trust_env=False, timeout=10) as client,
+        httpx.Client(base_url=waiting_url, trust_env=False, timeout=10) as waiting,
     ):
         yield Service(
             status=lambda path: client.get(path).status_code,
+            status_without_model=lambda path: waiting.get(path).status_code,
             metrics=metric_names(client.get("/metrics").text),
             training_variables=training_variables(),
         )

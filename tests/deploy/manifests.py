@@ -49,12 +49,24 @@ def pods(objects: list[Object]) -> Iterator[Pod]:
         elif item["kind"] == "ServingRuntime":
             # KServe puts the predictor's pod fields and the runtime's containers together
             services = of_kind(objects, "InferenceService")
-            predictor = next(one["spec"]["predictor"] for one in services if _runtime(one) == item["metadata"]["name"])
-            yield Pod(item, {}, {**predictor, **item["spec"]})
+            service = next(one for one in services if _runtime(one) == item["metadata"]["name"])
+            # InferenceServicePodLabelKey of KServe's pkg/constants/constants.go
+            labels = {"serving.kserve.io/inferenceservice": service["metadata"]["name"]}
+            yield Pod(item, labels, {**service["spec"]["predictor"], **item["spec"]})
 
 
 def _runtime(service: Object) -> str:
     return str(service["spec"]["predictor"]["model"]["runtime"])
+
+
+def claims(objects: list[Object], pod: Pod) -> Iterator[str]:
+    """The names of the volume claims that a pod has mounted, by itself or by KServe."""
+    for volume in pod.spec.get("volumes", []):
+        if "persistentVolumeClaim" in volume:
+            yield volume["persistentVolumeClaim"]["claimName"]
+    if uri := pod.spec.get("model", {}).get("storageUri", ""):
+        if uri.startswith("pvc://"):
+            yield uri.removeprefix("pvc://").partition("/")[0]
 
 
 def environment(objects: list[Object], container: dict[str, Any]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.settings import ENV_PREFIX, TRAINING_PREFIX, Settings, SettingsError, load_settings
-from tests.deploy.manifests import Object, environment, load, of_kind, pods, quantity, selects
+from tests.deploy.manifests import Object, claims, environment, load, of_kind, pods, quantity, selects
 
 MADE_BY_HAND = {"equipoise-tls", "equipoise-api-keys"}  # secrets: docs/deploy.md creates them, no file holds them
 MEMORY_BESIDE_THE_QUEUE = 512 * 2**20  # interpreter, models, ONNX Runtime's arena; measured in docs/sizing.md
@@ -16,9 +16,10 @@ MEMORY_BESIDE_THE_QUEUE = 512 * 2**20  # interpreter, models, ONNX Runtime's are
 
 @dataclass(frozen=True)
 class Service:
-    """The running service, as far as a rule asks it."""
+    """The running service, as far as a rule asks it. status_without_model: of one that waits for its first model."""
 
     status: Callable[[str], int]
+    status_without_model: Callable[[str], int]
     metrics: frozenset[str]
     training_variables: frozenset[str]
 
@@ -76,6 +77,10 @@ def probes_mean_different_things(objects: list[Object], service: Service) -> Ite
                 continue
             if probes["livenessProbe"]["httpGet"]["path"] == probes["readinessProbe"]["httpGet"]["path"]:
                 yield f"{pod.name}: a pod that is not ready would be killed"
+            for kind, good in (("startupProbe", True), ("livenessProbe", True), ("readinessProbe", False)):
+                status = service.status_without_model(probes[kind]["httpGet"]["path"])
+                if (status == 200) != good:
+                    yield f"{pod.name}: {kind} gets {status} of a pod without a model, which no restart mends"
             patience = {kind: probe["periodSeconds"] * probe["failureThreshold"] for kind, probe in probes.items()}
             if patience["startupProbe"] < 60:
                 yield f"{pod.name}: only {patience['startupProbe']} s to start"
@@ -133,9 +138,10 @@ def _references(objects: list[Object]) -> Iterator[tuple[str, str, str]]:
         for container in pod.containers():
             for source in container.get("envFrom", []):
                 yield pod.name, "ConfigMap", source["configMapRef"]["name"]
+        if pod.owner["kind"] != "Job":  # a job's claims are made beside it
+            for claim in claims(objects, pod):
+                yield pod.name, "PersistentVolumeClaim", claim
         for volume in pod.spec.get("volumes", []):
-            if "persistentVolumeClaim" in volume and pod.owner["kind"] != "Job":  # a job's claims are made beside it
-                yield pod.name, "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
             if "secret" in volume:
                 yield pod.name, "Secret", volume["secret"]["secretName"]
     for scaler in of_kind(objects, "HorizontalPodAutoscaler"):
@@ -149,6 +155,40 @@ def _references(objects: list[Object]) -> Iterator[tuple[str, str, str]]:
             yield "Ingress", "Secret", secret["secretName"]
     for inference in of_kind(objects, "InferenceService"):
         yield "InferenceService", "ServingRuntime", inference["spec"]["predictor"]["model"]["runtime"]
+
+
+@rule
+def everything_is_in_the_namespace(objects: list[Object], service: Service) -> Iterator[str]:
+    """Left out it would be the one that kubectl happens to be set to."""
+    for item in objects:
+        if item["kind"] != "Namespace" and item["metadata"].get("namespace") != "equipoise":
+            yield f"{item['kind']}/{item['metadata']['name']}: namespace {item['metadata'].get('namespace')}"
+
+
+@rule
+def an_empty_claim_is_waited_for(objects: list[Object], service: Service) -> Iterator[str]:
+    """A claim that is made beside its readers has no model yet, and several nodes mount it."""
+    modes = {
+        item["metadata"]["name"]: item["spec"]["accessModes"] for item in of_kind(objects, "PersistentVolumeClaim")
+    }
+    for pod in pods(objects):
+        for container in pod.servers():
+            for claim in claims(objects, pod):
+                if not settings_of(objects, container).wait_for_models:
+                    yield f"{pod.name}: ends at once on {claim} while it is empty"
+                if "ReadWriteMany" not in modes.get(claim, []):
+                    yield f"{pod.name}: {claim} can be mounted on one node only"
+
+
+@rule
+def cuda_is_asked_for_with_a_gpu(objects: list[Object], service: Service) -> Iterator[str]:
+    """The gpu image sets EQUIPOISE_DEVICE=cuda; a container of it without a GPU has to say otherwise."""
+    for pod in pods(objects):
+        for container in pod.containers():
+            has_gpu = any(name.startswith("nvidia.com/") for name in container["resources"]["limits"])
+            says_cpu = container.get("args", [])[-2:] == ["--device", "cpu"]
+            if container["image"].endswith("-gpu") and not has_gpu and not says_cpu:
+                yield f"{pod.name}/{container['name']}: CUDA without a GPU"
 
 
 @rule
@@ -284,7 +324,7 @@ def scaling_metrics_exist(objects: list[Object], service: Service) -> Iterator[s
 def network_policies_fit(objects: list[Object], service: Service) -> Iterator[str]:
     """Everything is denied; what is allowed is a port of the pods it is for; every port is allowed to somebody."""
     policies = of_kind(objects, "NetworkPolicy")
-    servers = [pod for pod in pods(objects) if pod.owner["kind"] == "Deployment"]
+    servers = [pod for pod in pods(objects) if pod.servers()]
     if servers and not any(
         policy["spec"]["podSelector"] == {}
         and set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
@@ -294,7 +334,7 @@ def network_policies_fit(objects: list[Object], service: Service) -> Iterator[st
     ):
         yield "no policy denies everything"
     for pod in servers:
-        named = {port["name"] for container in pod.servers() for port in container["ports"]}
+        named = {port.get("name", port["containerPort"]) for container in pod.servers() for port in container["ports"]}
         allowed = set()
         for policy in policies:
             if selects(policy["spec"]["podSelector"].get("matchLabels", {}), pod.labels):
