@@ -105,12 +105,21 @@ def train(
     restart: Annotated[
         bool, typer.Option("--restart", help="Delete what the run folder holds and begin again.", show_default="off")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Only judge the configuration and its data, for any device: exit status 0, or 2 where they are wrong.",
+            show_default="off",
+        ),
+    ] = False,
     data: Data = None,
     set_: Overrides = None,
 ) -> None:
     """Train a model into a run folder."""
     with explained():
         from training.config import load_config
+        from training.fit import prepare
         from training.fit import train as fit
         from training.run import default_folder
 
@@ -120,6 +129,9 @@ def train(
         chosen = load_config(config, set_ or ())
         if seed is not None:
             chosen = chosen.with_seed(seed)
+        if check:
+            prepare(chosen)
+            return
         outcome = fit(chosen, run or default_folder(runs, chosen), resume=resume, restart=restart, console=Console())
         found = _said(outcome.metrics, chosen.fit.select)
         typer.echo(f"{outcome.folder}: validation {found} after {outcome.minutes:.1f} min")

@@ -71,9 +71,7 @@ def train(
         torch.set_num_threads(fit.threads)
     fabric = make_fabric(fit)
     fabric.launch()
-    splits = datasets.load(config.data)
-    config = config.for_data(unlabelled=splits.train.unlabelled is not None)
-    plan = Plan(fit, splits.train)
+    config, splits, plan = prepare(config)
     with _prepared_folder(fabric, config, folder, splits, console, resume=resume, restart=restart):
         if is_complete(folder):
             done = load_run(folder)
@@ -83,6 +81,17 @@ def train(
         if resume:
             loop.restore()
         return loop.run()
+
+
+def prepare(config: Config) -> tuple[Config, Splits, Plan]:
+    """What is trained, on which examples, in which order; the same on every device.
+
+    Raises:
+        TrainingError: wrong configuration or data.
+    """
+    splits = datasets.load(config.data)
+    config = config.for_data(unlabelled=splits.train.unlabelled is not None)
+    return config, splits, Plan(config.fit, splits.train)
 
 
 def make_fabric(fit: Fit) -> Fabric:

@@ -128,6 +128,13 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("an_empty_claim_is_waited_for", "cpu-pvc", at("container", "env", ...)),
     ("an_empty_claim_is_waited_for", "cpu-pvc", at("PersistentVolumeClaim", "spec.accessModes", ["ReadWriteOnce"])),
     ("an_empty_claim_is_waited_for", "kserve", variable("EQUIPOISE_WAIT_FOR_MODELS", "false")),
+    ("a_wrong_configuration_fails_the_job", "training-gpu", at("pod", "initContainers.0", ...)),
+    (
+        "a_wrong_configuration_fails_the_job",
+        "training-cpu",
+        at("Job", "spec.podFailurePolicy.rules.1.onExitCodes.values", [1]),
+    ),
+    ("cuda_is_asked_for_with_a_gpu", "training-cpu", at("pod", "initContainers.0.env", [])),
     ("cuda_is_asked_for_with_a_gpu", "gpu-init", at("pod", "initContainers.1.args", ["check"])),
     ("cuda_is_asked_for_with_a_gpu", "gpu", at("container", "resources.limits", {"cpu": "4", "memory": "4Gi"})),
     ("labels_match", "cpu", at("Service", "spec.selector", {"app": "equipoise"})),

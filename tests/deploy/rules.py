@@ -103,6 +103,8 @@ def environment_names_are_settings(objects: list[Object], service: Service) -> I
     for pod in pods(objects):
         for container in pod.containers():
             for name in environment(objects, container):
+                if name == "NVIDIA_VISIBLE_DEVICES":
+                    continue
                 if name.startswith(TRAINING_PREFIX):
                     known = name in service.training_variables
                 else:
@@ -182,13 +184,31 @@ def an_empty_claim_is_waited_for(objects: list[Object], service: Service) -> Ite
 
 @rule
 def cuda_is_asked_for_with_a_gpu(objects: list[Object], service: Service) -> Iterator[str]:
-    """The gpu image sets EQUIPOISE_DEVICE=cuda; a container of it without a GPU has to say otherwise."""
+    """The gpu image sets EQUIPOISE_DEVICE=cuda, and it and training's NVIDIA_VISIBLE_DEVICES=all; a container of them
+    without a GPU has to say otherwise, and one with a GPU leaves the variable to the device plugin.
+    """
     for pod in pods(objects):
         for container in pod.containers():
             has_gpu = any(name.startswith("nvidia.com/") for name in container["resources"]["limits"])
             says_cpu = container.get("args", [])[-2:] == ["--device", "cpu"]
             if container["image"].endswith("-gpu") and not has_gpu and not says_cpu:
                 yield f"{pod.name}/{container['name']}: CUDA without a GPU"
+            seen = environment(objects, container).get("NVIDIA_VISIBLE_DEVICES")
+            if container["image"].endswith(("-gpu", "-training")) and seen != (None if has_gpu else "void"):
+                yield f"{pod.name}/{container['name']}: NVIDIA_VISIBLE_DEVICES is {seen}"
+
+
+@rule
+def a_wrong_configuration_fails_the_job(objects: list[Object], service: Service) -> Iterator[str]:
+    """`training` ends with 2 for it; torchrun with 1 for everything, so `train --check` runs before it."""
+    for job in of_kind(objects, "Job"):
+        failing = [each for each in job["spec"]["podFailurePolicy"]["rules"] if each["action"] == "FailJob"]
+        codes = [each["onExitCodes"] for each in failing]
+        if not any("containerName" not in each and 2 in each["values"] for each in codes):
+            yield "a wrong configuration is tried again"
+        first = job["spec"]["template"]["spec"]["initContainers"][0]
+        if "torchrun" in str(first.get("command")):
+            yield "torchrun hides that the configuration is wrong"
 
 
 @rule

@@ -135,15 +135,32 @@ def classified(service: httpx.Client) -> int:
 def test_a_job_on_two_devices_goes_on_too(tmp_path: Path) -> None:
     """The GPU job's torchrun command and its two processes; only the accelerator is this machine's."""
     job = Job("training-gpu", tmp_path)
-    train = job.containers[0]
+    train = job.containers[1]
     assert train["resources"]["limits"]["nvidia.com/gpu"] == 2
-    assert "fit.accelerator=cuda" in train["args"] and "fit.devices=2" in train["args"]
-    train["args"] = [word.replace("fit.accelerator=cuda", "fit.accelerator=cpu") for word in train["args"]]
-    smaller = [word for value in SMALLER for word in ("--set", value)]
+    settings = set_by(train)
+    assert "fit.accelerator=cuda" in settings["value"] and "fit.devices=2" in settings["value"]
+    settings["value"] = " ".join([settings["value"].replace("accelerator=cuda", "accelerator=cpu"), *SMALLER])
     run = tmp_path / "runs" / MODEL
-    with job.running(train, tmp_path / "evicted.log", *smaller) as process:
+    with job.running(train, tmp_path / "evicted.log") as process:
         evict(process, run)
-    with job.running(train, tmp_path / "train.log", *smaller) as process:
+    with job.running(train, tmp_path / "train.log") as process:
         assert process.wait(WAIT_SECONDS) == 0, (tmp_path / "train.log").read_text()
     assert "resumed at step" in (tmp_path / "train.log").read_text()
     assert (run / "model.pt").exists()
+
+
+def test_a_wrong_configuration_ends_the_job_on_two_devices_before_torchrun(tmp_path: Path) -> None:
+    job = Job("training-gpu", tmp_path)
+    first, train = job.containers[:2]
+    assert first["env"][-1] == set_by(train) and first["args"][:2] == train["args"][2:4]
+    set_by(first)["value"] += " fit.batch=15"
+    with job.running(first, tmp_path / "log") as process:
+        assert process.wait(WAIT_SECONDS) == 2, (tmp_path / "log").read_text()
+    assert "balanced order needs a batch" in (tmp_path / "log").read_text()
+
+
+def set_by(container: Container) -> dict[str, str]:
+    """The variable of a container with its changes of the configuration."""
+    (entry,) = [each for each in container["env"] if each["name"] == "EQUIPOISE_TRAINING_SET"]
+    found: dict[str, str] = entry
+    return found

@@ -106,6 +106,14 @@ def test_seeds_from_the_command_line(
     assert len(output.read_text().splitlines()) == 2 and "seed 2: test error" in done.output
 
 
+def test_a_good_configuration_is_only_checked(
+    write: Callable[[dict[str, Any]], Path], small: dict[str, Any], tmp_path: Path
+) -> None:
+    done = run("train", write(small), "--check", "--runs", tmp_path / "runs", "--set", "fit.accelerator=cuda")
+    assert (done.exit_code, done.output) == (0, "")
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -113,6 +121,11 @@ def test_seeds_from_the_command_line(
         (["train", "{config}", "--set", "fit.epoch=3"], 2, "--set fit.epoch=3: fit.epoch: unknown key"),
         (["train", "{config}", "--set", "data={source: mnist, path: none.npz}"], 2, "none.npz does not exist"),
         (["train", "{config}", "--resume", "--restart"], 2, "exclude each other"),
+        (
+            ["train", "{config}", "--check", "--set", "data={source: mnist, path: none.npz}"],
+            2,
+            "none.npz does not exist",
+        ),
         (["train", "{config}", "--seed", "-1"], 2, "Invalid value for '--seed'"),
         (["train", "{config}", "--seed", "x"], 2, "Invalid value for '--seed'"),
         (["train", "{config}", "--nonsense"], 2, "No such option"),
