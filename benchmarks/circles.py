@@ -2,7 +2,7 @@
 
     python -m benchmarks.circles model_store/equivae-mnist/1
 
-The rings of the evaluation (training/negatives.py) are two or three within each other, since one may be somebody's zero.
+The rings of the evaluation (training/negatives.py) are two or three within each other, since one may well be a zero.
 """
 
 from __future__ import annotations
