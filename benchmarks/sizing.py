@@ -108,7 +108,9 @@ def plan(measured: Measured, assumed: Assumptions, per_day: float) -> Plan:
 
 
 def break_even_rate(measured: Measured, assumed: Assumptions) -> float:
-    """Pictures/s that a GPU replica must do to cost no more than the cores that do the same."""
+    """Whole requests/s that a GPU replica must do to cost no more than the cores that do the same. A GPU runs the graph
+    alone: decoding, framing and HTTP stay on the cores that the replica has beside it.
+    """
     return assumed.gpu_price / assumed.core_price * measured.per_core
 
 
@@ -180,7 +182,8 @@ def main() -> None:
         for measured in [row for path in options.measured for row in read(path)]:
             print(f"**{measured.request}**: {measured.per_core:,.0f} a second and core\n")
             print(table([plan(measured, assumed, per_day) for per_day in options.per_day]))
-            print(f"\nA GPU pays from {break_even_rate(measured, assumed):,.0f} a second of one GPU replica on.\n")
+            rate = break_even_rate(measured, assumed)
+            print(f"\nA GPU pays where one replica with it answers {rate:,.0f} a second, decoding included.\n")
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 

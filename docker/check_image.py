@@ -35,6 +35,7 @@ FILL = ("auto", "transparent", "204060")
 # PNG's numbers of colour types: grey, colours, grey and colours with transparency; bits a value
 KINDS = ((0, 8), (0, 16), (2, 8), (4, 8), (6, 8))
 SIDE = 40
+LARGE_SIDE = 1100  # beyond a tile of the warp, 1,024 pixels
 READY_SECONDS = 60
 STOP_SECONDS = 30
 
@@ -105,16 +106,16 @@ def running(command: list[str]) -> Iterator[subprocess.Popen]:
             process.wait()
 
 
-def png(colour_type: int, bits: int) -> bytes:
+def png(colour_type: int, bits: int, side: int = SIDE) -> bytes:
     """A slanted stroke on a square."""
     values = {0: 1, 2: 3, 4: 2, 6: 4}[colour_type] * bits // 8
-    inked = [[abs(x - y // 2 - 10) < 4 for x in range(SIDE)] for y in range(SIDE)]
+    inked = [[abs(x - y // 2 - side // 4) < side // 10 for x in range(side)] for y in range(side)]
     rows = [b"".join((b"\xff" if ink else b"\x10") * values for ink in row) for row in inked]
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    head = struct.pack(">IIBBBBB", SIDE, SIDE, bits, colour_type, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", side, side, bits, colour_type, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
@@ -168,6 +169,10 @@ def check_answers(url: str) -> str:
     for kind, resample, fill in itertools.product(KINDS, RESAMPLE, FILL):
         answer = get(f"{url}/canonicalize?resample={resample}&fill={fill}", png(*kind))
         assert answer["upright"]["width"] >= SIDE, (kind, resample, fill)
+    for side in (SIDE, LARGE_SIDE):
+        for undo in ("rotation", "all"):
+            answer = get(f"{url}/canonicalize?undo={undo}", png(*KINDS[0], side))
+            assert answer["upright"]["width"] and answer["upright"]["height"], (side, undo)
     return label
 
 

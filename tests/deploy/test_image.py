@@ -1,5 +1,6 @@
 """The Dockerfile and what is sent to its build; that it builds and runs is `make image`."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -61,3 +62,15 @@ def test_requirements_are_those_of_the_extras() -> None:
     lines = run.stdout.splitlines()
     assert any(line.startswith("onnxruntime>=") for line in lines) and any(line.startswith("fastapi") for line in lines)
     assert not any(line.startswith("torch") for line in lines)
+
+
+def test_opencv_is_asked_for_nothing_that_its_stand_ins_lack() -> None:
+    """docker/prune.sh puts empty libraries in the place of OpenCV's, for the functions that use none of them."""
+    called = set()
+    for path in [*(ROOT / "service").rglob("*.py"), *(ROOT / "contract").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "cv2"), path
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cv2":
+                called.add(node.attr)
+    functions = {name for name in called if not re.fullmatch(r"[A-Z0-9_]+", name)}  # constants are no calls
+    assert functions == {"setNumThreads", "warpAffine"}

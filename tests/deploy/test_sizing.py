@@ -58,7 +58,7 @@ def test_the_command_plans_from_a_file(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "benchmarks.sizing", "plan", str(path), "--per-day", "1e6"]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "| 1,000,000 | 35 | 2 | 2 | 0.3 |" in done.stdout
-    assert "A GPU pays from 50,000 a second" in done.stdout
+    assert "one replica with it answers 50,000 a second" in done.stdout
     wrong = subprocess.run([*run, "--peak", "0"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 1 and "peak" in wrong.stderr
 
