@@ -102,6 +102,17 @@ def test_the_targets_that_are_built_are_the_dockerfiles() -> None:
     assert set(re.findall(r"--target (\S+)", EVERYTHING)) <= targets
 
 
+def test_the_docker_commands_name_what_the_files_have() -> None:
+    """Without an engine: profiles are compose.yaml's, images are those that the overlays run."""
+    compose = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"].values()
+    profiles = {profile for service in compose for profile in service.get("profiles", [])}
+    asked = set(re.findall(r"--profile (\w+)", EVERYTHING))
+    assert asked and asked <= profiles
+    rendered = "".join(path.read_text() for path in (ROOT / "k8s" / "rendered").glob("*.yaml"))
+    tags = re.findall(r"^docker build .* -t (\S+) \.$", "\n".join(commands("deploy")), re.MULTILINE)
+    assert len(tags) == 3 and all(f"image: {tag}\n" in rendered for tag in tags)
+
+
 def test_the_services_own_commands_run(tmp_path: Path) -> None:
     tiny.write(tmp_path)
     own = [line for page in PAGES for line in commands(page) if line.startswith("python -m service")]

@@ -14,11 +14,13 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from service.settings import Settings
 from tests.deploy.manifests import environment, load, pods
 from tests.server import running_server
 from tests.service.process import environment as clean_environment
+from training.__main__ import app
 
 ROOT = Path(__file__).parents[2]
 MODEL = "equivae-digits"
@@ -48,16 +50,20 @@ class Job:
         (pod,) = pods(self._objects)
         self.containers: list[Container] = pod.containers()
 
-    @contextmanager
-    def running(self, container: Container, log: Path, *more: str) -> Iterator[Process]:
+    def command(self, container: Container) -> tuple[list[str], dict[str, str]]:
+        """Its words and its variables, with this machine's paths."""
         # the entry point of the image's target `training`
         entry = container.get("command", [sys.executable, "-m", "training"])
         words = [word for part in entry for word in self._programs.get(part, [part])]
-        words += [self._here(word) for word in container["args"]]
         given = {name: self._here(value) for name, value in environment(self._objects, container).items()}
+        return words + [self._here(word) for word in container["args"]], given
+
+    @contextmanager
+    def running(self, container: Container, log: Path) -> Iterator[Process]:
+        words, given = self.command(container)
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [*words, *more], stdout=file, stderr=file, cwd=log.parent, env=clean_environment(**given, **self._extra)
+                words, stdout=file, stderr=file, cwd=log.parent, env=clean_environment(**given, **self._extra)
             )
         try:
             yield process
@@ -154,9 +160,10 @@ def test_a_wrong_configuration_ends_the_job_on_two_devices_before_torchrun(tmp_p
     first, train = job.containers[:2]
     assert first["env"][-1] == set_by(train) and first["args"][:2] == train["args"][2:4]
     set_by(first)["value"] += " fit.batch=15"
-    with job.running(first, tmp_path / "log") as process:
-        assert process.wait(WAIT_SECONDS) == 2, (tmp_path / "log").read_text()
-    assert "balanced order needs a batch" in (tmp_path / "log").read_text()
+    words, given = job.command(first)  # the entry point's arguments: here in this process, which has torch already
+    ended = CliRunner().invoke(app, words[3:], env=given)
+    assert ended.exit_code == 2, ended.output
+    assert "balanced order needs a batch" in ended.output
 
 
 def set_by(container: Container) -> dict[str, str]:
