@@ -34,6 +34,10 @@ ATOL, RTOL = 1e-4, 1e-3
 PARITY_BATCHES = (1, 7, 32)
 GOLDEN_CASES = 8
 _ANY_SIZE = 2**31  # elements
+_BROADCASTING = {
+    *("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "MatMul"),
+    *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or"),
+}
 # The values of these differ from run to run: a graph that holds one cannot be checked, and its answers repeat nothing.
 RANDOM_OPERATORS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
@@ -123,19 +127,28 @@ def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _expand_by_constants(proto: onnx.ModelProto) -> None:
-    """Give every Expand a constant shape, with 1 for the batch, in place.
+    """Give every Expand a constant shape, with 1 for the batch, where nothing is lost by it, in place.
 
-    The tensor that is expanded has the batch itself, or what it meets next brings it by broadcasting; were it not so,
-    the graph would differ from torch, which is checked. ONNX Runtime computes shapes on the CPU, beside a GPU too.
+    That is where the tensor that is expanded has the batch itself, or what it meets next brings it by broadcasting.
+    ONNX Runtime computes shapes on the CPU, beside a GPU too.
     """
     graph = onnx.shape_inference.infer_shapes(proto).graph
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
+    values = (*graph.input, *graph.value_info, *graph.output)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
     computed = {name for node in graph.node for name in node.output if node.op_type != "Constant"}
     for node in proto.graph.node:
-        if node.op_type == "Expand" and node.input[1] in computed:
-            sizes = [size.dim_value or 1 for size in shapes[node.output[0]]]
+        if node.op_type != "Expand" or node.input[1] not in computed:
+            continue
+        wanted = shapes[node.output[0]]
+        given = shapes.get(node.input[0], ())[-len(wanted) :]
+        has_batch = all(
+            size.dim_value or i < len(given) and not given[-1 - i].dim_value for i, size in enumerate(reversed(wanted))
+        )
+        met_by = {other.op_type for other in proto.graph.node if node.output[0] in other.input}
+        if has_batch or met_by <= _BROADCASTING and node.output[0] not in {value.name for value in graph.output}:
             name = f"{node.output[0]}_shape"
-            proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(sizes, np.int64), name))
+            sizes = np.array([size.dim_value or 1 for size in wanted], np.int64)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(sizes, name))
             node.input[1] = name
 
 
