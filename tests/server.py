@@ -12,13 +12,21 @@ from service.__main__ import assemble
 from service.server import listen_all, url_of
 from service.settings import Settings
 
+ENDS_WITHIN = 60  # seconds: longer than a service waits for its clients at the end
+
 
 @contextmanager
 def running_server(settings: Settings, *, ready: bool = True) -> Iterator[str]:
     """The URL of a service with these settings, in a thread of its own; `ready`: wait until it answers."""
     listening = listen_all(settings.model_copy(update={"port": 0}))
     server = assemble(settings, listening)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=listening)))
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
+        await server.serve(sockets=listening)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     url = url_of(listening[0])
     try:
@@ -30,6 +38,8 @@ def running_server(settings: Settings, *, ready: bool = True) -> Iterator[str]:
         yield url
     finally:
         server.should_exit = True
-        thread.join()
+        thread.join(ENDS_WITHIN)
+        waiting = [repr(task) for loop in loops for task in asyncio.all_tasks(loop)] if thread.is_alive() else []
         for socket in listening:
             socket.close()
+        assert not thread.is_alive(), f"{url} did not end: {waiting}"
