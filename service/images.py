@@ -55,9 +55,7 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
 }
-
-
-_SMALL_BYTES = 4096
+_TINY_BYTES = 4096  # of samples: beyond, a file that is not compressed is longer than its time is worth
 
 
 class ModelInput(NamedTuple):
@@ -133,7 +131,7 @@ def write_picture(image: npt.NDArray[np.float32], media_type: str = "image/png")
     pixels = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
     samples = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
     name = PICTURE_TYPES[media_type]
-    if name == "PNG" and is_small(samples):
+    if name == "PNG" and is_tiny(samples):
         return write_plain_png(samples)
     picture = Image.fromarray(samples)
     file = BytesIO()
@@ -141,9 +139,9 @@ def write_picture(image: npt.NDArray[np.float32], media_type: str = "image/png")
     return file.getvalue()
 
 
-def is_small(samples: npt.NDArray[np.generic]) -> bool:
-    """Whether a picture is so small that its PNG is better written soon than short."""
-    return samples.nbytes <= _SMALL_BYTES
+def is_tiny(samples: npt.NDArray[np.generic]) -> bool:
+    """Whether a picture is so small, in samples, that its PNG is better written soon than short."""
+    return samples.nbytes <= _TINY_BYTES
 
 
 def _problem(error: PictureError) -> Problem:

@@ -15,7 +15,7 @@ from contract.picture_pixels import Kept
 from contract.picture_png import write_plain_png
 from service import warp
 from service.errors import InternalError, NotAcceptable, Problem, TooManyPixels
-from service.images import PICTURE_TYPES, is_small
+from service.images import PICTURE_TYPES, is_tiny
 from service.queries import UprightOptions
 
 _DRAWING = 4  # times the drawn picture: itself, Pillow's copy and the file; or the file, base64 and JSON
@@ -136,7 +136,7 @@ def _encode(samples: Kept, original: Original, name: str) -> bytes:
     if name == "JPEG" and _has_transparency(samples):
         samples = samples[..., 0] if samples.shape[2] == 2 else samples[..., :3]
     plain = name == "PNG" and samples.dtype == np.uint8 and original.icc_profile is None and original.dpi is None
-    if plain and is_small(samples):
+    if plain and is_tiny(samples):
         return write_plain_png(samples.astype(np.uint8, copy=False))
     options = dict(_SAVE[name])
     if original.icc_profile is not None:

@@ -34,6 +34,7 @@ ATOL, RTOL = 1e-4, 1e-3
 PARITY_BATCHES = (1, 7, 32)
 GOLDEN_CASES = 8
 _ANY_SIZE = 2**31  # elements
+# What gives a batch to an input that has 1 for it, from its other input.
 _BROADCASTING = {
     *("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "MatMul"),
     *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or"),
@@ -135,6 +136,7 @@ def _expand_by_constants(proto: onnx.ModelProto) -> None:
     graph = onnx.shape_inference.infer_shapes(proto).graph
     values = (*graph.input, *graph.value_info, *graph.output)
     shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
+    outputs = {value.name for value in graph.output}
     computed = {name for node in graph.node for name in node.output if node.op_type != "Constant"}
     for node in proto.graph.node:
         if node.op_type != "Expand" or node.input[1] not in computed:
@@ -145,7 +147,7 @@ def _expand_by_constants(proto: onnx.ModelProto) -> None:
             size.dim_value or i < len(given) and not given[-1 - i].dim_value for i, size in enumerate(reversed(wanted))
         )
         met_by = {other.op_type for other in proto.graph.node if node.output[0] in other.input}
-        if has_batch or met_by <= _BROADCASTING and node.output[0] not in {value.name for value in graph.output}:
+        if has_batch or met_by <= _BROADCASTING and node.output[0] not in outputs:
             name = f"{node.output[0]}_shape"
             sizes = np.array([size.dim_value or 1 for size in wanted], np.int64)
             proto.graph.initializer.append(onnx.numpy_helper.from_array(sizes, name))
