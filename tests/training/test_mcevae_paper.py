@@ -185,6 +185,26 @@ def test_the_loss_is_the_reference_codes(group: str, supervised: bool, splits: S
     assert ("canonical" in terms) == supervised != ("invariance" in terms)
 
 
+def test_a_single_gaussian_changes_the_kl_of_z_c_alone(splits: Splits) -> None:
+    mixture, single = make(group="SE2"), make(group="SE2", content_prior="gaussian")
+    single.load_state_dict(mixture.state_dict())
+    batch = mixture.batch(splits.train, torch.arange(20), seeded())
+    terms, changed = (model.eval().loss(batch, seeded(7)) for model in (mixture, single))
+    assert {name for name in terms if terms[name] != changed[name]} == {"loss", "kl_content"}
+    features = mixture.encoder(batch["observed"])
+    draw = seeded(7)
+    torch.randn((20, 3), generator=draw)  # z is drawn first
+    mean, log_variance = mixture.content(features)
+    z_c = mean + torch.exp(0.5 * log_variance) * torch.randn(mean.shape, generator=draw)
+    expected = 0.5 * (z_c**2 - 1 - log_variance).sum(1).mean()
+    torch.testing.assert_close(changed["kl_content"], expected)
+    closed = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1)
+    of_mixture = 0.5 * ((mean - 1) ** 2 + log_variance.exp() - 1 - log_variance).mean(1)
+    with torch.no_grad():
+        difference = single.rebuild(batch["observed"])[1] - mixture.rebuild(batch["observed"])[1]
+    torch.testing.assert_close(difference, (closed - of_mixture).detach(), rtol=1e-4, atol=1e-3)
+
+
 def test_starred_quantities_get_no_gradient_and_move_the_running_statistics(splits: Splits) -> None:
     model = make(transforms=3).train()
     batch = model.batch(splits.train, torch.arange(10), seeded())

@@ -96,3 +96,13 @@ def test_beta_weighs_the_kl_of_z(data: LabelledImages) -> None:
     z = q.z + torch.exp(0.5 * q.z_log_variance) * torch.randn(q.z.shape, generator=seeded(1))
     rebuilt = model.decode(z, exponential("SO2", q.tau))
     torch.testing.assert_close(terms["reconstruction"], cross_entropy(batch["observed"], rebuilt).mean())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_drawn_reconstruction_is_the_objectives(method: str, data: LabelledImages) -> None:
+    model = make(method, pose_seed=3).eval()
+    few = data.subset(torch.arange(40))
+    expected = model.loss(model.batch(few, torch.arange(40), seeded()), seeded(3))["reconstruction"].item()
+    figures = model.validate(data, few)
+    assert figures["reconstruction_drawn"] == pytest.approx(expected, rel=1e-5)
+    assert set(figures) == set(PlainVAEConfig.metrics)

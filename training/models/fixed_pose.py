@@ -75,13 +75,19 @@ class FixedPoseModel(Model):
         """Figures of the validation images, each under a transform of the training range, in evaluation mode.
 
         Returns:
-            reconstruction (nats an image), mse (a pixel) and kl.
+            reconstruction (nats an image), mse (a pixel) and kl, the latents at their means; reconstruction_drawn, the
+            objective's own reconstruction, one draw of the latents.
         """
         was_training = self.training
         self.eval()
-        sums = {"reconstruction": 0.0, "mse": 0.0, "kl": 0.0}
-        for images in self._observed(validation):
+        sums = dict.fromkeys(("reconstruction", "mse", "kl", "reconstruction_drawn"), 0.0)
+        device = self.centroids.device
+        generator = torch.Generator(device).manual_seed(self.config.pose_seed)
+        for rows in torch.split(torch.arange(len(validation)), CHUNK):
+            batch = {name: value.to(device) for name, value in self.batch(validation, rows, torch.Generator()).items()}
+            images = batch["observed"]
             rebuilt, kl = self.rebuild(images)
+            sums["reconstruction_drawn"] += len(rows) * float(self.loss(batch, generator)["reconstruction"])
             sums["reconstruction"] += float(cross_entropy(images, rebuilt).sum())
             sums["mse"] += float(((images - rebuilt) ** 2).flatten(1).mean(1).sum())
             sums["kl"] += float(kl.sum())

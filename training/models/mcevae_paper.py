@@ -14,6 +14,7 @@ and code differ, the code is followed:
    coordinates at once and pulls each towards N(1,1) with weight 1 / n_C: 0.5 ((z_c - 1)^2 - 1 - log sigma^2) / n_C.
    That is kept (the code's own expression is this minus n_C / 2). There is no assignment to a cluster in it, so the
    clusters here are those of k-means, k = n_C, on the means of z_c of the training set, found after training.
+   `content_prior: gaussian` is the paper's comparison with a single Gaussian: z_c of N(0,I), its KL at weight 1.
 2. The KL terms take the drawn sample, not its expectation: 0.5 (z^2 - 1 - log sigma^2), and likewise for tau.
 3. Invariance (Eq. 8): CE(x~*, x~) + |z* - z|^2 + |z_c* - z_c|^2, the starred quantities from x under a random M and
    without gradient. Samples are compared, the starred ones too, so the term cannot reach 0; nor can CE(p, p). The
@@ -178,7 +179,8 @@ class MCEVAEPaper(FixedPoseModel):
         else:
             terms["invariance"] = self._invariance(x, content, style, canonical, generator).mean()
         kl = standard_kl(style, style_log_variance) + standard_kl(tau, tau_log_variance)
-        terms |= {"kl": kl.mean(), "kl_content": content_kl(content, content_log_variance).mean()}
+        kl_content = content_kl if self.config.content_prior == "mixture" else standard_kl
+        terms |= {"kl": kl.mean(), "kl_content": kl_content(content, content_log_variance).mean()}
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
     def _invariance(
@@ -242,7 +244,10 @@ class MCEVAEPaper(FixedPoseModel):
         features = self.encoder(images)
         style, content, tau = self.style(features), self.content(features), self.pose_heads(features)
         kl = kl_per_dimension(*style).sum(1) + kl_per_dimension(*tau).sum(1)
-        kl = kl + kl_per_dimension(content[0] - 1, content[1]).mean(1)
+        if self.config.content_prior == "mixture":
+            kl = kl + kl_per_dimension(content[0] - 1, content[1]).mean(1)
+        else:
+            kl = kl + kl_per_dimension(*content).sum(1)
         canonical = self.decode(content[0], style[0])
         return resample(canonical, inverse(exponential(self.config.group, tau[0]))), kl
 

@@ -14,12 +14,13 @@ class MCEVAEPaperConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    metrics: ClassVar[tuple[str, ...]] = ("reconstruction", "mse", "kl")
+    metrics: ClassVar[tuple[str, ...]] = ("reconstruction", "mse", "kl", "reconstruction_drawn")
 
     kind: Literal["mcevae_paper"]
     group: Literal["SO2", "SE2"] = "SO2"
     supervised: bool = Field(False, description="the upright image is the canonical image's target")
     clusters: int = Field(10, ge=1, description="n_C, dimensions of z_c, and the k of k-means after training")
+    content_prior: Literal["mixture", "gaussian"] = Field("mixture", description="of z_c; gaussian: N(0,I)")
     style_dim: int = Field(3, ge=1, description="dimensions of z")
     transforms: int = Field(25, ge=1, description="random M a step in the invariance term; unsupervised only")
     rotation_degrees: float = Field(90.0, ge=0, le=180, description="training images are turned once by U(+-this)")

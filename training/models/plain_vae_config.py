@@ -14,7 +14,7 @@ class PlainVAEConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    metrics: ClassVar[tuple[str, ...]] = ("reconstruction", "mse", "kl")
+    metrics: ClassVar[tuple[str, ...]] = ("reconstruction", "mse", "kl", "reconstruction_drawn")
     supervised: ClassVar[bool] = False
 
     kind: Literal["plain_vae"]
