@@ -28,6 +28,7 @@ __all__ = [
     "one_a_class",
     "save",
     "scatter",
+    "scatter_on",
     "show",
     "tiles",
 ]
@@ -97,12 +98,16 @@ def scatter(points: np.ndarray, labels: Tensor, names: tuple[str, ...], title: s
     """Points [N,2], coloured by class."""
     figure = Figure((6.4, 6), layout="constrained")
     axes = figure.add_subplot()
+    scatter_on(axes, points, labels, names)
+    axes.set_title(title, fontsize=11)
+    axes.legend(markerscale=3, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def scatter_on(axes: Axes, points: np.ndarray, labels: Tensor, names: tuple[str, ...]) -> None:
     colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
     for label, name in enumerate(names):
         mine = (labels == label).numpy()
         axes.scatter(points[mine, 0], points[mine, 1], s=5, color=colours(label % colours.N), label=name, linewidths=0)
-    axes.set_title(title, fontsize=11)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.legend(markerscale=3, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure

@@ -16,7 +16,7 @@ from training.orientation.views import Limits, limits_of, observe, turned
 from training.plots import ACCENT, SECOND, grid_figure, one_a_class, scatter
 from training.run import LoadedRun
 
-__all__ = ["pose_figures"]
+__all__ = ["pose_figures", "t_sne"]
 
 TSNE_IMAGES = 2000
 MEMBERS = 4  # pictures shown of every cluster
@@ -36,7 +36,8 @@ def pose_figures(run: LoadedRun, data: LabelledImages, seed: int) -> dict[str, F
         some = data.subset(torch.randperm(len(data), generator=generator)[:TSNE_IMAGES])
         shown = observe(some.images.float() / 255, limits.draw(len(some), seed))
         figures["clusters"] = cluster_means(model, shown)
-        figures["tsne-z_c"] = t_sne(latents(model, shown)[0], some.labels, data.class_names, seed)
+        points = t_sne(latents(model, shown)[0], seed)
+        figures["tsne-z_c"] = scatter(points, some.labels, data.class_names, "t-SNE of z_c")
     return figures
 
 
@@ -112,8 +113,10 @@ def cluster_means(model: LatentModel, shown: Tensor) -> Figure:
     return grid_figure(rows, ["mean, decoded", *[""] * MEMBERS], "clusters: the decoded mean, and members as shown")
 
 
-def t_sne(features: Tensor, labels: Tensor, names: tuple[str, ...], seed: int) -> Figure:
-    """t-SNE of the invariant embeddings of turned pictures [N,D], coloured by class."""
+def t_sne(features: Tensor, seed: int) -> np.ndarray:
+    """The map of the invariant embeddings of turned pictures: [N,D] -> [N,2]"""
     perplexity = min(30.0, (len(features) - 1) / 3)
-    points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features.double().numpy())
-    return scatter(points, labels, names, "t-SNE of z_c")
+    points: np.ndarray = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(
+        features.double().numpy()
+    )
+    return points
