@@ -136,7 +136,10 @@ class Fit(Section):
     keep: Literal["best", "last"] = Field(default="last", description="which weights become the model")
     select: str = Field(default="error", description="validation metric that best and patience go by")
     select_mode: Literal["min", "max"] = "min"
-    initial: Path | None = Field(default=None, description="finished run of the same shape whose weights to begin with")
+    initial: Path | None = Field(
+        default=None,
+        description="finished run of the same shape whose weights to begin with; {seed} in it stands for this run's seed",
+    )
     checkpoint_steps: int = Field(default=500, ge=1, description="steps between two checkpoints")
     log_steps: int = Field(default=50, ge=1, description="steps over which the logged terms are averaged")
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
@@ -150,6 +153,11 @@ class Fit(Section):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
         return self
+
+    @property
+    def initial_run(self) -> Path | None:
+        """`initial` of this seed."""
+        return None if self.initial is None else Path(str(self.initial).replace("{seed}", str(self.seed)))
 
 
 # What may differ between a run and its resumption: none of it changes what is computed, rounding apart.

@@ -160,8 +160,8 @@ class Loop:
             self.module.prepare(splits.train)
         except ValueError as error:
             raise DataError(f"{splits.name}: {error}") from error
-        if self.fit.initial is not None:
-            begin_with(self.module, self.fit.initial)
+        if self.fit.initial_run is not None:
+            begin_with(self.module, self.fit.initial_run)
         self.module.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.optimiser = make_optimiser(self.module, self.fit.optimiser)
         self.model, self.stepper = fabric.setup(self.module, self.optimiser)
@@ -226,7 +226,9 @@ class Loop:
             for name, value in batch.items()
         }
         noise = generator(seed, Stream.NOISE, t, rank, device=device)
-        terms: dict[str, Tensor] = self.model.loss(batch, noise, t / self.plan.total_steps)
+        # Without DDP Fabric calls the method itself, past the wrapper that would set the precision.
+        with self.fabric.autocast():
+            terms: dict[str, Tensor] = self.model.loss(batch, noise, t / self.plan.total_steps)
         self.fabric.backward(terms["loss"])
         if self.fit.clip is not None:
             self.fabric.clip_gradients(self.model, self.stepper, max_norm=self.fit.clip, error_if_nonfinite=False)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["THRESHOLD", "rotnet_digits"]
+__all__ = ["THRESHOLD", "as_rotnet_draws", "rotnet_digits"]
 
 THRESHOLD = 0.1
 
@@ -25,10 +25,16 @@ def rotnet_digits(images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     Returns:
         float32 [N,1,S,S] of 0 and 1, and degrees [N]
     """
-    degrees = np.random.default_rng(seed).integers(360, size=len(images))
-    pictures = [_turned(image, float(angle)) for image, angle in zip(images[:, 0].numpy(), degrees, strict=True)]
-    binary = np.stack(pictures)[:, None] >= THRESHOLD * 255
-    return torch.from_numpy(binary.astype(np.float32)), torch.from_numpy(degrees).float()
+    degrees = torch.from_numpy(np.random.default_rng(seed).integers(360, size=len(images))).float()
+    return as_rotnet_draws(images, degrees), degrees
+
+
+def as_rotnet_draws(images: Tensor, degrees: Tensor) -> Tensor:
+    """Digits uint8 [N,1,S,S] turned by whole degrees [N]: float32 [N,1,S,S] of 0 and 1"""
+    pictures = np.empty(images.shape, np.uint8)
+    for picture, image, angle in zip(pictures[:, 0], images[:, 0].numpy(), degrees.tolist(), strict=True):
+        picture[:] = _turned(image, angle)
+    return torch.from_numpy(pictures >= THRESHOLD * 255).float()
 
 
 def _turned(image: np.ndarray, degrees: float) -> np.ndarray:
