@@ -183,9 +183,19 @@ def test_a_loss_that_is_not_finite_ends_the_run(make_config: MakeConfig, tmp_pat
     assert found is None or all(v.isfinite().all() for v in found["model"].values())
 
 
-def test_mixed_precision_and_channels_last_train(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_mixed_precision_and_channels_last_train(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine, computed = EquiVAE.loss, set()
+
+    def loss(*arguments: Any) -> dict[str, torch.Tensor]:
+        computed.add((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+        return genuine(*arguments)
+
+    monkeypatch.setattr(EquiVAE, "loss", loss)
     overrides = ("fit.precision=bf16-mixed", "fit.channels_last=true", "fit.steps=10")
     outcome = train(make_config(*overrides), tmp_path / "run")
+    assert computed == {torch.bfloat16}
     assert math.isfinite(outcome.metrics["elbo"])
     assert all(v.dtype != torch.bfloat16 for v in weights(tmp_path / "run").values())
 
@@ -377,6 +387,10 @@ def test_a_run_can_begin_with_the_weights_of_another(
     before, after = load_run(finished_run).model, load_run(tmp_path / "run").model
     for (name, weight), other in zip(before.named_parameters(), after.parameters(), strict=True):
         assert torch.allclose(weight, other, atol=1e-6), name
+    named = make_config(f"fit.initial={finished_run.parent}/small-{{seed}}", "fit.seed=7")
+    assert named.fit.initial_run == finished_run.parent / "small-7"
+    with pytest.raises(RunError, match=r"small-7 does not exist"):
+        train(named, tmp_path / "named", console=Console(quiet=True))
     with pytest.raises(RunError, match=r"fit.initial: the model of .* has another shape: .*size"):
         train(make_config(*begin, "model.r_dim=5"), tmp_path / "other", console=Console(quiet=True))
     with pytest.raises(RunError, match="does not exist"):
@@ -387,3 +401,5 @@ def test_digests_do_not_change_with_keys_that_came_later(make_config: MakeConfig
     assert make_config("fit.initial=null", "data.canvas=null").digest() == make_config().digest()
     assert make_config("fit.initial=somewhere").digest() != make_config().digest()
     assert make_config("fit.initial=here/run-1").digest() == make_config("fit.initial=there/run-1").digest()
+    by_seed = [make_config("fit.initial=here/run-{seed}", f"fit.seed={seed}").digest() for seed in (1, 2)]
+    assert by_seed[0] == by_seed[1] != make_config("fit.initial=here/run-1").digest()
