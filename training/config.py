@@ -138,7 +138,7 @@ class Fit(Section):
     select_mode: Literal["min", "max"] = "min"
     initial: Path | None = Field(
         default=None,
-        description="finished run of the same shape whose weights to begin with; {seed} in it stands for this run's seed",
+        description="finished run of the same shape whose weights to begin with; {seed} is this run's seed",
     )
     checkpoint_steps: int = Field(default=500, ge=1, description="steps between two checkpoints")
     log_steps: int = Field(default=50, ge=1, description="steps over which the logged terms are averaged")

@@ -153,9 +153,7 @@ class MCEVAEConfig(_Config):
                 "without supervision rotation_degrees must stay below 150: the range alone says what is up"
             )
         if self.rotnet_share and not (self.supervised and self.group == "SO2"):
-            raise ValueError(
-                "rotnet_share needs supervision and group SO2: RotNet's views are turned and told by how much"
-            )
+            raise ValueError("rotnet_share needs supervision and group SO2: RotNet turns digits and tells by how much")
         if self.group == "SO2" and self.shift:
             raise ValueError("group SO2 has no shift: use SE2, or nuisance_shift")
         if self.group != "SIM2" and self.scale:
