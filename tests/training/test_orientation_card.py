@@ -164,6 +164,14 @@ def test_model_without_latents_has_the_lines_that_need_none(finish_pose_run: Cal
     assert not {name for name in names if name.startswith(("invariance", "clustering"))}
 
 
+def test_a_model_that_finds_no_pose_has_no_line_of_it_fed_back(finish_pose_run: Callable[..., Path]) -> None:
+    values = {"kind": "plain_vae", "method": "beta", "group": "SE2", "shift": 0.1}
+    report = quick(finish_pose_run(values, "reconstruction"), limit=30)
+    assert "recanonicalisation" not in {figure.name for figure in report.figures}
+    assert all(math.isfinite(figure.value) for figure in report.figures)
+    assert report.value("rotation_error_60") == report.value("identity_error_60")
+
+
 def test_export_takes_the_card_into_the_manifest(report: Report, loaded: LoadedRun) -> None:
     metrics = export._metrics(loaded)["evaluation-validation"]
     assert metrics["rotation_error_60"]["value"] == report.value("rotation_error_60")

@@ -270,8 +270,9 @@ class PoseEvaluation:
         self.add("reconstruction_mse", float(F.mse_loss(rebuilt, shown)), "", how)
         again = poses(self.model, seen.rectified)
         first, second = (pose.coefficients.norm(dim=1).median() for pose in (seen.pose, again))
-        how = "rectified pictures fed back: median norm of the coefficients over the first ones'"
-        self.add("recanonicalisation", 100 * float(second / first), "%", how)
+        if first > 0:  # a model that finds no pose has nothing to take back
+            how = "rectified pictures fed back: median norm of the coefficients over the first ones'"
+            self.add("recanonicalisation", 100 * float(second / first), "%", how)
 
     # --- clusters -------------------------------------------------------------------------------------------------
 
