@@ -19,7 +19,6 @@ import onnx
 import onnxruntime
 import torch
 from onnxscript.optimizer import optimize, remove_unused_nodes
-from onnxscript.rewriter import rewrite
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
@@ -72,9 +71,9 @@ def export_graphs(capabilities: Mapping[Capability, Graph], spec: InputSpec) -> 
     contents: dict[str, bytes] = {}
     parity: dict[Capability, float] = {}
     golden: dict[str, Any] = {}  # Any: numpy's stub takes the names of **arrays for its own options
+    protos = _protos(capabilities, spec)
     for capability, graph in capabilities.items():
-        graph.cpu().eval()
-        data = _to_onnx(graph, spec)
+        data = protos[capability].SerializeToString()
         _check_graph(capability, data, graph)
         parity[capability] = _parity(capability, data, graph, pictures)
         inputs, outputs = _run_torch(graph, pictures, GOLDEN_CASES)
@@ -96,7 +95,32 @@ def digit_pictures(spec: InputSpec, count: int) -> Tensor:
     return resized.expand(-1, spec.channels, -1, -1).contiguous()
 
 
-def _to_onnx(graph: Graph, spec: InputSpec) -> bytes:
+def _protos(capabilities: Mapping[Capability, Graph], spec: InputSpec) -> dict[Capability, onnx.ModelProto]:
+    """A graph whose outputs another one has too is cut out of it: the exporter takes seconds for each."""
+    protos: dict[Capability, onnx.ModelProto] = {}
+    for capability, graph in sorted(capabilities.items(), key=lambda entry: -len(entry[1].outputs)):
+        graph.cpu().eval()
+        wholes = (
+            protos[name]
+            for name in protos
+            if capabilities[name].inputs == graph.inputs and set(graph.outputs) <= set(capabilities[name].outputs)
+        )
+        whole = next(wholes, None)
+        protos[capability] = _to_onnx(graph, spec) if whole is None else _part(whole, graph.outputs)
+    return protos
+
+
+def _part(whole: onnx.ModelProto, outputs: tuple[str, ...]) -> onnx.ModelProto:
+    """What some of a graph's outputs take of it."""
+    part = onnx.ModelProto()
+    part.CopyFrom(whole)
+    del part.graph.output[:]
+    part.graph.output.extend(value for name in outputs for value in whole.graph.output if value.name == name)
+    remove_unused_nodes(part)
+    return part
+
+
+def _to_onnx(graph: Graph, spec: InputSpec) -> onnx.ModelProto:
     # A batch of 1 would be taken for a constant.
     pictures = torch.rand(3 * len(graph.inputs), spec.channels, spec.height, spec.width)
     example = tuple(_inputs(graph, pictures, 3).values())
@@ -110,18 +134,19 @@ def _to_onnx(graph: Graph, spec: InputSpec) -> bytes:
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
             dynamic_shapes=tuple({0: torch.export.Dim("N")} for _ in graph.inputs),
+            optimize=False,  # _simplified does
             verbose=False,
         )
         assert program is not None  # None comes back only where a file name was given
         proto = _simplified(program.model_proto)
-    return _stripped(proto).SerializeToString()
+    return _stripped(proto)
 
 
 def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
     """With what depends on weights alone worked out, however large it is: the exporter keeps convolutions apart from
     batch norms where a weight is reshaped. And without shapes that are computed, see `_expand_by_constants`.
     """
-    proto = rewrite(optimize(proto, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE))
+    proto = optimize(proto, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
     _expand_by_constants(proto)
     remove_unused_nodes(proto)
     return proto

@@ -44,11 +44,16 @@ def draw_photograph(picture: np.ndarray, height: int, width: int, rng: np.random
     page = draw_page(picture, height, width, rng)
     across, down = rng.uniform(-1, 1, 2)
     reach = abs(across) + abs(down)
-    shade = (across / reach * np.linspace(-1, 1, width) + down / reach * np.linspace(-1, 1, height)[:, None] + 1) / 2
-    light = 1 - shade.astype(np.float32) * (1 - rng.uniform(*DARKEST))
-    seen = page * light + NOISE * rng.standard_normal(page.shape, np.float32)
+    columns, rows = (np.linspace(-1, 1, size, dtype=np.float32) for size in (width, height))
+    shade = np.float32(across / reach) * columns + np.float32(down / reach) * rows[:, None]  # -1 to 1
+    loss = np.float32(1 - rng.uniform(*DARKEST)) / 2
+    # In place: a photograph has tens of millions of bytes.
+    seen = rng.standard_normal(page.shape, np.float32)
+    seen *= NOISE
+    seen += page * (1 - loss - loss * shade)
+    np.clip(np.rint(seen, out=seen), 0, 255, out=seen)
     file = io.BytesIO()
-    Image.fromarray(seen.round().clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(seen.astype(np.uint8)).save(file, "JPEG", quality=JPEG_QUALITY)
     return np.asarray(Image.open(file))
 
 

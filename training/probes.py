@@ -76,7 +76,7 @@ def fit_classifier(
         inputs: uint8 pixels [N,C,H,W] or float features [N,D], on the network's device.
         labels: int64 [N]
     """
-    optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=1e-2)
+    optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=1e-2, fused=True)
     network.train()
     for step in range(steps):
         for group in optimiser.param_groups:

@@ -32,11 +32,11 @@ SMALL: dict[str, Any] = {
     "kind": "symmetry",
     "rotation_degrees": 30,
     "z_dim": 8,
-    "modes": 3,
+    "modes": 2,
     "samples": 5,
-    "encoder": {"radii": 6, "angles": 64, "width": 24, "kernel": 3, "dilations": [1, 2], "hidden": 32},
+    "encoder": {"radii": 6, "angles": 64, "width": 24, "kernel": 3, "dilations": [1], "hidden": 32},
     "decoder": {"hidden": 48, "filters": [12, 12, 8]},
-    "flow": {"features": [24, 8], "hidden": [16], "bins": 8, "transforms": 2},
+    "flow": {"features": [24, 8], "hidden": [16], "bins": 8, "transforms": 1},
 }
 
 

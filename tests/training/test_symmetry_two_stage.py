@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {
     "rotation_degrees": 30,
     "modes": 3,
     "samples": 4,
-    "encoder": {"radii": 6, "angles": 64, "width": 24, "kernel": 3, "dilations": [1, 2]},
+    "encoder": {"radii": 6, "angles": 64, "width": 24, "kernel": 3, "dilations": [1]},
     "scale_filters": [8, 16],
     "flow": {"features": [24, 8], "hidden": [16], "bins": 8, "transforms": 1},
 }
