@@ -1,4 +1,4 @@
-"""The README's requests are sent, every command in order, and every answer compared."""
+"""The requests of README and docs/upright.md are sent, in order, and every answer compared."""
 
 import json
 import math
