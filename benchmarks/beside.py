@@ -2,10 +2,12 @@
 
     python -m benchmarks.beside [--seconds 3] [--repeats 3] [--only canonicalize large ...] [--json results/beside.json]
 
-- canonicalize: `/canonicalize` of a picture of the model's own size, and `/classify` of the same picture.
+- canonicalize: `/canonicalize` of a picture of the model's own size, and `/classify` of the same picture, with the
+  parts of a request's time by the service's own metrics; the rest of its CPU time is HTTP.
 - large: `/classify` alone, and while ten pictures of 12 megapixels wait, one of them always in the pool's one thread.
 - models: `/classify` with 1, 2, 8 and 32 models loaded, copies of one.
 - idle: `/classify` beside 1, 10, 100 and 1,000 connections that are open and say nothing.
+- minutes: `/classify` for ten minutes without a pause, minute by minute.
 - batch: JSON batches of 256 PNG files over one connection, and where their time goes by the answers' Server-Timing.
 - tensors: binary tensors of 256 images through the inference protocol beside ONNX Runtime alone, see `tensors.py`.
 - refuse: refusing everything beside a bare uvicorn that answers a constant, see `overload.py`.
@@ -55,11 +57,34 @@ def canonicalize(bench: "Bench") -> list[Row]:
     poses = bench.arguments.poses
     with bench.serving(bench.folder.parent.name, poses) as target:
         other = replace(target, server=replace(target.server, path=f"/canonicalize?model={poses}"))
-        rows = bench.alternate({"/classify": target, f"/canonicalize, {poses}": other})
+        targets = {"/classify": target, f"/canonicalize, {poses}": other}
+        rows = bench.alternate(targets)
+        for row, asked in zip(rows, targets.values(), strict=True):
+            before = target.metrics()
+            asked.measure(CLIENTS, bench.arguments.seconds)
+            row |= parts(before, target.metrics())
     graphs = [(bench.folder, "classify"), (model_folder(bench.store, poses, "canonicalize"), "canonicalize")]
     for row, (folder, graph) in zip(rows, graphs, strict=True):
-        row["graph alone at batch 32, us"] = graph_microseconds(folder, 32, graph=graph)
+        for size in (8, 32):
+            row[f"graph alone at batch {size}, us"] = graph_microseconds(folder, size, graph=graph)
     return rows
+
+
+def parts(before: dict[str, float], after: dict[str, float]) -> Row:
+    """Microseconds of a picture in the stages that the service measures between two looks at its metrics, which are CPU
+    time where it has a core to itself and waits for nothing; and the pictures of a batch.
+    """
+    found = {name: value - before.get(name, 0.0) for name, value in after.items()}
+
+    def total(metric: str) -> float:
+        return sum(value for name, value in found.items() if name.startswith(metric))
+
+    pictures = total("equipoise_batch_images_sum")
+    stages = {name: f'equipoise_stage_duration_seconds_sum{{stage="{name}"}}' for name in ("decode", "warp", "encode")}
+    seconds = {name: total(metric) for name, metric in stages.items()}
+    seconds["graph"] = total("equipoise_batch_duration_seconds_sum")
+    row: Row = {f"{name}, us": value / pictures * 1e6 for name, value in seconds.items()}
+    return row | {"pictures a batch": pictures / total("equipoise_batch_images_count")}
 
 
 def large(bench: "Bench") -> list[Row]:
@@ -105,6 +130,12 @@ def idle(bench: "Bench") -> list[Row]:
                 with _open(target.port, count):
                     runs.append(bench.measure(target))
     return [bench.row(f"{count} idle connections", runs) for count, runs in samples.items()]
+
+
+def minutes(bench: "Bench") -> list[Row]:
+    with bench.serving(bench.folder.parent.name) as target:
+        target.measure(CLIENTS, 1.0)  # warm
+        return [bench.row(f"minute {minute}", [target.measure(CLIENTS, 60.0)]) for minute in range(1, 11)]
 
 
 @contextmanager
@@ -193,7 +224,7 @@ def _is_ready(port: int) -> bool:
 
 
 PARTS: dict[str, Callable[["Bench"], list[Row]]] = {
-    part.__name__: part for part in (canonicalize, large, models, idle, batch, tensors, start, refuse)
+    part.__name__: part for part in (canonicalize, large, models, idle, minutes, batch, tensors, start, refuse)
 }
 
 

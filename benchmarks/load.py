@@ -144,6 +144,12 @@ class Target:
                 time.sleep(0.2)
         raise SystemExit(f"{self.server.name} did not answer within {START_SECONDS:.0f} s")
 
+    def metrics(self) -> dict[str, float]:
+        """What ours says at /metrics, by name and labels as they are written there."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as response:
+            lines = [line for line in response.read().decode().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
     def measure(self, clients: int, seconds: float) -> Sample:
         before = cpu_seconds(self.process.pid)
         result = wrk(

@@ -78,9 +78,12 @@ class Sample:
 
 @dataclass
 class Soak:
-    """What happened. statuses: by kind of traffic. wrong: answers and failures that should not have been."""
+    """What happened. statuses: by kind of traffic. good_by_quarter: good requests answered in each quarter of the time,
+    whose clients ask again 2 ms later. wrong: answers and failures that should not have been.
+    """
 
     statuses: dict[str, Counter[str]] = field(default_factory=dict)
+    good_by_quarter: list[int] = field(default_factory=lambda: [0] * 4)
     wrong: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     swaps: int = 0
@@ -132,6 +135,7 @@ class Traffic:
         self._png = png
         self._soak = soak
         self._start = time.monotonic()
+        self._seconds = seconds
         self._end = self._start + seconds
 
     def overloaded(self) -> bool:
@@ -163,6 +167,8 @@ class Traffic:
         while self._on():
             # What began before the overload may end in it, and its queue outlives it.
             await self._ask(connection, "good", draw.choice(requests), (200, 429, 504))
+            quarter = int(4 * (time.monotonic() - self._start) / self._seconds)
+            self._soak.good_by_quarter[min(quarter, 3)] += 1  # the last one may end after the time
             await asyncio.sleep(0.002)
         connection.close()
 
@@ -237,7 +243,7 @@ def swap(scratch: Path, folder: Path, soak: Soak, stop: threading.Event) -> None
 
 
 def take_sample(target: Target, start: float) -> Sample:
-    metrics = _metrics(target)
+    metrics = target.metrics()
     process = Path(f"/proc/{target.process.pid}")
     return Sample(
         seconds=round(time.monotonic() - start, 1),
@@ -247,18 +253,6 @@ def take_sample(target: Target, start: float) -> Sample:
         tasks=int(metrics["equipoise_event_loop_tasks"]),
         series=len(metrics),
     )
-
-
-def _metrics(target: Target) -> dict[str, float]:
-    connection = Connection(target.port)
-
-    async def ask() -> bytes:
-        body = (await connection.ask(Request("/metrics", method="GET")))[2]
-        connection.close()
-        return body
-
-    lines = [line for line in asyncio.run(ask()).decode().splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
 def judge(soak: Soak, left: dict[str, float], before: Sample, after: Sample) -> list[str]:
@@ -302,7 +296,7 @@ def run(minutes: float) -> dict[str, Any]:
             stop.set()
             swapping.join()
             time.sleep(3)
-            after, metrics = take_sample(target, start), _metrics(target)
+            after, metrics = take_sample(target, start), target.metrics()
             alive = target.process.poll() is None
     left = {name: metrics[f"equipoise_{name}"] for name in ("accepted_images", "accepted_bytes")}
     left["other_requests_in_flight"] = metrics["equipoise_requests_in_flight"] - 1
@@ -311,6 +305,7 @@ def run(minutes: float) -> dict[str, Any]:
         "minutes": minutes,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[1]:.1f} over five minutes",
         "answers": {kind: dict(sorted(found.items())) for kind, found in soak.statuses.items()},
+        "good_by_quarter": soak.good_by_quarter,
         "swaps": soak.swaps,
         "wrong": soak.wrong[:20],
         "failed": failed,

@@ -102,3 +102,14 @@ def test_a_batch_says_where_its_time_goes(tiny_store: Path, tmp_path: Path) -> N
     assert 0 < parts <= row["total, us a picture"]
     assert row["pictures/s"] > 0
     assert beside.table([row]).count("\n") == 2
+
+
+def test_the_service_says_where_the_time_of_a_picture_goes(tiny_store: Path) -> None:
+    folder = tiny_store / "tiny" / "1"
+    with running(contenders.ours(folder), Cores(), serving.picture(folder)) as target:
+        before = target.metrics()
+        for _ in range(3):
+            target.first_answer()
+        row = beside.parts(before, target.metrics())
+    assert row["pictures a batch"] == 1 and row["warp, us"] == 0
+    assert all(0 < row[f"{stage}, us"] < 1e6 for stage in ("decode", "encode", "graph"))
