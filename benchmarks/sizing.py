@@ -1,12 +1,12 @@
-"""How many cores, how much memory and what cost a load takes, from what a core was measured to do.
+"""How many cores, how much memory and what cost a load takes, and from which load on a GPU can pay, from measurements.
 
-    python -m benchmarks.sizing measure --json results/sizing.json      (about a minute; needs wrk)
-    python -m benchmarks.sizing plan results/serving.json results/sizing.json --per-day 1e6 1e8 1e10
+    python -m benchmarks.sizing measure --json results/sizing.json      (about two minutes; needs wrk)
+    python -m benchmarks.sizing plan results/sizing.json --per-day 1e6 1e8 1e10
 
-A core's rate is one over the service's own CPU time a request, which depends little on what else the machine does.
-`/classify` is taken from the comparison with other servers (benchmarks/serving.py), the other requests are measured
-here. A plan keeps cores at `--utilisation` at the daily peak, has at least two replicas and one to spare, and takes
-prices as options: the defaults are of the order of a cloud's list prices and are there to be replaced.
+A core's rate is one over the service's own CPU time a request, which depends little on what else the machine does. A
+plan keeps cores at `--utilisation` at the daily peak, has at least two replicas and one to spare, and takes prices as
+options: the defaults are of the order of a cloud's list prices and are there to be replaced. A GPU takes the graph off
+the cores and nothing else; what it needs for that itself, copies included, is `--gpu-rate`.
 """
 
 import argparse
@@ -21,37 +21,69 @@ from pathlib import Path
 
 from benchmarks import contenders
 from benchmarks.load import ROOT, Cores, running
-from benchmarks.serving import model_folder
+from benchmarks.serving import graph_microseconds, model_folder, picture
 
 SECONDS_A_DAY = 86_400
-SERVING = "/classify, 28 x 28 PNG"  # the request of benchmarks/serving.py
-REQUESTS = {
-    "/embed, 8 x 8 PNG, enlarged": ("/embed", "digit-7.png", "image/png"),
-    "/transform, 8 x 8 PNG, enlarged": ("/transform", "digit-7.png", "image/png"),
-    "/canonicalize, 8 x 8 PNG, enlarged": ("/canonicalize", "digit-7.png", "image/png"),
-    "/classify, 1200 x 900 JPEG": ("/classify", "page-3.jpg", "image/jpeg"),
-}
 CLIENTS = 32
+GRAPH_BATCH = 32  # a core's best: what is to be saved is not overstated
+
+
+@dataclass(frozen=True)
+class Request:
+    """picture: a file of examples/, or None for one of the model's own size."""
+
+    name: str
+    model: str
+    graph: str
+    picture: str | None = None
+
+    @property
+    def path(self) -> str:
+        return f"/{self.graph}?model={self.model}"
+
+    def body(self, folder: Path) -> bytes:
+        return picture(folder) if self.picture is None else (ROOT / "examples" / self.picture).read_bytes()
+
+
+REQUESTS = [
+    Request("/classify, 28 x 28 PNG", "equivae-mnist", "classify"),
+    Request("/embed, 8 x 8 PNG, enlarged", "equivae-mnist", "embed", "digit-7.png"),
+    Request("/transform, 8 x 8 PNG, enlarged", "mcevae-mnist-se2", "transform", "digit-7.png"),
+    Request("/canonicalize, 8 x 8 PNG, enlarged", "mcevae-mnist-se2", "canonicalize", "digit-7.png"),
+    Request("/classify, 1200 x 900 JPEG", "equivae-mnist", "classify", "page-3.jpg"),
+]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """cpu_us: CPU time a request, microseconds. memory_mb: of a replica after the load (PSS)."""
+    """cpu_us: CPU time a request, microseconds, of which the graph takes graph_us. memory_mb: of a replica after the
+    load (PSS).
+    """
 
     request: str
     cpu_us: float
+    graph_us: float
     memory_mb: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.graph_us < self.cpu_us:
+            raise ValueError(f"{self.request}: the graph's time must be above 0 and below the request's")
 
     @property
     def per_core(self) -> float:
         """Requests/s of one core that does nothing else."""
         return 1e6 / self.cpu_us
 
+    @property
+    def beside_gpu(self) -> float:
+        """The same where a GPU runs the graph."""
+        return 1e6 / (self.cpu_us - self.graph_us)
+
 
 @dataclass(frozen=True)
 class Assumptions:
-    """peak: the busiest second over the mean one. core_price, gpu_price: an hour. gpu_rate: pictures/s of one GPU
-    replica, 0 where nobody has measured it.
+    """peak: the busiest second over the mean one. core_price, gpu_price: an hour. gpu_rate: graphs/s of a GPU, 0 where
+    nobody has measured it: two are then enough.
     """
 
     utilisation: float = 0.6
@@ -70,13 +102,16 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Plan:
+    """cost_a_day: of cores alone. cost_with_gpus: of fewer cores and of the GPUs that run the graphs."""
+
     per_day: float
     peak_rate: float
     replicas: int
     cores: int
     memory_gb: float
     cost_a_day: float
-    gpus: int | None
+    gpus: int
+    cost_with_gpus: float
 
     @property
     def cost_a_million(self) -> float:
@@ -92,10 +127,11 @@ def plan(measured: Measured, assumed: Assumptions, per_day: float) -> Plan:
     if per_day <= 0:
         raise ValueError("per_day must be above 0")
     peak_rate = per_day / SECONDS_A_DAY * assumed.peak
-    of_a_replica = measured.per_core * assumed.replica_cores * assumed.utilisation
-    replicas = max(2, math.ceil(peak_rate / of_a_replica) + 1)
+    used = assumed.utilisation
+    replicas = _with_a_spare(peak_rate, measured.per_core * assumed.replica_cores * used)
+    beside = _with_a_spare(peak_rate, measured.beside_gpu * assumed.replica_cores * used)
+    gpus = _with_a_spare(peak_rate, assumed.gpu_rate * used) if assumed.gpu_rate else 2
     cores = replicas * assumed.replica_cores
-    gpus = max(2, math.ceil(peak_rate / (assumed.gpu_rate * assumed.utilisation)) + 1) if assumed.gpu_rate else None
     return Plan(
         per_day=per_day,
         peak_rate=peak_rate,
@@ -104,52 +140,67 @@ def plan(measured: Measured, assumed: Assumptions, per_day: float) -> Plan:
         memory_gb=replicas * measured.memory_mb / 1e3,
         cost_a_day=cores * assumed.core_price * 24,
         gpus=gpus,
+        cost_with_gpus=(beside * assumed.replica_cores * assumed.core_price + gpus * assumed.gpu_price) * 24,
     )
 
 
-def break_even_rate(measured: Measured, assumed: Assumptions) -> float:
-    """Whole requests/s that a GPU replica must do to cost no more than the cores that do the same. A GPU runs the graph
-    alone: decoding, framing and HTTP stay on the cores that the replica has beside it.
-    """
-    return assumed.gpu_price / assumed.core_price * measured.per_core
+def _with_a_spare(rate: float, of_one: float) -> int:
+    return max(2, math.ceil(rate / of_one) + 1)
+
+
+def gpu_pays_from(measured: Measured, assumed: Assumptions) -> float:
+    """Pictures a day whose graphs, at the peak, keep as many cores busy as two GPUs cost. Fewer never pay."""
+    cores = 2 * assumed.gpu_price / assumed.core_price
+    return cores * assumed.utilisation / (measured.graph_us * 1e-6) / assumed.peak * SECONDS_A_DAY
 
 
 def table(plans: list[Plan]) -> str:
-    lines = ["| pictures a day | peak a second | replicas | cores | memory, GB | cost a day | cost a million | GPUs |"]
-    lines.append("|---" * 8 + "|")
+    lines = [
+        "| pictures a day | peak a second | replicas | cores | memory, GB | cost a day | cost a million | "
+        "with GPUs: so many | cost a day |"
+    ]
+    lines.append("|---" * 9 + "|")
     for each in plans:
-        gpus = "not measured" if each.gpus is None else f"{each.gpus:,}"
         lines.append(
             f"| {each.per_day:,.0f} | {each.peak_rate:,.0f} | {each.replicas:,} | {each.cores:,} | "
-            f"{each.memory_gb:,.1f} | {each.cost_a_day:,.2f} | {each.cost_a_million:,.4f} | {gpus} |"
+            f"{each.memory_gb:,.1f} | {each.cost_a_day:,.2f} | {each.cost_a_million:,.4f} | "
+            f"{each.gpus:,} | {each.cost_with_gpus:,.2f} |"
         )
     return "\n".join(lines)
 
 
+def verdict(measured: Measured, assumed: Assumptions) -> str:
+    """What a GPU adds to a core, and from which load on it can pay."""
+    per_day = gpu_pays_from(measured, assumed)
+    rate = per_day / SECONDS_A_DAY * assumed.peak
+    return (
+        f"The graph takes {measured.graph_us:,.0f} of {measured.cpu_us:,.0f} us: beside a GPU a core answers at most "
+        f"{measured.cpu_us / (measured.cpu_us - measured.graph_us):.2f} times as many requests. It can pay from "
+        f"{per_day:,.0f} pictures a day on, {rate:,.0f} a second at the peak."
+    )
+
+
 def read(path: Path) -> list[Measured]:
-    """What `measure` wrote, or the service's row of `benchmarks.serving --json` with the most clients."""
-    content = json.loads(path.read_text())
-    if "measured" in content:
-        return [Measured(**row) for row in content["measured"]]
-    by_clients = content["servers"]["Equipoise"]
-    ours = by_clients[max(by_clients, key=int)]
-    cpu_us, memory = ours["cpu_us"], ours["pss_mb"]
-    return [Measured(SERVING, cpu_us, memory)]
+    """What `measure` wrote."""
+    return [Measured(**row) for row in json.loads(path.read_text())["measured"]]
 
 
 def measure(store: Path, seconds: float, repeats: int) -> list[Measured]:
     """Medians over runs on one core, with all models of the store loaded."""
-    ours, cores, found = contenders.ours(model_folder(store, None)), Cores(), []
-    for request, (path, file, content_type) in REQUESTS.items():
-        server = dataclasses.replace(ours, path=path, content_type=content_type, read=_anything)
-        with running(server, cores, (ROOT / "examples" / file).read_bytes()) as target:
+    cores, found = Cores(), []
+    for request in REQUESTS:
+        folder = model_folder(store, request.model, request.graph)
+        server = dataclasses.replace(contenders.ours(model_folder(store, None)), path=request.path, read=_anything)
+        content_type = "image/jpeg" if (request.picture or "").endswith(".jpg") else "image/png"
+        with running(dataclasses.replace(server, content_type=content_type), cores, request.body(folder)) as target:
             target.measure(CLIENTS, 1.0)  # warm
             runs = [target.measure(CLIENTS, seconds) for _ in range(repeats)]
         if any(run.not_2xx for run in runs):
-            raise SystemExit(f"{request}: not every answer was good")
+            raise SystemExit(f"{request.name}: not every answer was good")
+        graph_us = graph_microseconds(folder, GRAPH_BATCH, graph=request.graph)
         cpu_us, memory = (statistics.median(getattr(run, name) for run in runs) for name in ("cpu_us", "pss_mb"))
-        found.append(Measured(request, round(cpu_us, 1), round(memory, 1)))
-        print(f"{request}: {cpu_us:.0f} us, {1e6 / cpu_us:,.0f} a second and core, {memory:.0f} MB")
+        found.append(Measured(request.name, round(cpu_us, 1), round(graph_us, 1), round(memory, 1)))
+        print(f"{request.name}: {cpu_us:.0f} us, the graph {graph_us:.0f}; {memory:.0f} MB")
     return found
 
 
@@ -166,7 +217,7 @@ def main() -> None:
     measuring.add_argument("--repeats", type=int, default=3)
     measuring.add_argument("--json", type=Path, required=True)
     planning = commands.add_parser("plan")
-    planning.add_argument("measured", type=Path, nargs="+")
+    planning.add_argument("measured", type=Path)
     planning.add_argument("--per-day", type=float, nargs="+", default=[1e6, 1e8, 1e10])
     for known in dataclasses.fields(Assumptions):
         kind = type(known.default)
@@ -179,11 +230,10 @@ def main() -> None:
         return
     try:
         assumed = Assumptions(**{each.name: getattr(options, each.name) for each in dataclasses.fields(Assumptions)})
-        for measured in [row for path in options.measured for row in read(path)]:
+        for measured in read(options.measured):
             print(f"**{measured.request}**: {measured.per_core:,.0f} a second and core\n")
             print(table([plan(measured, assumed, per_day) for per_day in options.per_day]))
-            rate = break_even_rate(measured, assumed)
-            print(f"\nA GPU pays where one replica with it answers {rate:,.0f} a second, decoding included.\n")
+            print(f"\n{verdict(measured, assumed)}\n")
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
 
