@@ -176,8 +176,12 @@ def verdict(measured: Measured, assumed: Assumptions) -> str:
     return (
         f"The graph takes {measured.graph_us:,.0f} of {measured.cpu_us:,.0f} us: beside a GPU a core answers at most "
         f"{measured.cpu_us / (measured.cpu_us - measured.graph_us):.2f} times as many requests. It can pay from "
-        f"{per_day:,.0f} pictures a day on, {rate:,.0f} a second at the peak."
+        f"{_two_digits(per_day)} pictures a day on, {_two_digits(rate)} a second at the peak."
     )
+
+
+def _two_digits(number: float) -> str:
+    return f"{float(f'{number:.2g}'):,.0f}"
 
 
 def read(path: Path) -> list[Measured]:

@@ -33,6 +33,7 @@ def full(tiny_store: Path, serve: Callable[..., str], gate: threading.Event) -> 
         held = pool.submit(post, url)
         deadline = time.monotonic() + 10
         while "equipoise_accepted_images 1.0" not in httpx.get(f"{url}/metrics", trust_env=False).text:
+            assert not held.done(), held.result()
             assert time.monotonic() < deadline
             time.sleep(0.01)
         yield url
