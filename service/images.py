@@ -145,5 +145,8 @@ def is_tiny(samples: npt.NDArray[np.generic]) -> bool:
 
 
 def _problem(error: PictureError) -> Problem:
-    """The problem of the same fault; what it stands beside keeps no frames alive that hold it."""
+    """The problem of the same fault. It is raised beside `error`, which must not lead to the frames of its own cause:
+    they hold all pictures of a request, and with them this problem in its place.
+    """
+    error.__cause__ = error.__context__ = None
     return _PROBLEMS[type(error)](str(error))
