@@ -35,7 +35,7 @@ format: $(VENV)/.test
 
 train: $(VENV)/.train  ## from nothing to a new version of equivae-digits in model_store, about two minutes
 	$(bin)/python -m training train training/configs/equivae-digits.yaml --run $(RUNS)/equivae-digits --restart
-	$(bin)/python -m training evaluate $(RUNS)/equivae-digits --photographs 20
+	$(bin)/python -m training evaluate $(RUNS)/equivae-digits --photographs 0
 	$(bin)/python -m training export $(RUNS)/equivae-digits --to $(STORE)
 
 bench: $(VENV)/.serve  ## this service beside plain FastAPI, each on one core, wrk on another
