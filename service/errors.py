@@ -4,7 +4,7 @@ An error is raised where the fact is known and becomes an HTTP answer in one pla
 title and status never change; what happened this time stands in `detail`, machine-readable facts in extension members.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import orjson
 
@@ -25,6 +25,13 @@ class Problem(Exception):
         self.detail = detail
         self.headers = headers or {}
         self.extensions = extensions
+
+    def alone(self) -> Self:
+        """Itself without what led to it, to stand in the place of a picture. The frames there hold the list it stands
+        in, a circle that keeps every picture of the request until the garbage collector comes, which is seldom.
+        """
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
 
     def document(self, request_id: str | None = None) -> dict[str, Any]:
         """The members of RFC 9457, section 3.1, then the extensions."""

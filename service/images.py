@@ -83,7 +83,7 @@ def accept(data: bytes, limits: PictureLimits) -> EncodedPicture:
     try:
         return read_header(data, limits=limits)
     except PictureError as error:
-        raise _problem(error.with_traceback(None)) from None
+        raise _problem(error) from None
 
 
 def decoding_cost(encoded: Sequence[EncodedPicture | Problem]) -> tuple[int, int]:
@@ -108,7 +108,7 @@ def to_input(
     try:
         picture = encoded.decode(apply_exif=options.exif == "apply", keep_original=keep_original)
     except PictureError as error:
-        raise _problem(error.with_traceback(None)) from None
+        raise _problem(error) from None
     prepared = prepare(
         picture.pixels, manifest.input, manifest.preprocessing, polarity=options.polarity, fit=options.fit
     )
@@ -145,8 +145,5 @@ def is_tiny(samples: npt.NDArray[np.generic]) -> bool:
 
 
 def _problem(error: PictureError) -> Problem:
-    """The problem of the same fault. It is raised beside `error`, which must not lead to the frames of its own cause:
-    they hold all pictures of a request, and with them this problem in its place.
-    """
-    error.__cause__ = error.__context__ = None
+    """The problem of the same fault."""
     return _PROBLEMS[type(error)](str(error))

@@ -192,7 +192,7 @@ class Inference:
             try:
                 accepted.append(picture if isinstance(picture, Problem) else images.accept(picture, self.limits))
             except Problem as problem:
-                accepted.append(problem.with_traceback(None))  # whose frames hold this list
+                accepted.append(problem.alone())
         return accepted
 
     async def pooled(self, call: Call, work: Callable[..., Result], *arguments: Any) -> Result:
@@ -284,5 +284,5 @@ def _prepare_all(
                 else images.to_input(picture, model.manifest, options, keep_original=keep_original)
             )
         except Problem as problem:
-            prepared.append(problem.with_traceback(None))
+            prepared.append(problem.alone())
     return prepared

@@ -158,7 +158,7 @@ class RequestEdge:
             await self._app(scope, receive, send_marked)
         except Problem as problem:
             # without the frames that hold what has arrived of the body
-            await self._answer(problem.with_traceback(None), call, scope, receive, send_marked)
+            await self._answer(problem.alone(), call, scope, receive, send_marked)
         except CallerGone:
             call.status = 499  # nobody hears it: the metrics alone
         except Exception as error:

@@ -90,7 +90,7 @@ def _plan(
             canvases = [upright.variant(item.original, item.frame, matrix) for matrix in found]
             jobs.append(_Job(item, item.original, canvases))
         except Problem as problem:
-            jobs.append(problem.with_traceback(None))
+            jobs.append(problem.alone())
     return jobs
 
 

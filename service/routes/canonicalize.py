@@ -64,7 +64,7 @@ def _plan_all(
             canvas = upright.plan(item.original, item.frame, outputs["modes"][row][options.mode], options, most_pixels)
             jobs.append(_Job(item, item.original, found, outputs["canonical"][row], canvas))
         except Problem as problem:
-            jobs.append(problem)
+            jobs.append(problem.alone())
         row += 1
     return jobs
 

@@ -1,6 +1,5 @@
 """Bytes to model input: every fault becomes its own problem; arrays to pictures and back."""
 
-import struct
 from io import BytesIO
 from typing import Any, get_args
 
@@ -54,17 +53,6 @@ def test_every_fault_has_its_problem(data: bytes, problem: type[errors.Problem])
 def test_every_kind_of_refusal_is_translated() -> None:
     kinds = {kind for kind in vars(picture_header).values() if isinstance(kind, type) and issubclass(kind, Exception)}
     assert set(images._PROBLEMS) == kinds - {picture_header.PictureError}
-
-
-def test_a_refused_picture_keeps_no_frames_alive() -> None:
-    """They would hold every picture of its request until the garbage collector comes, which is seldom."""
-    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in ((256, 8), (257, 8), (258, 3)))
-    tiff = b"II*\0" + struct.pack("<IH", 8, 3) + entries + bytes(4)
-    with pytest.raises(errors.CorruptImage, match="unknown pixel mode") as caught:
-        images.accept(tiff, PictureLimits())
-    error = caught.value.__context__
-    assert error is not None
-    assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
 
 
 def test_pixels_that_end_early_are_noticed_when_decoded() -> None:

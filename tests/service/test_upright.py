@@ -1,7 +1,10 @@
 """Poses and upright pictures over a real socket, from a real graph whose answers are right, of turned pictures."""
 
 import base64
+import gc
 import json
+import struct
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +17,9 @@ from PIL import Image, ImageCms
 from scipy import ndimage
 
 from contract import geometry
+from contract.picture import Original
 from service import schemas
+from service.errors import Problem
 from service.settings import Settings
 from tests.server import running_server
 from tests.service.tiny_pose import SIDE, pointer, write
@@ -461,6 +466,30 @@ def test_a_batch_with_bad_pictures(client: httpx.Client) -> None:
     assert upright_of(results[2]).format == "JPEG"
     bad = client.post("/canonicalize", files=[("images", b"x"), ("images", b"")]).json()["results"]
     assert [list(result) for result in bad] == [["problem"], ["problem"]]
+
+
+def test_a_refused_picture_keeps_no_other_of_its_request_alive(client: httpx.Client) -> None:
+    """The frames of its error hold them all, and it stands among them: a circle until the garbage collector comes."""
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in ((256, 8), (257, 8), (258, 3)))
+    tiff = b"II*\0" + struct.pack("<IH", 8, 3) + entries + bytes(4)  # of a mode that Pillow does not know
+    large = encode(pointer(45, side=200, size=(490, 490)))  # upright past the limit of pixels
+    batch = {"images": [{"data": base64.b64encode(body).decode()} for body in (encode(turned(10)), tiff, large)]}
+
+    def alive() -> int:
+        return sum(isinstance(thing, (Problem, Original)) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        results = client.post("/canonicalize", json=batch).json()["results"]
+        assert ["problem" in result for result in results] == [False, True, True]
+        deadline = time.monotonic() + 5
+        while alive() > before and time.monotonic() < deadline:
+            time.sleep(0.05)  # the request ends a moment after its answer
+        assert alive() <= before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("path", ["/transform", "/canonicalize"])
