@@ -25,7 +25,7 @@ from benchmarks.serving import graph_microseconds, model_folder, picture
 
 SECONDS_A_DAY = 86_400
 CLIENTS = 32
-GRAPH_BATCH = 32  # a core's best: what is to be saved is not overstated
+GRAPH_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Assumptions:
     def __post_init__(self) -> None:
         if not 0 < self.utilisation <= 1:
             raise ValueError(f"utilisation must be above 0 and at most 1, not {self.utilisation:g}")
-        if self.peak < 1 or self.replica_cores < 1 or min(self.core_price, self.gpu_price, self.gpu_rate) < 0:
-            raise ValueError("peak and replica_cores must be at least 1, prices and gpu_rate not negative")
+        if self.peak < 1 or self.replica_cores < 1 or min(self.core_price, self.gpu_price) <= 0 or self.gpu_rate < 0:
+            raise ValueError("peak and replica_cores must be at least 1, prices above 0, gpu_rate not negative")
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,12 @@ def _with_a_spare(rate: float, of_one: float) -> int:
 
 
 def gpu_pays_from(measured: Measured, assumed: Assumptions) -> float:
-    """Pictures a day whose graphs, at the peak, keep as many cores busy as two GPUs cost. Fewer never pay."""
+    """Pictures a day whose graphs, at the peak, keep as many cores busy as two GPUs cost: with fewer no two can pay.
+    Infinite where one GPU, by its rate, does the work of fewer cores than it costs.
+    """
     cores = 2 * assumed.gpu_price / assumed.core_price
+    if assumed.gpu_rate and 2 * assumed.gpu_rate * measured.graph_us * 1e-6 <= cores:
+        return math.inf
     return cores * assumed.utilisation / (measured.graph_us * 1e-6) / assumed.peak * SECONDS_A_DAY
 
 
@@ -171,12 +175,17 @@ def table(plans: list[Plan]) -> str:
 
 def verdict(measured: Measured, assumed: Assumptions) -> str:
     """What a GPU adds to a core, and from which load on it can pay."""
+    adds = (
+        f"The graph takes {measured.graph_us:,.0f} of {measured.cpu_us:,.0f} us: beside a GPU a core answers about "
+        f"{measured.cpu_us / (measured.cpu_us - measured.graph_us):.2f} times as many requests."
+    )
     per_day = gpu_pays_from(measured, assumed)
+    if math.isinf(per_day):
+        return f"{adds} At {assumed.gpu_rate:,.0f} graphs a second it never pays."
     rate = per_day / SECONDS_A_DAY * assumed.peak
     return (
-        f"The graph takes {measured.graph_us:,.0f} of {measured.cpu_us:,.0f} us: beside a GPU a core answers at most "
-        f"{measured.cpu_us / (measured.cpu_us - measured.graph_us):.2f} times as many requests. It can pay from "
-        f"{_two_digits(per_day)} pictures a day on, {_two_digits(rate)} a second at the peak."
+        f"{adds} Two can pay from about {_two_digits(per_day)} pictures a day on, "
+        f"{_two_digits(rate)} a second at the peak."
     )
 
 

@@ -1,13 +1,15 @@
 """The sizing model: arithmetic that a person can check, and refusals of what makes no sense."""
 
+import dataclasses
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.sizing import Assumptions, Measured, gpu_pays_from, plan, read
+from benchmarks.sizing import Assumptions, Measured, gpu_pays_from, plan, read, verdict
 
 ROOT = Path(__file__).parents[2]
 MEASURED = Measured("/classify", cpu_us=500, graph_us=100, memory_mb=150)  # 2,000 a second and core
@@ -43,9 +45,14 @@ def test_where_a_gpu_pays() -> None:
     assert from_here == pytest.approx(200_000 / 4 * 86_400)
     less, more = (plan(MEASURED, assumed, from_here * factor) for factor in (0.9, 1.1))
     assert less.cost_with_gpus > less.cost_a_day and more.cost_with_gpus < more.cost_a_day
+    slow = dataclasses.replace(assumed, gpu_rate=190_000)  # 19 cores' work for the price of 20
+    assert gpu_pays_from(MEASURED, slow) == math.inf and "never pays" in verdict(MEASURED, slow)
+    assert gpu_pays_from(MEASURED, dataclasses.replace(assumed, gpu_rate=210_000)) == from_here
 
 
-@pytest.mark.parametrize("wrong", [{"utilisation": 0.0}, {"utilisation": 1.5}, {"peak": 0.5}, {"gpu_rate": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"utilisation": 0.0}, {"utilisation": 1.5}, {"peak": 0.5}, {"gpu_rate": -1.0}, {"core_price": 0.0}]
+)
 def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError):
         Assumptions(**wrong)  # type: ignore[arg-type]
@@ -64,6 +71,6 @@ def test_the_command_plans_from_a_file(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "benchmarks.sizing", "plan", str(path), "--per-day", "1e6"]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "| 1,000,000 | 35 | 2 | 2 | 0.3 |" in done.stdout
-    assert "100 of 500 us: beside a GPU a core answers at most 1.25 times as many requests" in done.stdout
+    assert "100 of 500 us: beside a GPU a core answers about 1.25 times as many requests" in done.stdout
     wrong = subprocess.run([*run, "--peak", "0"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 1 and "peak" in wrong.stderr
