@@ -11,7 +11,8 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 ASKED = [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
 
@@ -27,6 +28,11 @@ def pins() -> dict[str, str]:
             assert requirement.name not in found, f"{requirement.name} is pinned twice"
             found[requirement.name] = only.version
     return found
+
+
+def test_no_folder_of_tests_is_left_out() -> None:
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    assert folders == set(PYPROJECT["tool"]["pytest"]["ini_options"]["testpaths"])
 
 
 @pytest.mark.parametrize("line", ASKED)
