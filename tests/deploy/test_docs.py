@@ -44,11 +44,6 @@ def test_every_path_exists() -> None:
         assert (ROOT / path).exists(), path
 
 
-def test_every_module_exists() -> None:
-    for module in set(re.findall(r"python -m (benchmarks\.\w+)", EVERYTHING)):
-        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
-
-
 def test_every_variable_is_a_setting() -> None:
     for name in set(re.findall(r"EQUIPOISE_[A-Z_]+", EVERYTHING)):
         assert name.removeprefix(ENV_PREFIX).lower() in Settings.model_fields, name
