@@ -107,6 +107,11 @@ def test_reconstruction_and_clusters_by_hand(report: Report, loaded: LoadedRun, 
     assert report.value("reconstruction_mse") == pytest.approx(float(((rebuilt - shown) ** 2).mean()), rel=1e-3)
     right = 100 * matched_accuracy(found, splits.validation.labels)
     assert report.value("clustering") == pytest.approx(right, abs=0.5)
+    assert report.details["clusters"].keys() == set("0123456789")
+    for label, shares in enumerate(report.details["clusters"].values()):
+        of_class = found[splits.validation.labels == label]
+        expected = 100 * torch.bincount(of_class, minlength=len(shares)) / len(of_class)
+        assert shares == pytest.approx(expected.tolist(), abs=5)  # one picture on the edge of two clusters
 
 
 def test_orbits_are_between_the_floor_and_the_pictures_as_shown(report: Report) -> None:

@@ -283,7 +283,12 @@ class PoseEvaluation:
         shown = self.as_trained.pictures
         found = clusters(self.model, shown)
         how = f"clusters matched to classes one to one, pictures under {self.limits}"
-        self.add("clustering", 100 * matched_accuracy(found.argmax(1), self.labels), "%", f"{found.shape[1]} {how}")
+        assigned, count = found.argmax(1), found.shape[1]
+        self.add("clustering", 100 * matched_accuracy(assigned, self.labels), "%", f"{count} {how}")
+        # Which classes share a cluster: of each class, the per cent in every cluster.
+        pairs = torch.bincount(self.labels * count + assigned, minlength=classes * count).reshape(classes, count)
+        shares = 100 * pairs / pairs.sum(1, keepdim=True).clamp_min(1)
+        self.report.details["clusters"] = dict(zip(self.names, shares.tolist(), strict=True))
         train = self.splits.train.images
         if self.options.limit is not None:
             train = train[: 10 * self.options.limit]
