@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import yaml
 from rich.console import Console
 
 from training.config import Config, load_config
+from training.datasets.storage import ENVIRONMENT
 from training.fit import train
 
-MNIST = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist.npz"
+# Where training looks for it, or beside the repository.
+MNIST = Path(os.environ.get(ENVIRONMENT) or Path(__file__).resolve().parents[3] / "shared" / "data") / "mnist.npz"
 
 SMALL: dict[str, Any] = {
     "name": "small",
