@@ -14,6 +14,7 @@ from types import FrameType
 import uvicorn
 
 from service.observability import say
+from service.server import handles
 from service.settings import Settings
 
 # After the last connection was accepted: what its client had sent by then arrives, and is answered, before idle
@@ -75,6 +76,9 @@ class Server(uvicorn.Server):
         finally:
             watched.cancel()
             faulthandler.cancel_dump_traceback_later()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup([handle for one in sockets or () for handle in handles(one)])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.life.draining = True

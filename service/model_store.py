@@ -6,9 +6,11 @@ the one that serves, and the old one is closed when its last request has left it
 """
 
 import asyncio
+import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args
@@ -187,6 +189,7 @@ class ModelStore:
         self.refused = [
             entry for entry in self.refused if entry.version is None or entry.version in found.get(entry.model, ())
         ]
+        self._seen = {key: facts for key, facts in self._seen.items() if key[1] in found.get(key[0], ())}
         new: dict[str, list[int]] = {}
         for name, numbers in found.items():
             serving = self.models.get(name)
@@ -223,7 +226,12 @@ class ModelStore:
             self._refuse(Refusal(name, number, reason.replace(str(self.root), "<store>")))  # clients read it
             return None
         batchers = {capability: self.queue(those, (name, number, capability)) for capability, those in engines.items()}
-        return LoadedModel(manifest, batchers, self.observer.closed)
+        return LoadedModel(manifest, batchers, self._closed)
+
+    def _closed(self, model: LoadedModel) -> None:
+        self.observer.closed(model)
+        with suppress(RuntimeError):  # the loader has ended, and so does the process
+            self.loader.submit(_trim)
 
     def _refuse(self, refusal: Refusal) -> None:
         self.refused = [*self.refused, refusal]
@@ -317,3 +325,12 @@ class ModelStore:
             return None
         reasons = "; ".join(f"{refusal.model}/{refusal.version or ''}: {refusal.reason}" for refusal in self.refused)
         return f"no model could be loaded: {reasons or self.empty or 'the log says why'}"
+
+
+def _trim() -> None:
+    """Give freed memory back to the system, which glibc by itself seldom does; other C libraries have no such call."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return
+    trim(0)

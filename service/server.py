@@ -25,6 +25,7 @@ DOOR = "equipoise.door"
 # At the end, a client that does not read its answer is waited for no longer than this past the last deadline.
 _UNREAD_SECONDS = 5
 _SPARE_FILES = 64  # besides connections: sockets, model files, logs
+_HANDLES = 8
 
 
 class Door(Protocol):
@@ -85,6 +86,15 @@ def listen_all(settings: Settings) -> list[socket.socket]:
             error.filename = f"{settings.host}:{port}"
             raise
     return listening
+
+
+def handles(listening: socket.socket) -> list[socket.socket]:
+    """A listening socket and copies of it, all to be served.
+
+    On each of them libuv accepts one connection a turn of the event loop, and a turn may run a batch: with a single one,
+    the last of 64 clients that come at once had waited for 64 batches before its first request was read.
+    """
+    return [listening, *(listening.dup() for _ in range(_HANDLES - 1))]
 
 
 def url_of(listening: socket.socket) -> str:

@@ -1,8 +1,10 @@
 """The server around the app: two ports, a bounded number of connections, headers for browsers."""
 
+import asyncio
 import gc
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,7 +14,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from service.__main__ import assemble
 from service.schemas import Problem
+from service.server import listen_all, url_of
+from service.settings import Settings
 from tests.service import tiny
 
 Serve = Callable[..., str]
@@ -39,6 +44,33 @@ def test_probes_and_metrics_on_a_port_of_their_own(tiny_store: Path, serve: Serv
         assert get(url + path).status_code == 200
         assert get(probes + path).status_code == 404
     assert httpx.post(f"{probes}/classify", content=tiny.png(), trust_env=False).status_code == 404
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no uvloop")
+def test_clients_that_come_at_once_are_accepted_in_few_turns(tiny_store: Path) -> None:
+    """A turn of the event loop may run a batch, and each handle accepts one client a turn."""
+    import uvloop
+
+    listening = listen_all(Settings(model_store=tiny_store, port=0))
+    server = assemble(Settings(model_store=tiny_store), listening)
+
+    async def accept(clients: int) -> int:
+        serving = asyncio.create_task(server.serve(sockets=listening))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        turns = 0
+        with ExitStack() as stack:
+            for _ in range(clients):
+                stack.enter_context(connect(url_of(listening[0])))
+            while len(server.server_state.connections) < clients:
+                await asyncio.sleep(0)
+                turns += 1
+        server.should_exit = True
+        await serving
+        return turns
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(accept(64)) < 20
 
 
 @pytest.fixture
