@@ -9,20 +9,18 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from benchmarks.clients import Clients, post
 from benchmarks.contenders import ours
 from benchmarks.load import ROOT, Cores, running
-from contract.manifest import GOLDEN_FILE, read_manifest, versions
+from benchmarks.nodes import profile
+from contract.manifest import GOLDEN_FILE, versions
 from service.cpus import usable_cpus
 from service.devices import CPU, Device, DeviceUnavailable, find_devices
 from service.engine import EngineOptions
@@ -33,8 +31,6 @@ GRAPHS = {"equivae-mnist": "classify", "mcevae-mnist-se2": "canonicalize", "upri
 LARGEST = 256
 CONCURRENCY = (1, 8, 64, 256)
 _NODES = 12
-_PROFILED_RUNS = 20
-_PROFILED_BATCH = 32
 
 
 def folder_of(name: str) -> Path:
@@ -90,33 +86,12 @@ def _any(answer: Any) -> dict[str, Any]:
 
 def by_node(name: str, capability: str, device: Device) -> dict[str, float]:
     """Share of a graph's time, percent, of the nodes that take most, with where they run."""
-    folder = folder_of(name)
-    spec = read_manifest(folder).graphs[capability]
-    options = onnxruntime.SessionOptions()
-    options.enable_profiling = True
-    options.log_severity_level = 3
-    with tempfile.TemporaryDirectory() as scratch:
-        options.profile_file_prefix = f"{scratch}/profile"
-        session = onnxruntime.InferenceSession(
-            (folder / spec.file).read_bytes(), options, providers=device.providers(), enable_fallback=0
-        )
-        inputs = {
-            tensor.name: np.zeros((_PROFILED_BATCH, *map(int, tensor.shape[1:])), np.float32) for tensor in spec.inputs
-        }
-        for _ in range(_PROFILED_RUNS):
-            session.run(None, inputs)
-        events = json.loads(Path(session.end_profiling()).read_text())
-    spent: dict[str, float] = defaultdict(float)
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            facts = event["args"]
-            provider = facts.get("provider", "?").removesuffix("ExecutionProvider")
-            spent[f"{facts.get('op_name', '?')} {event['name'].removesuffix('_kernel_time')} ({provider})"] += event[
-                "dur"
-            ]
-    total = sum(spent.values())
-    most = sorted(spent.items(), key=lambda item: -item[1])[:_NODES]
-    return {node: round(100 * taken / total, 1) for node, taken in most}
+    nodes = sorted(profile(folder_of(name), capability, device), key=lambda node: -node.microseconds)
+    total = sum(node.microseconds for node in nodes)
+    return {
+        f"{node.operator} {node.name} ({node.provider})": round(100 * node.microseconds / total, 1)
+        for node in nodes[:_NODES]
+    }
 
 
 def gpu_name(device: Device) -> str:
