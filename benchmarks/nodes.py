@@ -3,8 +3,8 @@
     python -m benchmarks.nodes mcevae-mnist-so2.canonicalize equivae-mnist.classify --json results/nodes.json
 
 Nodes of one operator with outputs of one shape are a row; a graph's time is that of its nodes, without what is between
-them. The rate of convolutions and matrix products is told in multiplications with addition (MAC); `least_us` is what all
-of the graph's would take at the rate of a large matrix product on one core.
+them. The rate of convolutions and matrix products is told in multiplications with addition (MAC); `least_us` is what
+all of the graph's would take at the rate of a large matrix product on one core.
 """
 
 import argparse

@@ -91,8 +91,8 @@ def listen_all(settings: Settings) -> list[socket.socket]:
 def handles(listening: socket.socket) -> list[socket.socket]:
     """A listening socket and copies of it, all to be served.
 
-    On each of them libuv accepts one connection a turn of the event loop, and a turn may run a batch: with a single one,
-    the last of 64 clients that come at once had waited for 64 batches before its first request was read.
+    On each of them libuv accepts one connection a turn of the event loop, and a turn may run a batch. With one alone,
+    the last of 64 clients that came at once had waited for 64 batches before its first request was read.
     """
     return [listening, *(listening.dup() for _ in range(_HANDLES - 1))]
 
