@@ -1,10 +1,11 @@
-"""What bringing a photograph upright costs, by stage: `python -m benchmarks.upright model_store/<model>`.
+"""What bringing a photograph upright costs, by stage: `python -m benchmarks.upright model_store/<model> ...`.
 
 CPU seconds of one thread, so that what else runs on the machine plays no part; the least of several runs. The picture
 is a JPEG of 12 megapixels with soft detail and grain, and dark strokes on it, turned by 30 degrees.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from io import BytesIO
@@ -51,25 +52,20 @@ def least(work: Callable[[], Result], repeats: int) -> tuple[float, Result]:
     return min(seconds), result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="folder of a model that can canonicalize: <store>/<model>")
-    parser.add_argument("--repeats", type=int, default=3)
-    chosen = parser.parse_args()
-    folder = chosen.model / str(versions(chosen.model)[-1])
+def measured(folder: Path, repeats: int) -> list[dict[str, Any]]:
+    """Seconds of every stage, for the grown canvas and for one of the picture's own size."""
     manifest = read_manifest(folder)
     _, engines = read_version(folder, [EngineOptions(threads=1, max_batch=1, inline_seconds=1.0)])
     (engine,) = engines["canonicalize"]
-    data, limits, repeats = photograph(), PictureLimits(), chosen.repeats
+    data, limits = photograph(), PictureLimits()
 
     decode, item = least(
         lambda: images.to_input(images.accept(data, limits), manifest, Options(), keep_original=True), repeats
     )
     infer, outputs = least(lambda: engine.run([item.image[None]]), repeats)
     found = dict(zip(engine.output_names, outputs, strict=True))
-    print(f"{folder}: {len(data) / 1e6:.1f} MB of JPEG; rotation and canvas by what the model finds")
-    print("| picture | decode | infer | warp | together | encode |\n|---|---|---|---|---|---|")
-    for name, options in (("grown canvas", UprightOptions()), ("own size", UprightOptions(expand=False))):
+    rows = []
+    for name, options in (("grown", UprightOptions()), ("own size", UprightOptions(expand=False))):
 
         def made(options: UprightOptions = options) -> Any:
             assert item.original is not None
@@ -78,10 +74,24 @@ def main() -> None:
 
         both, picture = least(made, repeats)
         share = picture.warp_seconds / (picture.warp_seconds + picture.encode_seconds)
-        warp, encode = both * share, both * (1 - share)
-        size = f"{name}, {picture.canvas.width} x {picture.canvas.height}"
-        times = decode, infer, warp, decode + infer + warp, encode
-        print(f"| {size} | {' | '.join(f'{seconds:.3f} s' for seconds in times)} |")
+        times = {"decode": decode, "infer": infer, "warp": both * share, "encode": both * (1 - share)}
+        size = [picture.canvas.width, picture.canvas.height]
+        rows.append({"model": folder.parent.name, "canvas": name, "size": size, "megabytes": len(data) / 1e6} | times)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="+", help="folders of models that can canonicalize: <store>/<model>")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="where the figures go, too")
+    chosen = parser.parse_args()
+    newest = [model / str(versions(model)[-1]) for model in chosen.models]
+    rows = [row for folder in newest for row in measured(folder, chosen.repeats)]
+    text = json.dumps(rows, indent=2)
+    print(text)
+    if chosen.json:
+        chosen.json.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One server with a tiny model and low limits, shared by the tests that do not change it."""
+"""Servers with a tiny model and low limits, shared by the tests that do not change them."""
 
 import threading
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import pytest
 from service.engine import Engine
 from service.settings import Settings
 from tests.server import running_server
-from tests.service import tiny
+from tests.service import tiny, tiny_pose
 
 MAX_BODY_BYTES = 300_000
 MAX_PIXELS = 250_000
@@ -42,6 +42,18 @@ def url(tiny_store: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def client(url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=url, trust_env=False, timeout=10) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def pose_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Of a server with a tiny model that estimates a pose."""
+    store = tmp_path_factory.mktemp("poses")
+    tiny_pose.write(store)
+    with (
+        running_server(Settings(model_store=store, max_pixels=MAX_PIXELS, max_images=MAX_IMAGES)) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=20) as opened,
+    ):
         yield opened
 
 
