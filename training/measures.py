@@ -14,7 +14,9 @@ from torch import Tensor
 
 from training import negatives
 from training.datasets import LabelledImages
-from training.models.equivae import EquiVAE, kl_per_dimension, squared_distances
+from training.distances import squared_distances
+from training.latent import kl_per_dimension
+from training.models.equivae import EquiVAE
 from training.models.equivae_few import FewLabelEquiVAE
 from training.probes import Judge, predict
 from training.scores import auroc, expected_calibration_error, percent

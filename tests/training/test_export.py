@@ -25,7 +25,8 @@ from training.export import _metrics, _protocol, export_run
 from training.graphs import ATOL, RTOL, ExportError, digit_pictures, export_graphs
 from training.models import equivae_graphs
 from training.models.base import Graph
-from training.models.equivae import EquiVAE, EquiVAEConfig
+from training.models.equivae import EquiVAE
+from training.models.equivae_config import EquiVAEConfig
 from training.models.registry import graphs as graphs_of
 from training.run import load_run
 

@@ -173,6 +173,18 @@ def test_labels_weigh_one_and_f_gets_no_gradient_from_the_classifier(data: Label
     assert all(value.grad is not None for value in model.classifier.parameters())
 
 
+@torch.no_grad()
+def test_the_labels_speak_first_while_eq_6_warms_up(data: LabelledImages) -> None:
+    model = model_of({**SMALL, "few_labels": {**SMALL["few_labels"], "warmup": 0.5}})  # type: ignore[dict-item]
+    model.prepare(data)
+    batch = model.batch(data, torch.arange(20), seeded())
+    model.eval()
+    losses = {progress: model.loss(batch, seeded(1), progress) for progress in (0.0, 0.25, 0.5, 1.0)}
+    whole = float(losses[1.0]["unlabelled"])
+    missing = {progress: float(losses[1.0]["loss"] - terms["loss"]) / whole for progress, terms in losses.items()}
+    assert missing == pytest.approx({0.0: 1.0, 0.25: 0.5, 0.5: 0.0, 1.0: 0.0}, abs=1e-4)
+
+
 def test_unsure_images_take_no_part_in_consistency(data: LabelledImages) -> None:
     never = {**OURS, "few_labels": {**OURS["few_labels"], "threshold": 1.0}}  # type: ignore[dict-item]
     model = model_of(never)

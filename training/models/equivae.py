@@ -64,60 +64,19 @@ from training.distances import (
 )
 from training.latent import class_mean_energy, kl_per_dimension
 from training.models.base import Model
-from training.models.equivae_config import ConvBodyConfig, DenseBodyConfig, DenseDecoderConfig, EquiVAEConfig
-from training.networks import ConvBody, DenseDecoder, TransposedDecoder, dense, he_initialise
+from training.models.equivae_config import EquiVAEConfig
+from training.models.equivae_parts import Posterior, body_of, decoder_of
+from training.networks import dense, he_initialise
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
 
-__all__ = ["EquiVAE", "EquiVAEConfig", "body_of", "body_width", "chunks", "kl_per_dimension", "squared_distances"]
+__all__ = ["EquiVAE", "chunks"]
 
 CHUNK = 500  # images a forward pass where no gradient is kept
 KNOTS = 101  # quantiles of the validation distances kept for each class: whole per cents, 99 among them
 SWAP_RISE = 0.1  # share of the training over which the swap term's weight rises: f_inv must judge well first
 ACTIVE_NATS = 0.1  # a dimension of v counts as used above this mean KL
-
-
-class Posterior(nn.Module):
-    """q(v|r,x): a body on x, a dense layer on r, and one hidden layer each for mu and the log variance (Eq. 3)."""
-
-    def __init__(self, config: EquiVAEConfig, input: InputSpec) -> None:
-        super().__init__()
-        self.body = body_of(config.posterior, input)
-        width = body_width(config.posterior)
-        hidden = config.posterior_hidden
-        self.from_r = dense(config.r_dim, hidden)
-        self.mean = dense(width + hidden, hidden, config.v_dim, final_relu=False)
-        self.log_variance = dense(width + hidden, hidden, config.v_dim, final_relu=False)
-
-    def forward(self, r: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.given(self.body(images), r)
-
-    def given(self, features: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-        """Of images whose body has been run: features [N,hidden], r [N,D]"""
-        both = torch.cat([features, self.from_r(r)], 1)
-        return self.mean(both), self.log_variance(both)
-
-
-def body_of(config: ConvBodyConfig | DenseBodyConfig, input: InputSpec) -> nn.Sequential:
-    """[N,C,H,W] -> [N,hidden]"""
-    if isinstance(config, DenseBodyConfig):
-        return nn.Sequential(nn.Flatten(), *dense(input.channels * input.height * input.width, *config.widths))
-    convolutions = ConvBody(
-        input.channels, input.height, config.filters, config.strides, config.kernel, config.norm, config.pool
-    )
-    return nn.Sequential(convolutions, *dense(convolutions.out_features, config.hidden))
-
-
-def body_width(config: ConvBodyConfig | DenseBodyConfig) -> int:
-    return config.widths[-1] if isinstance(config, DenseBodyConfig) else config.hidden
-
-
-def _decoder(config: EquiVAEConfig, input: InputSpec) -> nn.Module:
-    sizes = (config.r_dim, config.v_dim, input.channels, input.height)
-    if isinstance(config.decoder, DenseDecoderConfig):
-        return DenseDecoder(*sizes, config.decoder.widths)
-    return TransposedDecoder(*sizes, config.decoder.filters, config.decoder.hidden, config.decoder.units)
 
 
 class EquiVAE(Model):
@@ -142,7 +101,7 @@ class EquiVAE(Model):
         self.body = body_of(config.encoder, input)
         self.head = dense(config.encoder.hidden, config.encoder_head, config.r_dim, final_relu=False)
         self.posterior = Posterior(config, input)
-        self.decoder = _decoder(config, input)
+        self.decoder = decoder_of(config, input)
         he_initialise(self)
         if config.likelihood == "gaussian":
             self.log_sigma = nn.Parameter(torch.full((), -1.0))

@@ -14,6 +14,9 @@ r_y are means over labelled images alone. What the paper leaves open, and what i
 4. The dropout rate is not stated: 0.5.
 5. Every class of an unlabelled image costs one pass of the decoder. `decoded` takes the term of Eq. 6, a mean over
    unlabelled images, over that many of the batch: the same expectation at a fraction of the cost.
+6. Classes of one image differ by tens of nats in Eq. 6, so that q(y|x) soon takes the class that the decoder draws best
+   and the decoder learns to draw it so: what is wrong then stays wrong. `warmup` lets the weight of L_unlab rise from 0
+   over that share of the training, so that the labels speak first; Eq. 7 is what is trained in the end.
 
 `consistency_weight` adds FixMatch (Sohn et al. 2020, Eqs. 3 and 4): where the mean of q(y|x) and of the classifier by
 distance is sure of an augmented unlabelled image, a more strongly augmented copy must get the same class from both.
@@ -37,8 +40,9 @@ from training.augment import augment
 from training.complements import draw_complements
 from training.distances import batch_means, squared_distances
 from training.latent import kl_per_dimension
-from training.models.equivae import EquiVAE, body_of, body_width, chunks
+from training.models.equivae import EquiVAE, chunks
 from training.models.equivae_config import EquiVAEConfig, FewLabelsConfig
+from training.models.equivae_parts import body_of, body_width
 from training.networks import he_initialise
 
 if TYPE_CHECKING:
@@ -159,7 +163,10 @@ class FewLabelEquiVAE(EquiVAE):
         logits = self.classifier(seen, embeddings)
         decoded = batch["unlabelled"][: self.few.decoded]
         terms["unlabelled"] = self._unlabelled_term(decoded, logits[: len(decoded)], r, generator)
-        loss = terms.pop("loss") + terms["classifier"] + self.few.unlabelled_weight * terms["unlabelled"]
+        weight = self.few.unlabelled_weight
+        if progress < self.few.warmup:
+            weight *= progress / self.few.warmup
+        loss = terms.pop("loss") + terms["classifier"] + weight * terms["unlabelled"]
         if "strong" in batch:
             means = batch_means(self.head(hidden[:count]).float(), labels, self.num_classes)
             by_distance = torch.softmax(-squared_distances(embeddings, means.detach()), 1)

@@ -36,6 +36,7 @@ from training.lie import DIMENSIONS, compose, exponential, inverse, resample
 from training.models.base import Model
 from training.models.mcevae import FLIP_DEGREES, PROBE_DEGREES
 from training.models.mcevae_inference import Canonical, Pose, exactly
+from training.models.moments import moments
 from training.models.polar import AngleNet
 from training.models.rotation import bin_angles, calibrated, deviation, find_modes, wrapped
 from training.models.symmetry_config import TwoStageConfig
@@ -63,7 +64,6 @@ class SymmetryTwoStage(Model):
     )
 
     angles: Tensor
-    positions: Tensor
     smoothing: Tensor
     std_factor: Tensor
     rest_std: Tensor
@@ -84,10 +84,7 @@ class SymmetryTwoStage(Model):
         self.features = dense(channels * side**2, *flow.features)
         he_initialise(self.features)
         self.prior = PoseFlow(DIMENSIONS[config.group], flow.features[-1], flow.hidden, flow.bins, flow.transforms)
-        centres = (2 * torch.arange(side) + 1) / side - 1
-        positions = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), 2)
         self.register_buffer("angles", bin_angles(encoder.angles // 2), persistent=False)
-        self.register_buffer("positions", positions, persistent=False)
         self.register_buffer("smoothing", torch.ones(()))
         self.register_buffer("std_factor", torch.ones(()))
         self.register_buffer("rest_std", torch.zeros(DIMENSIONS[config.group] - 1))
@@ -105,7 +102,7 @@ class SymmetryTwoStage(Model):
         chosen = torch.randperm(len(train), generator=source)[: 4 * CHUNK]
         seen = move(train.images[chosen].float() / 255, self.poses[chosen])
         coefficients = torch.zeros(len(seen), DIMENSIONS[config.group])
-        coefficients[:, 1:3] = self._centre(seen)
+        coefficients[:, 1:3] = moments(seen.mean(1)).centre
         if config.group == "AFF5":
             coefficients[:, 3:] = 0.15 * torch.randn(len(seen), 2, generator=source)
         self.prior.standardise(coefficients)
@@ -223,16 +220,11 @@ class SymmetryTwoStage(Model):
         pictures = F.conv2d(pictures, taps[:, :, :, None], padding=(2, 0), groups=len(taps))
         return F.conv2d(pictures, taps[:, :, None], padding=(0, 2), groups=len(taps))
 
-    def _centre(self, pictures: Tensor) -> Tensor:
-        """Centroid of the ink, which turns, moves and scales with the picture; a blank's is the middle: [N,2]"""
-        weight = pictures.mean(1)
-        mass = weight.sum((1, 2)) + 1e-6
-        return (weight[..., None] * self.positions).sum((1, 2)) / mass[:, None]
-
     def _log_posterior(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the rotation [N,A/2], and the centre [N,2] about which it turns."""
         with exactly(pictures):
-            centre = 0 * pictures[:, 0, 0, :2] if self.config.group == "SO2" else self._centre(pictures)
+            # The centroid of the ink turns, moves and scales with the picture.
+            centre = 0 * pictures[:, 0, 0, :2] if self.config.group == "SO2" else moments(pictures.mean(1)).centre
             polar = self.correlator.polar(pictures, centre)
         return self.angle_net(polar).float(), centre
 
