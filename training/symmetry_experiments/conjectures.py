@@ -154,17 +154,22 @@ def invariance(steps: int, seed: int, folder: Path) -> dict[str, Any]:
         count, span = _count(fitted(views, steps, seed, SIGMA, change, anchor=ANCHOR, anchored=ANCHORED), views)
         counts.append(count)
         spans.append(round(span, 1))
+    _draw_invariance(counts, spans, folder / "invariance.png")
+    return {"rho_degrees": list(RANGES), "prototypes": counts, "eta_span_degrees": spans}
+
+
+def _draw_invariance(counts: list[int], spans: list[float], path: Path) -> None:
     figure = Figure((7, 3.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(RANGES, counts, "o-", color=ACCENT, label="prototypes")
+    axes.plot(RANGES, counts, "o-", color=ACCENT)
     axes.axvline(60, color="#999999", lw=0.8)
-    axes.set_xlabel("range of invariance rho, degrees")
-    axes.set_ylabel("prototypes of three views")
+    axes.set_xlabel("range of invariance rho, degrees (the views span 60)")
+    axes.set_ylabel("prototypes of three views", color=ACCENT)
+    axes.set_yticks([1, 2, 3])
     other = axes.twinx()
-    other.plot(RANGES, spans, "s--", color=SECOND, label="span of eta")
-    other.set_ylabel("span of eta, degrees (of 60)")
-    save(figure, folder / "invariance.png")
-    return {"rho_degrees": list(RANGES), "prototypes": counts, "eta_span_degrees": spans}
+    other.plot(RANGES, spans, "s--", color=SECOND)
+    other.set_ylabel("span of eta, degrees", color=SECOND)
+    save(figure, path)
 
 
 def main() -> None:
