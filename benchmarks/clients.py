@@ -11,6 +11,7 @@ on another core is the sender's time, which a service is not charged for where i
 import select
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,12 +62,21 @@ class _Connection:
 
 
 class Clients:
-    """request: the whole HTTP request. connections: how many at most. per_second: None asks as fast as is answered."""
+    """request: the whole HTTP request. connections: how many at most. per_second: None asks as fast as is answered.
+    heard: told of every answer, its head included.
+    """
 
     def __init__(
-        self, port: int, request: bytes, connections: int, per_second: float | None = None, awake: bool = False
+        self,
+        port: int,
+        request: bytes,
+        connections: int,
+        per_second: float | None = None,
+        awake: bool = False,
+        heard: Callable[[bytes], None] | None = None,
     ) -> None:
         self._request = request
+        self._heard = heard
         self._per_second = per_second
         self._pause = 0.0 if awake else _TICK_SECONDS
         self._poll = select.epoll()
@@ -153,6 +163,8 @@ class Clients:
         if (seconds := self._tally.seconds.get(status)) is None:
             seconds = self._tally.seconds[status] = []
         seconds.append(taken)
+        if self._heard is not None:
+            self._heard(data)
         if data.find(b"connection: close", 0, end) >= 0:  # a server that drains: the next one would go elsewhere
             self._tally.closed += 1
             self._close(connection)

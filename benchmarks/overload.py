@@ -5,14 +5,16 @@
 - Refusals: what one costs, of a service whose queue is full, beside a bare uvicorn that answers a constant.
 - Overload: full load (64 clients without a pause), then four times that rate for a minute whatever is answered, for
   requests of 32 pictures and for single ones. Goodput counts answers with status 200. Pictures may wait for
-  1.3 times as long as full load takes (queue_seconds). `goodput_by_formula` is what is left of full load when every
-  refusal takes its time: that of the same requests, connections and rate where all are refused.
+  1.3 times as long as full load takes (queue_seconds), or, `by default`, as long as the setting is without one.
+  `goodput_by_formula` is what is left of full load when every refusal takes its time: that of the same requests,
+  connections and rate where all are refused.
 - Fairness: single pictures, alone and beside requests of 1,000.
 - Drain: SIGTERM under load; every request is answered, the process exits with 0.
-- Swaps: new versions under load; every answer from one version, memory before and after.
+- Swaps: new versions under load, two different models by turns; every answer is held to the model of the version that
+  it names. Memory before, meanwhile and after.
 
 The server has one core and the clients the other; on a busy machine read ratios, not rates. `--only` measures some
-parts and leaves the others of the JSON as they are. With the defaults about six minutes.
+parts and leaves the others of the JSON as they are. With the defaults about nine minutes.
 """
 
 import argparse
@@ -27,24 +29,28 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.clients import Clients, Tally, post
 from benchmarks.contenders import marks, ours
 from benchmarks.load import ROOT, Cores, Server, Target, cpu_seconds, running, tree_pss_mb
-from benchmarks.serving import model_folder
+from benchmarks.serving import model_folder, store_of
 from benchmarks.serving import picture as golden_picture
+from service.settings import Settings
 
 CLIENTS = 64
 OVERLOAD = 4
 IN_BATCH = 32
 WAIT = 1.3  # times full load's, for what is accepted
-PARTS = ("refusals", "batches", "singles", "fairness", "drain", "swaps")
+PARTS = ("refusals", "batches", "singles", "batches_by_default", "singles_by_default", "fairness", "drain", "swaps")
 _CONNECTIONS = 1024
 # A run of a graph never ends, so that one request holds the only place in the queue.
 _FULL = """
@@ -74,13 +80,18 @@ def batch(picture: bytes, size: int) -> bytes:
     return post("/classify", "application/json", json.dumps({"images": [{"data": data}] * size}).encode())
 
 
-def overload(server: Server, cores: Cores, picture: bytes, size: int, seconds: float) -> dict[str, Any]:
-    """Full load, then four times as much; `size` pictures a request."""
+def overload(
+    server: Server, cores: Cores, picture: bytes, size: int, seconds: float, by_default: bool = False
+) -> dict[str, Any]:
+    """Full load, then four times as much; `size` pictures a request. by_default: with the setting's own wait."""
     request = post("/classify", "image/png", picture) if size == 1 else batch(picture, size)
     short = min(10.0, seconds)
-    with running(server, cores, picture) as target:
-        load(target, request, CLIENTS, 1.0)  # warm
-        wait = WAIT * load(target, request, CLIENTS, short / 2).milliseconds(50) / 1e3
+    if by_default:
+        wait: float = Settings.model_fields["queue_seconds"].default
+    else:
+        with running(server, cores, picture) as target:
+            load(target, request, CLIENTS, 1.0)  # warm
+            wait = WAIT * load(target, request, CLIENTS, short / 2).milliseconds(50) / 1e3
     limited = replace(server, environment=server.environment | {"EQUIPOISE_QUEUE_SECONDS": f"{wait:.4f}"})
     memory: list[float] = []
     with running(limited, cores, picture) as target:
@@ -202,62 +213,95 @@ def drain(server: Server, cores: Cores, picture: bytes, seconds: float) -> dict[
         }
 
 
-def swaps(server: Server, folder: Path, cores: Cores, picture: bytes, count: int) -> dict[str, Any]:
+def swaps(server: Server, folders: Sequence[Path], cores: Cores, picture: bytes, count: int) -> dict[str, Any]:
+    """folders: two models; odd versions are the first, even ones the second. The second stands beside them under its
+    own name as well, so that both can be asked for what they answer.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        name = folder.parent.name
-        write_version(folder, Path(scratch) / name, 1)
-        command = [part if part != str(folder.parent.parent) else scratch for part in server.command]
+        store = store_of(folders, Path(scratch)).parent.parent
+        name, other = (folder.parent.name for folder in folders)
+        command = [part if part != str(folders[0].parent.parent) else scratch for part in server.command]
         polling = server.environment | {"EQUIPOISE_MODEL_POLL_SECONDS": "0.05"}
         request = post("/classify", "image/png", picture)
         with running(replace(server, command=command, environment=polling), cores, picture) as target:
+            expected = [_said(target, f"/classify?model={asked}", picture) for asked in (other, name)]
+            wrong: list[bytes] = []
+            versions: set[int] = set()
+
+            def hear(answer: bytes) -> None:
+                said = json.loads(answer.partition(b"\r\n\r\n")[2])
+                versions.add(version := said.get("version", 0))
+                if not _same(said, expected[version % 2]):
+                    wrong.append(answer)
+
             load(target, request, 8, 1.0)
-            before = tree_pss_mb(target.process.pid)
+            memory = [tree_pss_mb(target.process.pid)]
             not_ready = 0
             asked: list[Tally] = []
             stop = threading.Event()
 
             def ask() -> None:
                 while not stop.is_set():
-                    asked.append(Clients(target.port, request, 8).run(2.0))
+                    asked.append(Clients(target.port, request, 8, heard=hear).run(2.0))
 
             asking = threading.Thread(target=ask)
             asking.start()
             start = time.monotonic()
             for version in range(2, count + 2):
-                write_version(folder, Path(scratch) / name, version)
-                shutil.rmtree(Path(scratch) / name / str(version - 1))
+                write_version(folders[(version - 1) % 2], store / name, version)
+                shutil.rmtree(store / name / str(version - 1))
                 while True:
                     status, answer = _get(target, "/readyz")
                     not_ready += status != 200
-                    if answer.get("models") == [f"{name}/{version}"]:
+                    if f"{name}/{version}" in answer.get("models", ()):
                         break
                     time.sleep(0.01)
+                if (version - 1) % max(1, count // 10) == 0:
+                    memory.append(tree_pss_mb(target.process.pid))
             taken = time.monotonic() - start
             stop.set()
             asking.join()
             time.sleep(1.0)
-            statuses: dict[int, int] = {}
-            for tally in asked:
-                for status, number in tally.statuses().items():
-                    statuses[status] = statuses.get(status, 0) + number
-            return {
-                "swaps": count,
-                "seconds_a_swap": taken / count,
-                "statuses": {str(status): count for status, count in statuses.items()},
-                "broken": sum(tally.broken for tally in asked),
-                "not_ready": not_ready,
-                "p99_ms": sorted(tally.milliseconds(99) for tally in asked)[len(asked) // 2],
-                "memory_before_mb": before,
-                "memory_after_mb": tree_pss_mb(target.process.pid),
-            }
+            memory.append(tree_pss_mb(target.process.pid))
+    statuses: Counter[int] = Counter()
+    for tally in asked:
+        statuses.update(tally.statuses())
+    return {
+        "swaps": count,
+        "models": [name, other],
+        "seconds_a_swap": taken / count,
+        "statuses": {str(status): number for status, number in sorted(statuses.items())},
+        "versions_heard": len(versions),
+        "mixed": len(wrong),
+        "broken": sum(tally.broken for tally in asked),
+        "not_ready": not_ready,
+        "p99_ms": sorted(tally.milliseconds(99) for tally in asked)[len(asked) // 2],
+        "memory_mb": [round(size, 1) for size in memory],
+    }
+
+
+def _said(target: Target, path: str, picture: bytes) -> dict[str, Any]:
+    request = urllib.request.Request(f"http://127.0.0.1:{target.port}{path}", picture, {"Content-Type": "image/png"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        said: dict[str, Any] = json.load(response)
+    return said
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two answers of `/classify` are of one model."""
+    return all(
+        one.get(name, {}).keys() == other[name].keys()
+        and np.allclose(list(one[name].values()), list(other[name].values()), rtol=1e-4, atol=1e-5)
+        for name in ("probabilities", "distances")
+    )
 
 
 def write_version(folder: Path, model: Path, version: int) -> Path:
-    """A copy of a version's folder as another version."""
+    """A copy of a version's folder as another version of `model`, a folder."""
     aside = model / f".tmp-{version}"
     shutil.copytree(folder, aside)
     manifest = json.loads((aside / "manifest.json").read_text())
-    (aside / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
+    (aside / "manifest.json").write_text(json.dumps(manifest | {"name": model.name, "version": version}))
     return aside.rename(model / str(version))
 
 
@@ -278,12 +322,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
     parser.add_argument("--model", default="equivae-digits", help="a model that classifies (default: equivae-digits)")
+    parser.add_argument("--second", default="equivae-mnist", help="swapped with it (default: equivae-mnist)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of overload (default: 60)")
     parser.add_argument("--swaps", type=int, default=100, help="new versions under load (default: 100)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="measure these")
     parser.add_argument("--json", type=Path, help="write the figures there; those of other parts stay")
     arguments = parser.parse_args()
-    folder = model_folder(arguments.model_store, arguments.model)
+    folder, second = (model_folder(arguments.model_store, name) for name in (arguments.model, arguments.second))
     picture, cores, server, seconds = golden_picture(folder), Cores(), ours(folder), arguments.seconds
     if cores.client:
         os.sched_setaffinity(0, {int(cores.client[-1])})
@@ -295,9 +340,11 @@ def main() -> int:
         "refusals": lambda: refusal(server, marks(folder)[0], cores, picture, short),
         "batches": lambda: overload(server, cores, picture, IN_BATCH, seconds),
         "singles": lambda: overload(server, cores, picture, 1, seconds),
+        "batches_by_default": lambda: overload(server, cores, picture, IN_BATCH, seconds, by_default=True),
+        "singles_by_default": lambda: overload(server, cores, picture, 1, seconds, by_default=True),
         "fairness": lambda: fairness(server, cores, picture, short),
         "drain": lambda: drain(server, cores, picture, short),
-        "swaps": lambda: swaps(server, folder, cores, picture, arguments.swaps),
+        "swaps": lambda: swaps(server, [folder, second], cores, picture, arguments.swaps),
     }
     for part in PARTS:
         if part in arguments.only:
