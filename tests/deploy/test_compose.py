@@ -3,8 +3,6 @@
 import copy
 import json
 import re
-import shutil
-import subprocess
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -59,26 +57,6 @@ def test_nginx_looks_for_the_replicas_where_they_are() -> None:
         assert host in COMPOSE["services"][name]["networks"]["default"]["aliases"]
     version = re.match(r"nginx:(\d+)\.(\d+)", COMPOSE["services"]["nginx"]["image"])
     assert version and tuple(map(int, version.groups())) >= (1, 28)  # `resolve` without a licence: 1.27.3
-
-
-@pytest.mark.skipif(shutil.which("nginx") is None, reason="NOT RUN: nginx is not installed")
-def test_nginx_takes_the_configuration(tmp_path: Path) -> None:
-    """Both files as they are where nginx is of 1.27.3 or later; an older one is asked without the looking up."""
-    shown = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr
-    (found,) = re.findall(r"nginx/(\d+)\.(\d+)\.(\d+)", shown)
-    replicas = REPLICAS
-    if tuple(map(int, found)) < (1, 27, 3):
-        replicas = re.sub(r"^resolver .*\n", "", replicas, flags=re.MULTILINE).replace(" resolve ", " ")
-        replicas = replicas.replace("server equipoise:", "server 127.0.0.1:")
-    (tmp_path / "replicas.conf").write_text(replicas)
-    server = (DOCKER / "nginx" / "equipoise.conf").read_text().replace("/etc/nginx/", f"{tmp_path}/")
-    server = server.replace("/dev/stdout", str(tmp_path / "log"))
-    whole = f"pid {tmp_path}/pid;\nerror_log {tmp_path}/errors;\nevents {{}}\nhttp {{\n{server}}}\n"
-    (tmp_path / "nginx.conf").write_text(whole)
-    tested = subprocess.run(
-        ["nginx", "-t", "-p", tmp_path, "-c", tmp_path / "nginx.conf"], capture_output=True, text=True
-    )
-    assert tested.returncode == 0, tested.stderr
 
 
 def test_what_it_builds_is_a_target_of_the_dockerfile() -> None:
