@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from benchmarks import turned_digits
@@ -56,3 +57,16 @@ def test_a_photograph_and_its_turned_copy_come_out_alike(client: httpx.Client) -
     pair = turned_digits.photograph(client)
     assert pair["modes"] == ["RGB", "RGB"] and min(pair["short_sides"]) >= 900
     assert pair["correlation"] >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("model", "least"), [("mcevae-mnist-so2", 45), ("mcevae-mnist-se2", 45), ("upright-text", 100)]
+)
+def test_where_nothing_is_up_no_angle_is_sure(client: httpx.Client, model: str, least: float) -> None:
+    """Dark on paper, larger than the model's frame; a range of +-90 degrees alone has a deviation of 52."""
+    y, x = np.indices((200, 200)) - 99.5
+    radius = np.hypot(x, y)
+    noise = np.random.default_rng(1).integers(0, 256, (200, 200))
+    pictures = [np.full((200, 200), 230), np.where((radius > 50) & (radius < 75), 20, 230), noise]
+    for answer in turned_digits.ask(client, "/transform", model, [picture.astype(np.uint8) for picture in pictures]):
+        assert answer["uncertainty"]["rotation_degrees"] > least
