@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from benchmarks import pose_pictures
 from training import pose_figures
 from training.figures import draw_figures
 from training.orientation.views import Limits, observe
@@ -71,3 +72,13 @@ def test_model_without_latents_has_the_figures_that_need_none(finish_pose_run: C
     already = replace(data, images=shown, turns=turns)
     (axes,) = pose_figures.pose_figures(run, already, 0)["pictures"].axes
     assert [text.get_text() for text in axes.texts] == ["input", "rectified"]
+
+
+def test_runs_stand_below_each_other(finished_pose_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pose_figures, "TSNE_IMAGES", 60)
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    pose_pictures.main([str(finished_pose_run), "--output", str(one)])
+    pose_pictures.main([str(finished_pose_run), str(finished_pose_run), "--output", str(two)])
+    with Image.open(one) as single, Image.open(two) as double:
+        assert np.asarray(single).std() > 5
+        assert np.array_equal(np.asarray(double), np.concatenate([np.asarray(single)] * 2))
