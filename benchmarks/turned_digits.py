@@ -86,20 +86,24 @@ def digits(client: httpx.Client, data: MnistData, count: int, seed: int = 0) -> 
 
 
 def photograph(client: httpx.Client) -> dict[str, Any]:
-    """Modes and sizes of the two upright pictures, and the correlation of what is about their ink."""
+    """Of the two upright pictures: modes, sizes, the angles found in them, correlation of what is about the ink."""
     paper = Image.open(PHOTOGRAPH).convert("RGB").resize((1200, 900), Image.Resampling.LANCZOS)
     ground = tuple(int(value) for value in np.median(np.asarray(paper).reshape(-1, 3), axis=0))
     copy = paper.rotate(-25, resample=Image.Resampling.BICUBIC, expand=True, fillcolor=ground)
-    uprights = []
+    uprights, again = [], []
     for picture in (paper, copy):
         headers = {"content-type": "image/png", "accept": "image/png"}
         response = client.post("/canonicalize", params={"model": MODEL}, content=encode(picture), headers=headers)
         response.raise_for_status()
         uprights.append(Image.open(BytesIO(response.content)))
+        headers = {"content-type": "image/png"}
+        answer = client.post("/transform", params={"model": MODEL}, content=response.content, headers=headers)
+        again.append(answer.raise_for_status().json()["rotation_degrees"])
     parts = [_around_ink(255 - np.asarray(upright.convert("L"), dtype=np.float64)) for upright in uprights]
     return {
         "modes": [upright.mode for upright in uprights],
         "short_sides": [min(upright.size) for upright in uprights],
+        "rotation_degrees": again,
         "correlation": float(np.corrcoef(*(part.ravel() for part in parts))[0, 1]),
     }
 

@@ -57,6 +57,7 @@ def test_a_photograph_and_its_turned_copy_come_out_alike(client: httpx.Client) -
     pair = turned_digits.photograph(client)
     assert pair["modes"] == ["RGB", "RGB"] and min(pair["short_sides"]) >= 900
     assert pair["correlation"] >= 0.9
+    assert max(map(abs, pair["rotation_degrees"])) < 1  # upright already
 
 
 @pytest.mark.parametrize(
