@@ -5,14 +5,16 @@ import importlib
 import json
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
-from benchmarks import beside, contenders, serving
+from benchmarks import beside, contenders, nodes, serving
 from benchmarks.load import ROOT, Cores, Sample, Server, running
 from contract.manifest import verify
+from service.devices import CPU
 
 
 @pytest.mark.parametrize(
@@ -113,3 +115,15 @@ def test_the_service_says_where_the_time_of_a_picture_goes(tiny_store: Path) -> 
         row = beside.parts(before, target.metrics())
     assert row["pictures a batch"] == 1 and row["warp, us"] == 0
     assert all(0 < row[f"{stage}, us"] < 1e6 for stage in ("decode", "encode", "graph"))
+
+
+def test_a_graphs_time_by_node_is_all_of_it(tiny_store: Path) -> None:
+    """A product of [2,I] with [I,O] takes 2 I O multiplications, and what is small is told together."""
+    found = nodes.profile(tiny_store / "tiny" / "1", "classify", CPU, batch=2)
+    assert {node.provider for node in found} == {"CPU"} and all(node.microseconds >= 0 for node in found)
+    products = [node for node in found if node.operator.endswith(("MatMul", "Gemm"))]
+    assert products and all(node.macs % (2 * node.shape[-1]) == 0 and node.macs for node in products)
+    slow, quick = (replace(products[0], microseconds=us) for us in (99.5, 0.5))
+    told = nodes.figures([slow, replace(quick, operator="Add", macs=0)], peak=1e9, batch=2)
+    assert told["us"] == 50.0 and told["least_us"] == pytest.approx(slow.macs / 1e9 / 2 * 1e6, abs=0.1)
+    assert [row["share"] for row in told["rows"]] == [99.5] and told["others"] == {"nodes": 1, "share": 0.5}
