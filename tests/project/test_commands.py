@@ -14,12 +14,13 @@ import typer
 
 from training.__main__ import app
 from training.config import load_config
+from training.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ("README.md", "RESULTS.md", "SECURITY.md", "CHANGELOG.md", "Makefile", *sorted(ROOT.glob("docs/*.md")))
 CODE = re.compile(r"^ *```\w*\n(?P<fence>.*?)^ *```|`(?P<span>[^`]+)`|^(?: {4,}|\t)(?P<line>[^\n]*)", re.M | re.S)
 OURS = re.compile(
-    r"\S*python(?: -m (?P<module>(?:benchmarks|training|examples)[\w.]*)| (?P<path>benchmarks/\w+)\.py) ?"
+    r"\S*python(?: -m (?P<module>(?:benchmarks|training|examples|service)[\w.]*)| (?P<path>benchmarks/\w+)\.py) ?"
 )
 PLACES = {"CONFIG": "training/configs/equivae-digits.yaml", "SPLIT": "test", "$M": "3"}
 """What may stand in the place of something, and one of what may be put there."""
@@ -68,6 +69,8 @@ def test_they_are_found_in_every_form() -> None:
 def test_a_command_is_taken(
     text: str, module: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if words == ["--help"]:
+        return
     if module == "training":
         take_training(words)
         return
@@ -92,10 +95,31 @@ def test_a_command_is_taken(
 def take_training(words: list[str]) -> None:
     """What Click takes; of a training, its configuration with the overrides too."""
     verb, *rest = words
-    if verb == "--help":
-        return
     group: Any = typer.main.get_command(app)
     with group.commands[verb].make_context(verb, rest) as context:
         given = context.params
     if "config" in given:
         load_config(ROOT / given["config"], given["set_"] or ())
+
+
+RESULTS = (ROOT / "RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize("span", re.findall(r"`(--set [^`]+=[^`]+)`", RESULTS))
+def test_an_override_alone_fits_a_configuration(span: str) -> None:
+    words = shlex.split(span)
+    assert set(words[::2]) == {"--set"}
+    assert any(fits(path, words[1::2]) for path in (ROOT / "training" / "configs").glob("*.yaml"))
+
+
+def fits(path: Path, overrides: list[str]) -> bool:
+    try:
+        load_config(path, overrides)
+    except ConfigError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"^    make ([\w-]+)", RESULTS, re.MULTILINE))))
+def test_a_target_of_make_is_there(target: str) -> None:
+    assert f"\n{target}:" in (ROOT / "Makefile").read_text()
