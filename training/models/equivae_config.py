@@ -71,7 +71,9 @@ class FewLabelsConfig(_Config):
     unlabelled_batch: int = Field(default=32, ge=1, description="unlabelled images a step")
     decoded: int | None = Field(default=None, ge=1, description="of them, those that Eq. 6 takes; null: all")
     unlabelled_weight: float = Field(default=1.0, ge=0, description="1 is Eq. 7")
-    warmup: float = Field(default=0.0, ge=0, le=1, description="share of the training over which it rises to that")
+    labels_first: float = Field(
+        default=0.0, ge=0, le=1, description="share of the training in which q(y|x) learns of labels alone"
+    )
     consistency_weight: float = Field(default=0.0, ge=0, description="nats; 0 is the paper's objective")
     threshold: float = Field(default=0.95, ge=0, le=1, description="probability from which q(y|x) counts as sure")
     align: bool = Field(default=False, description="hold the class shares of the guesses to the prior")

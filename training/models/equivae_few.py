@@ -14,9 +14,10 @@ r_y are means over labelled images alone. What the paper leaves open, and what i
 4. The dropout rate is not stated: 0.5.
 5. Every class of an unlabelled image costs one pass of the decoder. `decoded` takes the term of Eq. 6, a mean over
    unlabelled images, over that many of the batch: the same expectation at a fraction of the cost.
-6. Classes of one image differ by tens of nats in Eq. 6, so that q(y|x) soon takes the class that the decoder draws best
-   and the decoder learns to draw it so: what is wrong then stays wrong. `warmup` lets the weight of L_unlab rise from 0
-   over that share of the training, so that the labels speak first; Eq. 7 is what is trained in the end.
+6. The classes of an image differ by tens of nats in Eq. 6, so that q(y|x) takes the one that an untrained decoder
+   happens to draw best, which then learns to draw it so: what is wrong at first stays wrong. `labels_first` keeps the
+   gradient of Eq. 6 from q(y|x) for that share of the training: the decoder learns of classes that the labels tell,
+   then both go on with Eq. 7.
 
 `consistency_weight` adds FixMatch (Sohn et al. 2020, Eqs. 3 and 4): where the mean of q(y|x) and of the classifier by
 distance is sure of an augmented unlabelled image, a more strongly augmented copy must get the same class from both.
@@ -162,11 +163,11 @@ class FewLabelEquiVAE(EquiVAE):
             embeddings = self.invariant(seen).float()
         logits = self.classifier(seen, embeddings)
         decoded = batch["unlabelled"][: self.few.decoded]
-        terms["unlabelled"] = self._unlabelled_term(decoded, logits[: len(decoded)], r, generator)
-        weight = self.few.unlabelled_weight
-        if progress < self.few.warmup:
-            weight *= progress / self.few.warmup
-        loss = terms.pop("loss") + terms["classifier"] + weight * terms["unlabelled"]
+        of_decoded = logits[: len(decoded)]
+        if progress < self.few.labels_first:
+            of_decoded = of_decoded.detach()
+        terms["unlabelled"] = self._unlabelled_term(decoded, of_decoded, r, generator)
+        loss = terms.pop("loss") + terms["classifier"] + self.few.unlabelled_weight * terms["unlabelled"]
         if "strong" in batch:
             means = batch_means(self.head(hidden[:count]).float(), labels, self.num_classes)
             by_distance = torch.softmax(-squared_distances(embeddings, means.detach()), 1)
