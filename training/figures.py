@@ -1,6 +1,7 @@
 """The papers' figures of a finished run, as PNG; here those of EquiVAE: embeddings, samples, swaps, ELBO curves.
 
-All pictures come from the validation split. UMAP (Fig. 3) needs umap-learn from the extra `figures`.
+All pictures come from the validation split. Embeddings of two dimensions are shown as they are, others by UMAP
+(Fig. 3), which needs umap-learn from the extra `figures`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from training.run import LoadedRun, load_run
 __all__ = ["draw_figures"]
 
 COLUMNS = 10
-UMAP_IMAGES = 3000
+MAPPED_IMAGES = 3000
 COMPLEMENTS = 5  # m of Fig. 3
 
 
@@ -77,14 +78,19 @@ def equivae_figures(run: LoadedRun, data: LabelledImages, seed: int, console: Co
         "swap-grid": swap_grid(model, data, encoded, seed),
         "elbo": curves(run),
     }
-    if importlib.util.find_spec("umap") is None:
-        console.print("without UMAP: umap-learn is not installed (pip install 'equipoise[figures]')", markup=False)
-    else:
-        chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:UMAP_IMAGES]
-        some = data.subset(chosen)
-        means_of_five, labels = pooled_embeddings(model, some, COMPLEMENTS, seed)
-        figures["umap-r"] = umap(means_of_five, labels, data.class_names, f"r, m = {COMPLEMENTS}", seed)
-        figures["umap-v"] = umap(encoded.v[chosen], some.labels, data.class_names, "v", seed)
+    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:MAPPED_IMAGES]
+    some = data.subset(chosen)
+    means_of_five, labels = pooled_embeddings(model, some, COMPLEMENTS, seed)
+    maps = {"r": (means_of_five, labels, f"r, m = {COMPLEMENTS}"), "v": (encoded.v[chosen], some.labels, "v")}
+    for name, (features, classes, title) in maps.items():
+        if features.shape[1] == 2:
+            figures[f"plane-{name}"] = scatter(features.numpy(), classes, data.class_names, title)
+        elif importlib.util.find_spec("umap") is not None:
+            figures[f"umap-{name}"] = umap(features, classes, data.class_names, title, seed)
+        else:
+            console.print(
+                f"no UMAP of {name}: umap-learn is not installed (pip install 'equipoise[figures]')", markup=False
+            )
     return figures
 
 

@@ -5,6 +5,7 @@ import runpy
 import shutil
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from training import figures, plots
 from training.errors import RunError, TrainingError
 from training.figures import draw_figures, pooled_embeddings
 from training.measures import encode
+from training.models.equivae import EquiVAE
 from training.run import load_run
 
 
@@ -58,6 +60,19 @@ def test_without_umap_the_others_are_drawn_and_it_is_said(
     paths = draw_figures(finished_run, tmp_path, console=Console(file=said, width=200))
     assert "umap-learn is not installed (pip install 'equipoise[figures]')" in said.getvalue()
     assert {path.stem for path in paths} == {"prior-samples", "interpolation", "swap-grid", "elbo"}
+
+
+def test_two_dimensions_are_shown_as_they_are(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without UMAP too: one figure each for r and v."""
+    monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: None)
+    run = load_run(finished_run)
+    flat = run.equivae().config.model_copy(update={"r_dim": 2, "v_dim": 2})
+    run = replace(run, model=EquiVAE(flat, run.model.input, 10).eval())
+    said = io.StringIO()
+    drawn = figures.equivae_figures(run, run.splits().validation, 0, Console(file=said))
+    assert {"plane-r", "plane-v"} < set(drawn) and not said.getvalue()
+    spots = [len(classes.get_offsets()) for classes in drawn["plane-v"].axes[0].collections]  # type: ignore[arg-type]
+    assert sum(spots) == len(run.splits().validation)
 
 
 def test_figures_are_functions_of_the_seed(finished_run: Path, tmp_path: Path) -> None:
