@@ -194,8 +194,9 @@ def _rings(images: Tensor, generator: torch.Generator) -> Tensor:
     kind = torch.rand(size, generator=generator)
     edge = torch.where(kind < 0.4, ring, torch.where(kind < 0.7, radius - distance, ripples))
     level = 0.3 + 0.7 * torch.rand(size, generator=generator)
-    # An edge one pixel wide, as an antialiased drawing has it.
-    return (level * (0.5 + edge * images.shape[2] / 2).clamp(0, 1)).expand_as(images)
+    # An edge one pixel wide, as an antialiased drawing has it; or none, as pixels that are either on or off.
+    sharpness = torch.where(torch.rand(size, generator=generator) < 0.5, 1.0, 1e3)
+    return (level * (0.5 + sharpness * edge * images.shape[2] / 2).clamp(0, 1)).expand_as(images)
 
 
 def _dots(images: Tensor, generator: torch.Generator) -> Tensor:
