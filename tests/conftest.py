@@ -1,10 +1,16 @@
 """Fixtures for every test that needs a real server on a real socket."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of later garbage collections: a walk over all of torch, many times a second."""
+    gc.freeze()
 
 
 @pytest.fixture

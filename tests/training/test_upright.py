@@ -174,13 +174,6 @@ def test_its_graphs_give_what_torch_gives(trained: Upright) -> None:
     assert np.allclose(rectified, wanted.rectified, atol=1e-4)
 
 
-@pytest.mark.timeout(400)
-def test_the_polar_extractor_exports_too() -> None:
-    model = model_of(POLAR).eval()
-    exported = export_graphs({"transform": graphs("upright", model)["transform"]}, SPEC)
-    assert exported.parity["transform"] < 1e-4
-
-
 def test_the_shipped_configuration_is_small_enough() -> None:
     config = load_config(CONFIGS / "upright-text.yaml")
     assert isinstance(config.model, UprightConfig)

@@ -8,6 +8,7 @@ trained).
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -287,6 +288,8 @@ class Inference(Model):
         return mixture.responsibilities(self.embed(images), self.means)
 
 
-def exactly(images: Tensor) -> torch.autocast:
+def exactly(images: Tensor) -> AbstractContextManager[object]:
     """Coordinates need all their digits: no reduced precision in here."""
-    return torch.autocast(images.device.type, enabled=False)
+    device = images.device.type
+    # Where there is none to switch off nothing is: the exporter makes a graph within the graph of a switch.
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
