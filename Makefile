@@ -7,7 +7,7 @@ RUNS ?= runs
 STORE ?= model_store
 TARGET ?= cpu
 # Tests side by side, one thread each: one more than the cores, as some of them wait for processes and time limits. The
-# exporter formats a traceback for each of thousands of nodes: without columns that takes a fifth less.
+# exporter formats a traceback for each of thousands of nodes, which costs less without the columns.
 TESTERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 bin := $(VENV)/bin
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable

@@ -199,13 +199,11 @@ def refuse(bench: "Bench") -> list[Row]:
 def start(bench: "Bench") -> list[Row]:
     seconds, costs = [], []
     for _ in range(bench.arguments.repeats):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         command = [sys.executable, "-m", "service", "--model-store", str(bench.store), "--port", str(port)]
         began = time.perf_counter()
         with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-            while not _is_ready(port):
+            while not is_ready(port):
                 time.sleep(0.01)
             seconds.append(time.perf_counter() - began)
             costs.append(cpu_seconds(process.pid))
@@ -215,7 +213,14 @@ def start(bench: "Bench") -> list[Row]:
     return [row | {"CPU s": statistics.median(costs)}]
 
 
-def _is_ready(port: int) -> bool:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def is_ready(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
             return True

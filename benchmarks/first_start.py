@@ -1,0 +1,52 @@
+"""How long a newcomer waits: `make serve` in a fresh clone of this repository, and a second time.
+
+    python -m benchmarks.first_start [--json results/first-start.json]
+
+The first makes the environment from the project's own files, with what pip has in its cache; both go on until
+`/readyz` answers. What is cloned is what is committed.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.beside import free_port, is_ready
+
+ROOT = Path(__file__).parents[1]
+
+
+def serve(clone: Path) -> float:
+    """Seconds from the command to ready."""
+    port = free_port()
+    began = time.perf_counter()
+    command = ["make", "serve", f"PORT={port}"]
+    with subprocess.Popen(command, cwd=clone, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+        while not is_ready(port):
+            if process.poll() is not None:
+                raise SystemExit(f"make serve ended with status {process.returncode}")
+            time.sleep(0.01)
+        seconds = time.perf_counter() - began
+        os.killpg(process.pid, signal.SIGINT)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "equipoise"
+        subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+        figures = {"first": serve(clone), "again": serve(clone), "models": len(list((clone / "model_store").iterdir()))}
+    print("make serve, seconds to /readyz with {models} models: first {first:.1f}, again {again:.1f}".format(**figures))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
