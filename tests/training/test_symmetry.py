@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,16 @@ def test_a_blank_says_that_it_may_lie_any_way(run: LoadedRun) -> None:
 
 
 # --- variants in Python -----------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_page_is_right(run: LoadedRun, digits: torch.Tensor) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "upright.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "DrawVariant" in block]
+    picture = Image.fromarray((255 * digits[3, 0]).byte().numpy())
+    names: dict[str, Any] = {"picture": picture, "run": run}
+    exec(code.replace('Path("runs/symmetry-mnist-1")', "run"), names)
+    assert (names["picture"].mode, names["picture"].size) == ("L", picture.size)
+    assert names["picture"].tobytes() == DrawVariant(run, seed=7)(picture).tobytes()
 
 
 def test_a_variant_drops_into_a_pipeline(run: LoadedRun, digits: torch.Tensor) -> None:
