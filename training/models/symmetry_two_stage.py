@@ -253,8 +253,8 @@ class SymmetryTwoStage(Model):
         none = 0 * rotation  # not zeros_like, which exports as a subgraph of shapes
         one = none + 1
         # The shift of an exponential is V (x, y), V a matrix: what it makes of (1, 0) and (0, 1) tells it.
-        a, c = exponential(group, torch.stack([rotation, one, none, *rest], 1))[:, :, 2].unbind(1)
-        b, d = exponential(group, torch.stack([rotation, none, one, *rest], 1))[:, :, 2].unbind(1)
+        both = torch.stack([torch.stack([rotation, *unit, *rest], 1) for unit in ((one, none), (none, one))], 1)
+        a, c, b, d = exponential(group, both.flatten(0, 1))[:, :, 2].reshape(-1, 4).unbind(1)
         x, y = centre.unbind(1)
         determinant = a * d - b * c
         # Near half a turn of nothing but rotation V stays invertible: |V|^2 = (2 sin(t/2) / t)^2 > 0.4.
