@@ -23,7 +23,6 @@ import json
 import os
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -42,7 +41,7 @@ from PIL import Image
 
 from benchmarks.clients import Clients, post
 from benchmarks.contenders import marks, ours
-from benchmarks.load import ROOT, Cores, Sample, Target, cpu_seconds, running
+from benchmarks.load import ROOT, Cores, Sample, Target, cpu_seconds, free_port, running
 from benchmarks.overload import refusal
 from benchmarks.serving import graph_microseconds, machine, model_folder, picture, store_of
 from benchmarks.tensors import compare
@@ -211,13 +210,6 @@ def start(bench: "Bench") -> list[Row]:
     count = len(list(bench.store.glob("*/[1-9]*")))
     row = {"what": f"{count} models", "to /readyz, s": statistics.median(seconds)}
     return [row | {"CPU s": statistics.median(costs)}]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def is_ready(port: int) -> bool:

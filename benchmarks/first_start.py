@@ -15,9 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.beside import free_port, is_ready
-
-ROOT = Path(__file__).parents[1]
+from benchmarks.beside import is_ready
+from benchmarks.load import ROOT, free_port
 
 
 def serve(clone: Path) -> float:

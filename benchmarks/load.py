@@ -76,12 +76,17 @@ class Cores:
             self.client = ["taskset", "-c", str(cores[0])]
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @contextmanager
 def running(server: Server, cores: Cores, picture: bytes) -> Iterator["Target"]:
     """The server, once it has answered a request; its whole tree is stopped in the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [*cores.server, *(part.replace("{port}", str(port)) for part in server.command)]
     own = {name: value.replace("{port}", str(port)) for name, value in server.environment.items()}
     process = subprocess.Popen(

@@ -21,7 +21,6 @@ import os
 import platform
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from benchmarks.load import free_port
 from tests.service import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -323,12 +323,6 @@ async def _observe(stage: Stage, name: str) -> Phase:
     await getattr(stage, name)()
     phase.retried = stage.balancer.retried() - before
     return phase
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def table(phases: list[Phase]) -> str:

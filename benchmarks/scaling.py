@@ -17,8 +17,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.load import ROOT, cpu_seconds, wrk
-from benchmarks.replicas import CONFIGURATION, Balancer, Replica, free_port
+from benchmarks.load import ROOT, cpu_seconds, free_port, wrk
+from benchmarks.replicas import CONFIGURATION, Balancer, Replica
 from benchmarks.serving import model_folder
 
 COUNTS = (1, 2, 3)
