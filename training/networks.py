@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ConvBody", "DenseDecoder", "ResidualConv", "TransposedDecoder", "dense", "he_initialise", "strided_sides"]
+__all__ = [
+    "ConvBody",
+    "DenseDecoder",
+    "ResidualConv",
+    "TransposedDecoder",
+    "dense",
+    "exactly",
+    "he_initialise",
+    "strided_sides",
+]
 
 Pool = Literal["flatten", "depthwise"]
+
+
+def exactly(images: Tensor) -> AbstractContextManager[object]:
+    """Coordinates need all their digits: no reduced precision in here."""
+    device = images.device.type
+    # Where there is none to switch off nothing is: the exporter makes a graph within the graph of a switch.
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def he_initialise(module: nn.Module) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from training.lie import compose, exponential, resample
 from training.models.lifted_config import LiftedConfig
 from training.models.moments import Moments, moments
-from training.networks import ResidualConv, he_initialise, strided_sides
+from training.networks import ResidualConv, exactly, he_initialise, strided_sides
 
 __all__ = ["DRAWS", "Lifted"]
 
@@ -53,7 +53,7 @@ class Lifted(nn.Module):
                 pictures are distorted as the configuration says, in the one resampling that there is.
             found: the moments of the ink, where they are not simply those of the picture.
         """
-        with torch.autocast(images.device.type, enabled=False):
+        with exactly(images):
             if found is None:
                 found = moments(images.sum(1))
             axis = found.axis

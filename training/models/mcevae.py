@@ -43,8 +43,9 @@ from training.augment import distorted_grid, outliers
 from training.latent import kl_per_dimension
 from training.models.lifted import DRAWS
 from training.models.mcevae_config import MCEVAEConfig
-from training.models.mcevae_inference import Inference, Seen, exactly
+from training.models.mcevae_inference import Inference, Seen
 from training.models.rotation import COVERAGE, bin_angles, find_modes, range_prior, wrapped
+from training.networks import exactly
 from training.orientation.rotnet import as_rotnet_draws
 from training.turned import RelativeError, move, relative_error, similarity, uniform
 

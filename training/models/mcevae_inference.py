@@ -8,7 +8,6 @@ trained).
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -26,8 +25,9 @@ from training.models.mcevae_parts import Decoder, Encoder
 from training.models.moments import Moments, moments
 from training.models.polar import AngleNet, PolarSampler
 from training.models.rotation import bin_angles, deviation, find_modes, range_prior, wrapped
+from training.networks import exactly
 
-__all__ = ["Canonical", "Inference", "Pose", "Seen", "exactly"]
+__all__ = ["Canonical", "Inference", "Pose", "Seen"]
 
 # Of two modes that fit a picture equally well the smaller turn is the likelier: concentration of a von Mises prior. Of
 # validation digits turned by up to 60 degrees it took the flips from 0.42 to 0.16 %; above 3, those at 90 degrees rise.
@@ -286,10 +286,3 @@ class Inference(Model):
     def clusters(self, images: Tensor) -> Tensor:
         """Probabilities of the clusters: [N,K]"""
         return mixture.responsibilities(self.embed(images), self.means)
-
-
-def exactly(images: Tensor) -> AbstractContextManager[object]:
-    """Coordinates need all their digits: no reduced precision in here."""
-    device = images.device.type
-    # Where there is none to switch off nothing is: the exporter makes a graph within the graph of a switch.
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

@@ -34,12 +34,12 @@ from training.latent import kl_per_dimension
 from training.lie import exponential, resample
 from training.models.base import Model
 from training.models.mcevae import ACTIVE_NATS, FLIP_DEGREES, PROBE_DEGREES
-from training.models.mcevae_inference import Canonical, Pose, exactly
+from training.models.mcevae_inference import Canonical, Pose
 from training.models.mcevae_parts import Decoder
 from training.models.rotation import bin_angles, calibrated, deviation, find_modes
 from training.models.symmetry_config import SymmetryConfig
 from training.models.symmetry_parts import CHUNK, Correlator, InvariantEncoder, fit_smoothing, variants
-from training.networks import dense, he_initialise
+from training.networks import dense, exactly, he_initialise
 from training.turned import move, relative_error, similarity, uniform
 
 if TYPE_CHECKING:

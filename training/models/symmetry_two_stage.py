@@ -35,13 +35,13 @@ from training.flow import PoseFlow
 from training.lie import DIMENSIONS, compose, exponential, inverse, resample
 from training.models.base import Model
 from training.models.mcevae import FLIP_DEGREES, PROBE_DEGREES
-from training.models.mcevae_inference import Canonical, Pose, exactly
+from training.models.mcevae_inference import Canonical, Pose
 from training.models.moments import moments
 from training.models.polar import AngleNet
 from training.models.rotation import bin_angles, calibrated, deviation, find_modes, wrapped
 from training.models.symmetry_config import TwoStageConfig
 from training.models.symmetry_parts import CHUNK, Correlator, fit_smoothing, variants
-from training.networks import ConvBody, dense, he_initialise
+from training.networks import ConvBody, dense, exactly, he_initialise
 from training.turned import move, relative_error, uniform
 
 if TYPE_CHECKING:

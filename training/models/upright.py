@@ -27,6 +27,7 @@ from training.models.mcevae_inference import Canonical, Pose
 from training.models.polar import AngleNet, PolarSampler
 from training.models.rotation import COVERAGE, bin_angles, calibrated, deviation, find_modes, wrapped
 from training.models.upright_config import PolarConfig, UprightConfig
+from training.networks import exactly
 from training.turned import move, similarity, uniform
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Polar(nn.Module):
         self, images: Tensor, turns: Tensor | None = None, draws: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         middle = torch.zeros(1, 2).to(images).expand(images.shape[0], 2)
-        with torch.autocast(images.device.type, enabled=False):
+        with exactly(images):
             polar = self.sampler(images, middle)
         return torch.log_softmax(self.net(polar).float(), 1), middle[:, 0]
 
