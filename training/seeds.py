@@ -16,7 +16,7 @@ from training.checkpoint import make_folder, write_atomically
 from training.config import Config
 from training.datasets import LabelledImages, Splits
 from training.errors import ConfigError, RunError
-from training.fit import train
+from training.fit import cpu_precision, train
 from training.measures import encode
 from training.run import LoadedRun, default_folder, load_run
 from training.scores import percent
@@ -124,8 +124,9 @@ def machine(config: Config) -> str:
     fit = config.fit
     if fit.accelerator != "cpu" and torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, {fit.precision}, torch {torch.__version__}"
-    threads = fit.threads or torch.get_num_threads()
-    return f"{platform.machine()} CPU, {threads} of {os.cpu_count()} threads, torch {torch.__version__}"
+    threads, kind = fit.threads or torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    cpu = f"{platform.machine()} CPU with {kind}, {threads} of {os.cpu_count()} threads"
+    return f"{cpu}, {cpu_precision(fit)}, torch {torch.__version__}"
 
 
 def read_rows(output: Path) -> list[dict[str, Any]]:
