@@ -29,7 +29,7 @@ FREE_BODY_BYTES = 1024 * 1024
 """What of a body is in no budget while it arrives: what a connection may cost, and more than a small picture."""
 UNKNOWN_ENDPOINT = "other"
 _NEVER = Deadline(math.inf)
-PROBE_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+PROBE_PATHS = frozenset({"/startupz", "/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),

@@ -24,6 +24,8 @@ from service.model_folder import EmptyStore, Refusal, Signature, find, read_vers
 
 CAPABILITIES: tuple[str, ...] = get_args(Capability)
 
+_LOADING = "models are being loaded"
+
 Result = TypeVar("Result")
 
 
@@ -140,8 +142,7 @@ class ModelStore:
             NotReady: the service is still starting.
         """
         async with self._changing:
-            if self.loading:
-                self.check_ready()
+            self.check_started()
             try:
                 found, _ = await self._in_loader(find, self.root)
             except EmptyStore:
@@ -289,6 +290,14 @@ class ModelStore:
         known = {name: error for name, error in errors.items() if error is not None}
         return min(known, key=known.__getitem__, default="")
 
+    def check_started(self) -> None:
+        """
+        Raises:
+            NotReady: models are still being loaded for the first time.
+        """
+        if self.loading:
+            raise NotReady(_LOADING, headers={"Retry-After": "1"})
+
     def check_ready(self) -> None:
         """
         Raises:
@@ -320,7 +329,7 @@ class ModelStore:
         if self.life.draining:
             return "the service is about to end and finishes what it has accepted"
         if self.loading:
-            return "models are being loaded"
+            return _LOADING
         if self.models:
             return None
         reasons = "; ".join(f"{refusal.model}/{refusal.version or ''}: {refusal.reason}" for refusal in self.refused)

@@ -252,6 +252,10 @@ class ModelsAnswer(_Schema):
     )
 
 
+class Started(_Schema):
+    status: Literal["started"] = "started"
+
+
 class Alive(_Schema):
     status: Literal["alive"] = "alive"
 

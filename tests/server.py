@@ -4,11 +4,14 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import httpx
+import pytest
 
 from service.__main__ import assemble
+from service.model_store import ModelStore
 from service.server import listen_all, url_of
 from service.settings import Settings
 
@@ -43,3 +46,23 @@ def running_server(settings: Settings, *, ready: bool = True) -> Iterator[str]:
         for socket in listening:
             socket.close()
         assert not thread.is_alive(), f"{url} did not end: {waiting}"
+
+
+@contextmanager
+def loading_server(settings: Settings) -> Iterator[tuple[str, threading.Event]]:
+    """The URL of a service that begins to load its models, and what to set for it to go on."""
+    begun, go_on = threading.Event(), threading.Event()
+    load_all = ModelStore.load_all
+
+    def held(store: ModelStore, **options: Any) -> None:
+        begun.set()
+        go_on.wait()
+        load_all(store, **options)
+
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:  # of this service alone: others may start meanwhile
+            patch.setattr(ModelStore, "load_all", held)
+            url = stack.enter_context(running_server(settings, ready=False))
+            stack.callback(go_on.set)
+            assert begun.wait(30)
+        yield url, go_on

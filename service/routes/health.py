@@ -1,4 +1,6 @@
-"""GET /healthz: the process answers, and no run hangs. GET /readyz: a model is loaded, verified and warm."""
+"""GET /startupz: every model of the store was loaded or refused, once; from then on for good. GET /healthz: the process
+answers, and no run hangs. GET /readyz: a model is loaded, verified and warm.
+"""
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -9,10 +11,15 @@ from service.errors import NotAlive, NotReady
 from service.middleware import CALL
 from service.model_store import ModelStore
 from service.routes.direct import DirectRoute, problem_responses
-from service.schemas import Alive, Ready
+from service.schemas import Alive, Ready, Started
 
 
 def add(router: APIRouter, store: ModelStore, devices: Devices) -> None:
+    async def startupz(request: Request) -> Response:
+        request.scope[CALL].endpoint = "startupz"
+        store.check_started()
+        return Response(Started().model_dump_json(), media_type="application/json")
+
     async def healthz(request: Request) -> Response:
         request.scope[CALL].endpoint = "healthz"
         store.check_alive()
@@ -35,6 +42,15 @@ def add(router: APIRouter, store: ModelStore, devices: Devices) -> None:
         )
         return Response(answer.model_dump_json(), media_type="application/json")
 
+    router.add_api_route(
+        "/startupz",
+        startupz,
+        name="startupz",
+        summary="Whether the first look through the model store has ended, whatever came of it",
+        response_model=Started,
+        responses=problem_responses(NotReady),
+        route_class_override=DirectRoute,
+    )
     router.add_api_route(
         "/healthz",
         healthz,

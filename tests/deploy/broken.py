@@ -63,6 +63,20 @@ def policy_port(port: str) -> Change:
     return change
 
 
+def policy_peer(selector: str, value: Object) -> Change:
+    """Of whom is let in last."""
+
+    def change(objects: list[Object]) -> None:
+        *_, way = of_kind(objects, "NetworkPolicy")[-1]["spec"]["ingress"]
+        way["from"][-1][selector] = value
+
+    return change
+
+
+def controller_keeps(seconds: object) -> Change:
+    return at("ConfigMap", "data.upstream-keepalive-timeout", seconds)
+
+
 def open_policy(objects: list[Object]) -> None:
     for policy in of_kind(objects, "NetworkPolicy"):
         for way in policy["spec"].get("ingress", []):
@@ -105,13 +119,16 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("probes_mean_different_things", "cpu", at("container", "livenessProbe.httpGet.path", "/readyz")),
     ("probes_mean_different_things", "cpu", at("container", "startupProbe", ...)),
     ("probes_mean_different_things", "cpu", at("container", "startupProbe.httpGet.path", "/readyz")),
+    ("probes_mean_different_things", "cpu", at("container", "startupProbe.httpGet.path", "/healthz")),
+    ("probes_mean_different_things", "cpu", at("container", "readinessProbe.httpGet.path", "/startupz")),
+    ("probes_mean_different_things", "cpu", at("container", "livenessProbe.httpGet.path", "/startupz")),
     (
         "probes_mean_different_things",
         "kserve",
         at("ServingRuntime", "spec.containers.0.startupProbe.httpGet.path", "/v2/health/ready"),
     ),
     ("probes_mean_different_things", "cpu", at("container", "livenessProbe.failureThreshold", 1)),
-    ("probes_mean_different_things", "cpu", at("container", "startupProbe.failureThreshold", 3)),
+    ("probes_mean_different_things", "cpu", at("container", "startupProbe.failureThreshold", 60)),
     ("container_ports_are_listened_on", "cpu", at("container", "ports.0.containerPort", 8080)),
     ("container_ports_are_listened_on", "kserve", at("ServingRuntime", "spec.containers.0.env.1.value", "8000")),
     ("environment_names_are_settings", "cpu", at("ConfigMap", "data.EQUIPOISE_QUEUE_IMAGE", "10")),
@@ -168,6 +185,9 @@ BROKEN: list[tuple[str, str, Change]] = [
     ),
     ("network_policies_fit", "cpu", policy_port("metrics")),
     ("network_policies_fit", "cpu", open_policy),
+    ("network_policies_fit", "cpu", policy_peer("podSelector", {})),
+    ("network_policies_fit", "cpu", policy_peer("namespaceSelector", {})),
+    ("network_policies_fit", "kserve", policy_peer("podSelector", {})),
     ("network_policies_fit", "cpu", remove("NetworkPolicy")),
     ("network_policies_fit", "kserve", remove("NetworkPolicy")),
     ("network_policies_fit", "kserve", policy_port("http")),
@@ -176,7 +196,9 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("ingress_fits_the_service", "cpu", annotation("proxy-next-upstream", "error timeout http_429 non_idempotent")),
     ("ingress_fits_the_service", "cpu", at("ConfigMap", "data.EQUIPOISE_REQUEST_TIMEOUT_SECONDS", "120")),
     ("ingress_fits_the_service", "cpu", annotation("proxy-request-buffering", "off")),
-    ("ingress_fits_the_service", "cpu", at("ConfigMap", "data.EQUIPOISE_KEEP_ALIVE_SECONDS", "5")),
+    ("the_controller_closes_idle_connections_first", "cpu", at("ConfigMap", "data.EQUIPOISE_KEEP_ALIVE_SECONDS", "60")),
+    ("the_controller_closes_idle_connections_first", "ingress-nginx", controller_keeps("75")),
+    ("the_controller_closes_idle_connections_first", "ingress-nginx", controller_keeps(...)),
     ("no_secret_is_in_a_file", "cpu", add(SECRET)),
     ("no_secret_is_in_a_file", "cpu", mount_by_sub_path),
     ("no_secret_is_in_a_file", "cpu", at("container", "env", [FROM_SECRET])),

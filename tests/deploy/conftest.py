@@ -11,7 +11,7 @@ import pytest
 
 from service.settings import Settings
 from tests.deploy.rules import Service
-from tests.server import running_server
+from tests.server import loading_server, running_server
 from tests.service import tiny
 
 
@@ -23,12 +23,15 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with (
         running_server(Settings(model_store=store)) as url,
         running_server(waits, ready=False) as waiting_url,
+        loading_server(Settings(model_store=store)) as (loading_url, _),
         httpx.Client(base_url=url, trust_env=False, timeout=10) as client,
         httpx.Client(base_url=waiting_url, trust_env=False, timeout=10) as waiting,
+        httpx.Client(base_url=loading_url, trust_env=False, timeout=10) as loading,
     ):
         yield Service(
             status=lambda path: client.get(path).status_code,
             status_without_model=lambda path: waiting.get(path).status_code,
+            status_while_loading=lambda path: loading.get(path).status_code,
             metrics=metric_names(client.get("/metrics").text),
             training_variables=training_variables(),
         )

@@ -11,15 +11,19 @@ from service.settings import ENV_PREFIX, TRAINING_PREFIX, Settings, SettingsErro
 from tests.deploy.manifests import Object, claims, environment, load, of_kind, pods, quantity, selects
 
 MADE_BY_HAND = {"equipoise-tls", "equipoise-api-keys"}  # secrets: docs/deploy.md creates them, no file holds them
+CONTROLLER = "ingress-nginx-controller"  # its ConfigMap, as the manifest and the chart of ingress-nginx name it
 MEMORY_BESIDE_THE_QUEUE = 512 * 2**20  # interpreter, models, ONNX Runtime's arena; measured in docs/sizing.md
 
 
 @dataclass(frozen=True)
 class Service:
-    """The running service, as far as a rule asks it. status_without_model: of one that waits for its first model."""
+    """The running service, as far as a rule asks it. status_without_model: of one that waits for its first model;
+    status_while_loading: of one whose models are being loaded.
+    """
 
     status: Callable[[str], int]
     status_without_model: Callable[[str], int]
+    status_while_loading: Callable[[str], int]
     metrics: frozenset[str]
     training_variables: frozenset[str]
 
@@ -67,6 +71,12 @@ def probes_are_answered(objects: list[Object], service: Service) -> Iterator[str
                     yield f"{pod.name}: {kind} asks {asked['path']}, which answers {service.status(asked['path'])}"
 
 
+GOOD = {"startupProbe": (False, True), "readinessProbe": (False, False), "livenessProbe": (True, True)}
+"""Whether a probe is content with a pod that is loading its models, and with one that has found none: the first is
+waited for, the second is mended by no restart.
+"""
+
+
 @rule
 def probes_mean_different_things(objects: list[Object], service: Service) -> Iterator[str]:
     for pod in pods(objects):
@@ -75,15 +85,15 @@ def probes_mean_different_things(objects: list[Object], service: Service) -> Ite
             if len(probes) != 3:
                 yield f"{pod.name}: has only {sorted(probes)}"
                 continue
-            if probes["livenessProbe"]["httpGet"]["path"] == probes["readinessProbe"]["httpGet"]["path"]:
-                yield f"{pod.name}: a pod that is not ready would be killed"
-            for kind, good in (("startupProbe", True), ("livenessProbe", True), ("readinessProbe", False)):
-                status = service.status_without_model(probes[kind]["httpGet"]["path"])
-                if (status == 200) != good:
-                    yield f"{pod.name}: {kind} gets {status} of a pod without a model, which no restart mends"
+            for kind, (loading, without_model) in GOOD.items():
+                path = probes[kind]["httpGet"]["path"]
+                if (service.status_while_loading(path) == 200) != loading:
+                    yield f"{pod.name}: {kind} gets {service.status_while_loading(path)} while models are loaded"
+                if (service.status_without_model(path) == 200) != without_model:
+                    yield f"{pod.name}: {kind} gets {service.status_without_model(path)} where there is no model"
             patience = {kind: probe["periodSeconds"] * probe["failureThreshold"] for kind, probe in probes.items()}
-            if patience["startupProbe"] < 60:
-                yield f"{pod.name}: only {patience['startupProbe']} s to start"
+            if patience["startupProbe"] < 300:
+                yield f"{pod.name}: only {patience['startupProbe']} s to load its models"
             if patience["livenessProbe"] < 30 or patience["readinessProbe"] >= patience["livenessProbe"]:
                 yield f"{pod.name}: seconds of patience: {patience}"
 
@@ -163,7 +173,8 @@ def _references(objects: list[Object]) -> Iterator[tuple[str, str, str]]:
 def everything_is_in_the_namespace(objects: list[Object], service: Service) -> Iterator[str]:
     """Left out it would be the one that kubectl happens to be set to."""
     for item in objects:
-        if item["kind"] != "Namespace" and item["metadata"].get("namespace") != "equipoise":
+        wanted = "ingress-nginx" if item["metadata"]["name"] == CONTROLLER else "equipoise"
+        if item["kind"] != "Namespace" and item["metadata"].get("namespace") != wanted:
             yield f"{item['kind']}/{item['metadata']['name']}: namespace {item['metadata'].get('namespace')}"
 
 
@@ -361,6 +372,9 @@ def network_policies_fit(objects: list[Object], service: Service) -> Iterator[st
                 for way in policy["spec"].get("ingress", []):
                     if not way.get("from") or not way.get("ports"):
                         yield f"{policy['metadata']['name']}: open to everybody or on every port"
+                    for peer in way.get("from", []):
+                        if not all(peer.get(by, {}).get("matchLabels") for by in ("namespaceSelector", "podSelector")):
+                            yield f"{policy['metadata']['name']}: lets in all of {peer}"
                     allowed |= {port["port"] for port in way.get("ports", [])}
         if allowed != named:
             yield f"{pod.name}: ports {named}, allowed {allowed}"
@@ -376,8 +390,6 @@ def ingress_fits_the_service(objects: list[Object], service: Service) -> Iterato
                 settings = settings_of(objects, container)
                 if int(notes["proxy-body-size"].removesuffix("m")) * 2**20 != settings.max_body_bytes:
                     yield f"{notes['proxy-body-size']} let through, the service takes {settings.max_body_bytes} bytes"
-                if settings.keep_alive_seconds <= 60:
-                    yield f"keep-alive {settings.keep_alive_seconds} s: nginx keeps idle connections for 60 s"
                 if int(notes["proxy-read-timeout"]) <= settings.request_timeout_seconds:
                     yield "the proxy gives up before the service's own deadline"
         retried = set(notes["proxy-next-upstream"].split())
@@ -385,6 +397,20 @@ def ingress_fits_the_service(objects: list[Object], service: Service) -> Iterato
             yield f"proxy-next-upstream: {retried}"
         if notes["proxy-request-buffering"] != "on":
             yield "a request that is not buffered cannot be sent to another pod"
+
+
+@rule
+def the_controller_closes_idle_connections_first(objects: list[Object], service: Service) -> Iterator[str]:
+    """A request on a connection that the service is just closing would be lost."""
+    own = [item for item in of_kind(objects, "ConfigMap") if item["metadata"]["name"] == CONTROLLER]
+    (configuration,) = own or of_kind(load("ingress-nginx"), "ConfigMap")
+    kept = int(configuration["data"].get("upstream-keepalive-timeout", 0))
+    behind = objects if of_kind(objects, "Ingress") else load("cpu")
+    for pod in pods(behind):
+        for container in pod.servers():
+            seconds = settings_of(behind, container).keep_alive_seconds
+            if not 0 < kept < seconds:
+                yield f"{pod.name}: keeps idle connections for {seconds} s, the controller for {kept}"
 
 
 @rule

@@ -44,7 +44,13 @@ def test_real_answers_are_what_the_schemas_say(
 
 
 @pytest.mark.parametrize(
-    ("path", "schema"), [("/models", schemas.ModelsAnswer), ("/healthz", schemas.Alive), ("/readyz", schemas.Ready)]
+    ("path", "schema"),
+    [
+        ("/models", schemas.ModelsAnswer),
+        ("/startupz", schemas.Started),
+        ("/healthz", schemas.Alive),
+        ("/readyz", schemas.Ready),
+    ],
 )
 def test_resources_are_what_the_schemas_say(client: httpx.Client, path: str, schema: type[BaseModel]) -> None:
     schema.model_validate_json(client.get(path).content)
@@ -60,6 +66,7 @@ def test_every_path_is_described_and_every_reference_resolves(document: dict[str
         ("/augment", "post"),
         ("/recombine", "post"),
         ("/models", "get"),
+        ("/startupz", "get"),
         ("/healthz", "get"),
         ("/readyz", "get"),
         ("/metrics", "get"),

@@ -72,7 +72,9 @@ def test_a_key_lets_in_and_nothing_else_does(guarded: str) -> None:
     assert classify(guarded).status_code == 401
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/v2/health/live", "/docs", "/openapi.json"])
+@pytest.mark.parametrize(
+    "path", ["/startupz", "/healthz", "/readyz", "/metrics", "/v2/health/live", "/docs", "/openapi.json"]
+)
 def test_probes_metrics_and_documentation_need_no_key(guarded: str, path: str) -> None:
     assert httpx.get(guarded + path, trust_env=False).status_code == 200
 
@@ -96,7 +98,7 @@ def test_the_openapi_document_says_so(guarded: str) -> None:
 
 
 def needs_key(path: str) -> bool:
-    return path not in ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
+    return path not in ("/startupz", "/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 
 
 def test_a_stranger_s_body_is_not_read(guarded: str) -> None:

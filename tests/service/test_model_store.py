@@ -13,6 +13,8 @@ import pytest
 
 from service import model_folder
 from service.model_folder import EmptyStore, find
+from service.settings import Settings
+from tests.server import loading_server
 from tests.service import tiny
 
 PNG = {"content-type": "image/png"}
@@ -191,6 +193,21 @@ def test_no_good_model_is_not_ready_with_the_reason(tmp_path: Path, serve: Serve
     assert "tiny/1: embed.onnx does not match its SHA-256" in answer.json()["detail"]
     assert get(f"{url}/healthz").status_code == 200
     assert post(f"{url}/classify").json()["type"] == "urn:equipoise:problem:not-ready"
+
+
+def test_started_once_every_model_was_loaded_or_refused(tmp_path: Path) -> None:
+    """From then on for good: no restart mends a model that is refused."""
+    flip_a_byte(tiny.write(tmp_path))
+    with loading_server(Settings(model_store=tmp_path)) as (url, go_on):
+        answer = get(f"{url}/startupz")
+        assert (answer.status_code, answer.json()["detail"]) == (503, "models are being loaded")
+        assert answer.headers["retry-after"] == "1"
+        assert get(f"{url}/healthz").status_code == 200
+        go_on.set()
+        while (answer := get(f"{url}/startupz")).status_code == 503:
+            pass
+        assert answer.json() == {"status": "started"}
+        assert get(f"{url}/readyz").status_code == 503
 
 
 def test_what_is_being_written_is_ignored(tmp_path: Path, serve: Serve) -> None:

@@ -36,7 +36,7 @@ def get(url: str, **headers: str) -> httpx.Response:
 def test_probes_and_metrics_on_a_port_of_their_own(tiny_store: Path, serve: Serve, free_port: int) -> None:
     url = serve(tiny_store, probe_port=free_port)
     probes = f"http://127.0.0.1:{free_port}"
-    for path in ("/healthz", "/readyz", "/v2/health/ready"):
+    for path in ("/startupz", "/healthz", "/readyz", "/v2/health/ready"):
         assert get(url + path).status_code == get(probes + path).status_code == 200
     assert get(f"{probes}/metrics").status_code == 200
     assert get(f"{url}/metrics").status_code == 404
