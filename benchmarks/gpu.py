@@ -27,7 +27,13 @@ from service.engine import EngineOptions
 from service.images import write_picture
 from service.model_folder import read_version
 
-GRAPHS = {"equivae-mnist": "classify", "mcevae-mnist-se2": "canonicalize", "upright-text": "canonicalize"}
+GRAPHS = (
+    "equivae-mnist.classify",
+    "equivae-mnist.embed",
+    "mcevae-mnist-se2.transform",
+    "mcevae-mnist-se2.canonicalize",
+    "upright-text.canonicalize",
+)
 LARGEST = 256
 CONCURRENCY = (1, 8, 64, 256)
 _NODES = 12
@@ -103,7 +109,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda:0", help="cuda:0 (the default), another one, or cpu")
     parser.add_argument("--seconds", type=float, default=5.0, help="a run of clients (default: 5)")
-    parser.add_argument("--graphs", nargs="+", default=list(GRAPHS), choices=list(GRAPHS), help="of these models")
+    parser.add_argument("--graphs", nargs="+", default=GRAPHS, choices=GRAPHS, help="these alone")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     arguments = parser.parse_args()
     try:
@@ -112,10 +118,10 @@ def main() -> int:
         print(f"no CUDA device: {error}", file=sys.stderr)
         return 1
     figures: dict[str, Any] = {"device": device.name if device == CPU else gpu_name(device)}
-    for name in arguments.graphs:
-        capability = GRAPHS[name]
+    for graph in arguments.graphs:
+        name, _, capability = graph.rpartition(".")
         for where in dict.fromkeys((device, CPU)):
-            title = f"{name}.{capability} on {where.name}"
+            title = f"{graph} on {where.name}"
             figures[title] = {
                 "pictures/s by batch": by_batch(name, capability, where, arguments.seconds),
                 "over HTTP by clients": by_concurrency(name, capability, where, arguments.seconds),

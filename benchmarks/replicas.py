@@ -17,8 +17,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -33,6 +31,7 @@ import httpx
 import numpy as np
 
 from benchmarks.load import free_port
+from benchmarks.serving import machine
 from tests.service import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -353,10 +352,8 @@ def main() -> None:
         )
     print(table(phases))
     if options.json:
-        machine = {"machine": platform.machine(), "cpus": os.cpu_count(), "command": " ".join(sys.argv[1:])}
-        options.json.write_text(
-            json.dumps(machine | {"phases": [phase.summary() for phase in phases]}, indent=1) + "\n"
-        )
+        run_on = {"machine": machine(), "command": " ".join(sys.argv[1:])}
+        options.json.write_text(json.dumps(run_on | {"phases": [phase.summary() for phase in phases]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

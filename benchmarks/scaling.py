@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.load import ROOT, cpu_seconds, free_port, wrk
 from benchmarks.replicas import CONFIGURATION, Balancer, Replica
-from benchmarks.serving import model_folder
+from benchmarks.serving import machine, model_folder
 
 COUNTS = (1, 2, 3)
 # What, of what type, by how many clients: 64 of the large ones would wait as long for one replica as it lets them.
@@ -123,9 +122,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(run(Path(folder), model, options.seconds, options.repeats))
     if options.json:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
         rows = [asdict(each) for each in found]
-        options.json.write_text(json.dumps({"machine": machine, "measured": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"machine": machine(), "measured": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

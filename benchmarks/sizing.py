@@ -6,26 +6,31 @@
 A core's rate is one over the service's own CPU time a request, which depends little on what else the machine does. A
 plan keeps cores at `--utilisation` at the daily peak, has at least two replicas and one to spare, and takes prices as
 options: the defaults are of the order of a cloud's list prices and are there to be replaced. A GPU takes the graph off
-the cores and nothing else; what it needs for that itself, copies included, is `--gpu-rate`.
+the cores and nothing else. How many graphs a second it runs, copies included, says `--gpu`, a file of `benchmarks.gpu`;
+without one, public figures of an L4 bound it.
 """
 
 import argparse
 import dataclasses
 import json
 import math
-import os
-import platform
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import contenders
 from benchmarks.load import ROOT, Cores, running
-from benchmarks.serving import graph_microseconds, model_folder, picture
+from benchmarks.serving import graph_microseconds, machine, model_folder, picture
 
 SECONDS_A_DAY = 86_400
 CLIENTS = 32
 GRAPH_BATCH = 32
+
+# NVIDIA's L4: as it runs ResNet-50 by ONNX Runtime, one picture at a time, which is far from its limit (as a graph of
+# small layers may be, too), and its limit.
+L4_RESNET50_RATE = 358.6  # pictures/s: docs.roboflow.com/reference/inference/inference-python/benchmarks
+RESNET50_MULTIPLY_ADDS = 4.09e9  # docs.pytorch.org/vision/stable/models.html
+L4_MULTIPLY_ADDS_RATE = 30.3e12 / 2  # 30.3 TFLOPS in 32 bits: www.nvidia.com/en-us/data-center/l4
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,10 @@ class Request:
     model: str
     graph: str
     picture: str | None = None
+
+    @property
+    def measured_graph(self) -> str:
+        return f"{self.model}.{self.graph}"
 
     @property
     def path(self) -> str:
@@ -56,13 +65,15 @@ REQUESTS = [
 
 @dataclass(frozen=True)
 class Measured:
-    """cpu_us: CPU time a request, microseconds, of which the graph takes graph_us. memory_mb: of a replica after the
-    load (PSS).
+    """cpu_us: CPU time a request, microseconds, of which the graph takes graph_us. multiply_adds: of the graph, for a
+    picture. memory_mb: of a replica after the load (PSS).
     """
 
     request: str
+    graph: str
     cpu_us: float
     graph_us: float
+    multiply_adds: int
     memory_mb: float
 
     def __post_init__(self) -> None:
@@ -79,11 +90,16 @@ class Measured:
         """The same where a GPU runs the graph."""
         return 1e6 / (self.cpu_us - self.graph_us)
 
+    def on_an_l4(self) -> tuple[float, float]:
+        """Graphs/s by public figures: with as many multiply-adds a second as of ResNet-50, and with all it has."""
+        as_resnet50 = L4_RESNET50_RATE * RESNET50_MULTIPLY_ADDS / self.multiply_adds
+        return as_resnet50, L4_MULTIPLY_ADDS_RATE / self.multiply_adds
+
 
 @dataclass(frozen=True)
 class Assumptions:
     """peak: the busiest second over the mean one. core_price, gpu_price: an hour. gpu_rate: graphs/s of a GPU, 0 where
-    nobody has measured it: two are then enough.
+    nobody has measured it: what an L4 runs with as many multiply-adds as of ResNet-50.
     """
 
     utilisation: float = 0.6
@@ -130,7 +146,7 @@ def plan(measured: Measured, assumed: Assumptions, per_day: float) -> Plan:
     used = assumed.utilisation
     replicas = _with_a_spare(peak_rate, measured.per_core * assumed.replica_cores * used)
     beside = _with_a_spare(peak_rate, measured.beside_gpu * assumed.replica_cores * used)
-    gpus = _with_a_spare(peak_rate, assumed.gpu_rate * used) if assumed.gpu_rate else 2
+    gpus = _with_a_spare(peak_rate, (assumed.gpu_rate or measured.on_an_l4()[0]) * used)
     cores = replicas * assumed.replica_cores
     return Plan(
         per_day=per_day,
@@ -148,14 +164,20 @@ def _with_a_spare(rate: float, of_one: float) -> int:
     return max(2, math.ceil(rate / of_one) + 1)
 
 
-def gpu_pays_from(measured: Measured, assumed: Assumptions) -> float:
-    """Pictures a day whose graphs, at the peak, keep as many cores busy as two GPUs cost: with fewer no two can pay.
-    Infinite where one GPU, by its rate, does the work of fewer cores than it costs.
-    """
-    cores = 2 * assumed.gpu_price / assumed.core_price
-    if assumed.gpu_rate and 2 * assumed.gpu_rate * measured.graph_us * 1e-6 <= cores:
-        return math.inf
-    return cores * assumed.utilisation / (measured.graph_us * 1e-6) / assumed.peak * SECONDS_A_DAY
+def gpu_has_to_run(measured: Measured, assumed: Assumptions) -> float:
+    """Graphs/s that a GPU has to run to be worth the cores that cost as much."""
+    return assumed.gpu_price / assumed.core_price / (measured.graph_us * 1e-6)
+
+
+def gpus_pay_from(measured: Measured, assumed: Assumptions) -> float:
+    """Pictures a day, 10^6 to 10^13, from which on cores with GPUs cost less than cores alone; infinite where never."""
+    found = math.inf
+    for step in range(700, -1, -1):
+        planned = plan(measured, assumed, 10 ** (6 + step / 100))
+        if planned.cost_with_gpus >= planned.cost_a_day:
+            break
+        found = planned.per_day
+    return found
 
 
 def table(plans: list[Plan]) -> str:
@@ -174,18 +196,30 @@ def table(plans: list[Plan]) -> str:
 
 
 def verdict(measured: Measured, assumed: Assumptions) -> str:
-    """What a GPU adds to a core, and from which load on it can pay."""
+    """What a GPU adds to a core, what it has to do to pay, and from which load on it does."""
+    ratio = measured.cpu_us / (measured.cpu_us - measured.graph_us)
     adds = (
         f"The graph takes {measured.graph_us:,.0f} of {measured.cpu_us:,.0f} us: beside a GPU a core answers about "
-        f"{measured.cpu_us / (measured.cpu_us - measured.graph_us):.2f} times as many requests."
+        f"{ratio:.2f} times as many requests. To pay, a GPU has to run more than "
+        f"{_two_digits(gpu_has_to_run(measured, assumed))} of these graphs a second, as the cores do that cost as much."
     )
-    per_day = gpu_pays_from(measured, assumed)
+    if assumed.gpu_rate:
+        return f"{adds} The one that was measured {_pays(measured, assumed)}."
+    as_resnet50, most = (dataclasses.replace(assumed, gpu_rate=rate) for rate in measured.on_an_l4())
+    return (
+        f"{adds} An L4 that does as many multiply-adds a second as of ResNet-50 {_pays(measured, as_resnet50)}; "
+        f"one that does all it can {_pays(measured, most)}."
+    )
+
+
+def _pays(measured: Measured, assumed: Assumptions) -> str:
+    runs, per_day = _two_digits(assumed.gpu_rate), gpus_pay_from(measured, assumed)
     if math.isinf(per_day):
-        return f"{adds} At {assumed.gpu_rate:,.0f} graphs a second it never pays."
+        return f"runs {runs} and does not"
     rate = per_day / SECONDS_A_DAY * assumed.peak
     return (
-        f"{adds} Two can pay from about {_two_digits(per_day)} pictures a day on, "
-        f"{_two_digits(rate)} a second at the peak."
+        f"runs {runs} and does so from about {_two_digits(per_day)} pictures a day on, {_two_digits(rate)} a second at "
+        "the peak"
     )
 
 
@@ -198,8 +232,20 @@ def read(path: Path) -> list[Measured]:
     return [Measured(**row) for row in json.loads(path.read_text())["measured"]]
 
 
+def read_gpu(path: Path) -> dict[str, float]:
+    """Graphs/s at the best batch by graph, of what `benchmarks.gpu --json` wrote."""
+    titled = {title.partition(" on "): figures for title, figures in json.loads(path.read_text()).items()}
+    return {
+        graph: max(figures["pictures/s by batch"].values())
+        for (graph, _, device), figures in titled.items()
+        if device.startswith("cuda")
+    }
+
+
 def measure(store: Path, seconds: float, repeats: int) -> list[Measured]:
     """Medians over runs on one core, with all models of the store loaded."""
+    from benchmarks.multiply_adds import multiply_adds  # with onnx, which a plan does without
+
     cores, found = Cores(), []
     for request in REQUESTS:
         folder = model_folder(store, request.model, request.graph)
@@ -212,7 +258,16 @@ def measure(store: Path, seconds: float, repeats: int) -> list[Measured]:
             raise SystemExit(f"{request.name}: not every answer was good")
         graph_us = graph_microseconds(folder, GRAPH_BATCH, graph=request.graph)
         cpu_us, memory = (statistics.median(getattr(run, name) for run in runs) for name in ("cpu_us", "pss_mb"))
-        found.append(Measured(request.name, round(cpu_us, 1), round(graph_us, 1), round(memory, 1)))
+        found.append(
+            Measured(
+                request=request.name,
+                graph=request.measured_graph,
+                cpu_us=round(cpu_us, 1),
+                graph_us=round(graph_us, 1),
+                multiply_adds=multiply_adds(folder / f"{request.graph}.onnx"),
+                memory_mb=round(memory, 1),
+            )
+        )
         print(f"{request.name}: {cpu_us:.0f} us, the graph {graph_us:.0f}; {memory:.0f} MB")
     return found
 
@@ -232,18 +287,21 @@ def main() -> None:
     planning = commands.add_parser("plan")
     planning.add_argument("measured", type=Path)
     planning.add_argument("--per-day", type=float, nargs="+", default=[1e6, 1e8, 1e10])
+    planning.add_argument("--gpu", type=Path, help="figures of a GPU: `python -m benchmarks.gpu --json FILE`")
     for known in dataclasses.fields(Assumptions):
         kind = type(known.default)
         planning.add_argument(f"--{known.name.replace('_', '-')}", type=kind, default=known.default)
     options = parser.parse_args()
     if options.command == "measure":
         rows = [dataclasses.asdict(each) for each in measure(options.model_store, options.seconds, options.repeats)]
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        options.json.write_text(json.dumps({"machine": machine, "measured": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"machine": machine(), "measured": rows}, indent=1) + "\n")
         return
     try:
         assumed = Assumptions(**{each.name: getattr(options, each.name) for each in dataclasses.fields(Assumptions)})
+        gpu_rates = read_gpu(options.gpu) if options.gpu else {}
         for measured in read(options.measured):
+            if options.gpu:
+                assumed = dataclasses.replace(assumed, gpu_rate=gpu_rates.get(measured.graph, 0.0))
             print(f"**{measured.request}**: {measured.per_core:,.0f} a second and core\n")
             print(table([plan(measured, assumed, per_day) for per_day in options.per_day]))
             print(f"\n{verdict(measured, assumed)}\n")

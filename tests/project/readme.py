@@ -1,4 +1,4 @@
-"""What the README and docs/upright.md say, for the tests that run it.
+"""What the README, docs/upright.md and docs/deploy.md say, for the tests that run it.
 
 A fence of ```sh is commands; a fence of ```json or ```text right behind it is what the last of them prints. Numbers
 are compared within a tolerance; in text, `...` stands for anything. `make test` alone is not run from here.
@@ -10,14 +10,15 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-README, UPRIGHT = ((ROOT / name).read_text() for name in ("README.md", "docs/upright.md"))
+PAGES = [(ROOT / name).read_text() for name in ("README.md", "docs/upright.md", "docs/deploy.md")]
+README = PAGES[0]
 FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = r"[-+]?\d+(?:\.\d+)?"
 
 
 def examples() -> list[tuple[str, str, str]]:
     """(command, language of its answer or "", answer), a command a line; a trailing backslash joins lines."""
-    fences = [(match["language"], match["body"]) for page in (README, UPRIGHT) for match in FENCE.finditer(page)]
+    fences = [(match["language"], match["body"]) for page in PAGES for match in FENCE.finditer(page)]
     found = []
     for index, (language, body) in enumerate(fences):
         if language != "sh":

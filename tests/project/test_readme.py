@@ -1,4 +1,4 @@
-"""The requests of README and docs/upright.md are sent, in order, and every answer compared."""
+"""The requests of the README and of pages in docs/ are sent, in order, and every answer compared."""
 
 import json
 import math
@@ -19,6 +19,7 @@ from tests.project.readme import EXAMPLES, FENCE, README, ROOT, environment, pat
 
 SIGNATURES = {".png": b"\x89PNG\r\n\x1a\n", ".jpg": b"\xff\xd8\xff", ".json": b"{"}
 DEFAULT_ADDRESS = "127.0.0.1:8000"
+BALANCER = "127.0.0.1:8080"  # of docs/deploy.md: what it asks is asked of the service
 CURLS = [example for example in EXAMPLES if example[0].startswith("curl")]
 
 
@@ -73,10 +74,10 @@ def test_the_first_screen_shows_the_commands_and_three_answers() -> None:
 def test_a_curl_line_answers_what_the_readme_says(
     command: str, language: str, answer: str, address: str, tmp_path: Path
 ) -> None:
-    assert DEFAULT_ADDRESS in command
+    assert DEFAULT_ADDRESS in command or BALANCER in command
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     done = subprocess.run(
-        ["bash", "-c", command.replace(DEFAULT_ADDRESS, address)],
+        ["bash", "-c", command.replace(DEFAULT_ADDRESS, address).replace(BALANCER, address)],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -90,6 +91,14 @@ def test_a_curl_line_answers_what_the_readme_says(
     for name in re.findall(r"(?:-o|--output) (\S+)", command):
         written = (tmp_path / name).read_bytes()
         assert written.startswith(SIGNATURES[Path(name).suffix]), f"{name} is something else"
+
+
+def test_the_example_draws_its_figure(address: str, tmp_path: Path) -> None:
+    (command,) = [command for command, _, _ in EXAMPLES if command.startswith("python examples/")]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    line = [sys.executable, *command.split()[1:], "--address", address]
+    subprocess.run(line, cwd=tmp_path, check=True, timeout=30)
+    assert (tmp_path / command.split()[-1]).read_bytes().startswith(SIGNATURES[".png"])
 
 
 def test_an_existing_client_works_as_the_readme_says(address: str) -> None:
