@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from service.settings import ENV_PREFIX, Settings
+from tests.deploy.manifests import load, of_kind
 from tests.deploy.rules import Service
 from tests.service import tiny
 
@@ -62,6 +63,20 @@ def test_the_adapter_and_keda_ask_for_a_metric_that_is_exposed(service: Service)
     (block,) = re.findall(r"```yaml\n(.*?)```", PAGES["deploy"], re.DOTALL)
     (trigger,) = yaml.safe_load(block)["spec"]["triggers"]
     assert set(re.findall(r"equipoise_\w+", trigger["metadata"]["query"])) <= service.metrics
+    asked = adapter["prometheus"]
+    assert trigger["metadata"]["serverAddress"] == f"{asked['url']}:{asked['port']}"
+
+
+def test_the_charts_are_put_where_the_policies_let_in() -> None:
+    installed = set(re.findall(r"^helm upgrade .* --namespace (\S+)", "\n".join(commands("deploy")), re.MULTILINE))
+    peers = [
+        peer
+        for policy in of_kind(load("cpu"), "NetworkPolicy")
+        for way in policy["spec"].get("ingress", [])
+        for peer in way["from"]
+    ]
+    names = {peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for peer in peers}
+    assert names and names <= installed
 
 
 @pytest.mark.parametrize("page", PAGES)
