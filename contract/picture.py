@@ -18,11 +18,13 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from contract.picture_frames import gif_frames, tiff_frames
 from contract.picture_header import (
+    MOST_PIECES,
     CorruptPictureError,
     PictureError,
     PictureLimits,
     PictureTooLargeError,
     sniff,
+    too_many_pieces,
     webp_size,
 )
 from contract.picture_pixels import Kept, Pixels, to_kept, to_pixels
@@ -85,6 +87,18 @@ class Picture(NamedTuple):
     original: Original | None = None
 
 
+class _Jpeg(BytesIO):
+    """A file that is read in a bounded number of steps: Pillow looks for segments byte by byte."""
+
+    _reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > MOST_PIECES:
+            raise too_many_pieces("JPEG", "segments and bytes between them")
+        return super().read(size)
+
+
 class EncodedPicture(NamedTuple):
     """A picture whose header is read and accepted, and whose pixels are not decoded yet.
 
@@ -142,9 +156,11 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
     elif name == "TIFF":
         frames = tiff_frames(data, limits.frames)
     try:
-        image = _PLUGINS[name](BytesIO(data))
+        image = _PLUGINS[name](_Jpeg(data) if name == "JPEG" else BytesIO(data))
         frames = getattr(image, "n_frames", 1) if name in ("PNG", "WebP") else frames
         transparent = image.has_transparency_data
+    except PictureError:
+        raise
     except Image.DecompressionBombError as error:
         raise PictureTooLargeError(str(error)) from error
     except Exception as error:

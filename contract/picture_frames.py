@@ -1,4 +1,5 @@
-"""How many pictures a GIF or TIFF file holds, counted in its skeleton with a bound on the work.
+"""How many pictures a GIF or TIFF file holds, counted in its skeleton with a bound on the work; and of how many pieces
+the first one of a TIFF file is.
 
 Pillow's own count decodes the tags of every page and compares each with all before it, which a hostile file makes
 quadratic; only the first picture is ever decoded here, so the skeleton is enough.
@@ -6,8 +7,9 @@ quadratic; only the first picture is ever decoded here, so the skeleton is enoug
 
 import struct
 
-from contract.picture_header import CorruptPictureError, PictureTooLargeError
+from contract.picture_header import MOST_PIECES, CorruptPictureError, PictureTooLargeError, too_many_pieces
 
+_TIFF_OFFSETS = (273, 324)  # the tags with the places of the strips and of the tiles
 _GIF_BLOCKS_PER_FRAME = 64  # besides the blocks that are full, which the file's size bounds
 
 
@@ -45,14 +47,13 @@ def _colour_table_bytes(flags: int) -> int:
 
 
 def tiff_frames(data: bytes, limit: int) -> int:
-    """Number of image file directories in a TIFF or BigTIFF file; PictureTooLargeError above `limit`."""
+    """Number of image file directories in a TIFF or BigTIFF file; PictureTooLargeError above `limit`.
+
+    CorruptPictureError where the first one has too many strips or tiles.
+    """
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in data[2:4]
-    count, entry, link = (
-        (struct.Struct(order + "Q"), 20, struct.Struct(order + "Q"))
-        if big
-        else (struct.Struct(order + "H"), 12, struct.Struct(order + "I"))
-    )
+    count, tag, link = (struct.Struct(order + fields) for fields in (("Q", "HHQQ", "Q") if big else ("H", "HHII", "I")))
     seen: set[int] = set()
     try:
         (offset,) = link.unpack_from(data, 8 if big else 4)
@@ -61,11 +62,23 @@ def tiff_frames(data: bytes, limit: int) -> int:
             if len(seen) > limit:
                 raise _too_many(limit)
             (entries,) = count.unpack_from(data, offset)
-            (offset,) = link.unpack_from(data, offset + count.size + entry * entries)
+            if len(seen) == 1:
+                _check_pieces(data, offset + count.size, entries, tag)
+            (offset,) = link.unpack_from(data, offset + count.size + tag.size * entries)
     except struct.error as error:
         if not seen:
             raise CorruptPictureError("the TIFF header is cut short or damaged") from error
     return max(len(seen), 1)
+
+
+def _check_pieces(data: bytes, position: int, entries: int, entry: struct.Struct) -> None:
+    """Of the directory whose entries begin at `position`."""
+    if entries > MOST_PIECES:
+        raise too_many_pieces("TIFF", "tags")
+    for number in range(entries):
+        tag, _, values, _ = entry.unpack_from(data, position + number * entry.size)
+        if tag in _TIFF_OFFSETS and values > MOST_PIECES:
+            raise too_many_pieces("TIFF", "strips or tiles")
 
 
 def _too_many(limit: int) -> PictureTooLargeError:

@@ -7,6 +7,10 @@ picture already allocates its canvas.
 import struct
 from dataclasses import dataclass
 
+MOST_PIECES = 65_536
+"""Of chunks, segments, strips or tiles in a file. Each takes Pillow microseconds of Python, however few bytes it has:
+64 MiB of empty ones would take a minute, and of tiles of one pixel ten and 20 GiB. Real files have thousands at most.
+"""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP", "GIF")
 _SUPPORTED = "send PNG, JPEG, WebP, TIFF, BMP or GIF"
@@ -99,6 +103,11 @@ def sniff(data: bytes) -> str:
     if not data:
         raise EmptyPictureError(f"the picture is empty: {_SUPPORTED}")
     raise _refusal(data)
+
+
+def too_many_pieces(name: str, pieces: str) -> CorruptPictureError:
+    """What to raise past MOST_PIECES."""
+    return CorruptPictureError(f"the {name} file is crumbled into more than {MOST_PIECES:,} {pieces}")
 
 
 def _refusal(data: bytes) -> PictureError:

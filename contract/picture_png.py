@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 from PIL import Image, _imaging
 
-from contract.picture_header import CorruptPictureError
+from contract.picture_header import MOST_PIECES, CorruptPictureError, too_many_pieces
 from contract.picture_pixels import Pixels, to_pixels
 
 _IHDR = struct.Struct(">IIBBBBB")
@@ -90,14 +90,17 @@ def png_header(data: bytes) -> PngHeader:
 
 
 def check_png_data(data: bytes, header: PngHeader) -> PlainPng | None:
-    """Raise CorruptPictureError if a chunk of pixels is cut short or fails its checksum: Pillow does not look.
+    """Raise CorruptPictureError if a chunk of pixels is cut short or fails its checksum, or if there are too many
+    chunks: Pillow does not look.
 
     The answer is the pixels of a plain file.
     """
     view = memoryview(data)
     pieces: list[memoryview] = []
     mode, position, after = header.plain_mode, 33, False
-    while position + 8 <= len(data):
+    for _ in range(MOST_PIECES):
+        if position + 8 > len(data):
+            raise CorruptPictureError("the PNG file is cut short: it has no end")
         end = position + 8 + int.from_bytes(data[position : position + 4])
         kind = data[position + 4 : position + 8]
         if kind == b"IEND":
@@ -117,7 +120,7 @@ def check_png_data(data: bytes, header: PngHeader) -> PlainPng | None:
             if not holds or _WITHOUT_EFFECT.get(kind) != end - position - 8:
                 mode = ""
         position = end + 4
-    raise CorruptPictureError("the PNG file is cut short: it has no end")
+    raise too_many_pieces("PNG", "chunks")
 
 
 def write_plain_png(samples: Pixels) -> bytes:

@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin
 from contract.picture import open_picture, read_header
 from contract.picture_frames import gif_frames, tiff_frames
 from contract.picture_header import (
+    MOST_PIECES,
     CorruptPictureError,
     EmptyPictureError,
     NotAPictureError,
@@ -264,6 +265,53 @@ def test_pages_are_counted_fast_and_loops_end() -> None:
     data = bytearray(tiff(3))
     data[-4:] = data[4:8]
     assert tiff_frames(bytes(data), 10_000) == 3
+
+
+def crumbled_jpeg(filling: bytes) -> bytes:
+    data = encode(glyph(), "JPEG")
+    return data[:2] + filling * (2 * MOST_PIECES // len(filling)) + data[2:]
+
+
+def crumbled_png(kind: bytes) -> bytes:
+    return png(16, 16, chunk(b"IDAT", zlib.compress(b"\0" * 17 * 16)), *[chunk(kind, b"")] * MOST_PIECES)
+
+
+def crumbled_tiff(tag: int, big: bool = False) -> bytes:
+    """Only what its directory says of the strips or tiles, which alone is looked at."""
+    if big:
+        return b"MM\0+\0\x08\0\0" + struct.pack(">QQHHQQ", 16, 1, tag, 16, MOST_PIECES + 1, 0)
+    return b"II*\0" + struct.pack("<IHHHII", 8, 1, tag, 1, MOST_PIECES + 1, 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *[
+            crumbled_jpeg(filling)
+            for filling in (b"\xff", b"\xff\xe1\0\2", b"\xff\xfe\0\2", b"\xff\xe1\0\2" + b"-" * 60)
+        ],
+        *[crumbled_png(kind) for kind in (b"prVt", b"IDAT", b"tEXt")],
+        *[crumbled_tiff(273), crumbled_tiff(324), crumbled_tiff(273, big=True)],
+        b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, MOST_PIECES + 1),
+    ],
+    ids=["fill", "exif", "comments", "junk", "private", "pixels", "text", "strips", "tiles", "bigtiff", "tags"],
+)
+def test_a_file_of_crumbs_is_refused_soon(data: bytes) -> None:
+    start = time.process_time()
+    with pytest.raises(CorruptPictureError, match="crumbled into more than 65,536"):
+        read_header(data)
+    assert time.process_time() - start < 1
+
+
+def test_many_pieces_are_no_crumbs() -> None:
+    """Far more than any encoder makes."""
+    jpeg = encode(glyph(), "JPEG")
+    segments = (b"\xff\xe1\0\4ab" + b"\xff" * 3) * 5000
+    assert open_picture(jpeg[:2] + segments + jpeg[2:]).width == 28
+    pixels = zlib.compress(np.zeros((16, 17), np.uint8).tobytes())
+    assert open_picture(png(16, 16, chunk(b"IDAT", pixels), *[chunk(b"prVt", b"ab")] * 5000)).width == 16
+    rows = Image.fromarray(noise(2000, 40))
+    np.testing.assert_array_equal(open_picture(encode(rows, "TIFF", tiffinfo={278: 1})).pixels, np.asarray(rows))
 
 
 def test_a_png_may_not_claim_endless_frames() -> None:
