@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,9 +61,11 @@ def test_every_format_and_mode_that_is_served_is_read(root: Path) -> None:
         [("jpg", "RGB"), ("webp", "RGB"), ("tif", "L"), ("bmp", "1"), ("gif", "P"), ("png", "RGBA")]
     ):
         save(root / "cat" / f"more{i}.{suffix}", 150, size=32, mode=mode)
+    for suffix, mode in [("ppm", "RGB"), ("pgm", "L"), ("tga", "RGBA"), ("pcx", "P"), ("jp2", "RGB"), ("avif", "RGB")]:
+        save(root / "dog" / f"more.{suffix}", 150, size=32, mode=mode)
     splits = datasets.load(config(root, channels=3))
     assert splits.skipped == ()
-    assert len(splits.train) + len(splits.validation) == 26
+    assert len(splits.train) + len(splits.validation) == 32
     assert splits.train.images.shape[1:] == (3, 8, 8)
 
 
@@ -107,6 +110,30 @@ def test_what_cannot_be_used_is_listed_with_its_reason(root: Path) -> None:
     assert "not followed" in reasons["cat/loop"] and "regular" in reasons["dog/pipe.png"]
     assert splits.summary()["skipped"] == 8
     assert len(splits.train) + len(splits.validation) == 20
+
+
+def test_a_folder_that_cannot_be_listed_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(root / "cat" / "shut" / "x.png", 150)
+    genuine = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", path)
+        return genuine(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert datasets.load(config(root)).skipped == ("cat/shut: a folder that cannot be listed: Permission denied",)
+
+
+def test_names_that_are_no_text_stay_on_their_line(root: Path) -> None:
+    Path(os.fsdecode(os.fsencode(root / "cat") + b"/bad\xff.png")).touch()
+    (root / "cat" / "two\nlines.png").touch()
+    skipped = datasets.load(config(root)).skipped
+    assert [line.split(":")[0] for line in skipped] == [r"'cat/bad\udcff.png'", r"'cat/two\nlines.png'"]
+    "".join(skipped).encode()
+    Path(os.fsdecode(os.fsencode(root) + b"/cl\xffass")).mkdir()
+    with pytest.raises(DataError, match=r"the class 'cl\\udcffass' .* not printable text"):
+        datasets.load(config(root))
 
 
 def test_links_to_pictures_and_deeper_folders_are_read(root: Path) -> None:

@@ -4,8 +4,8 @@
     pictures/train/<class>/... and test/<class>/...    the same, with a test set of its own
     pictures/unlabelled/**/*                    beside the classes: more pictures of them that nobody has sorted
 
-Every picture goes through the decoder and the framing that the service uses. What cannot be used is listed with its
-reason and counted; names that begin with a dot are no part of the data.
+Every picture goes through the decoder and the framing that the service uses; other formats that Pillow reads become
+PNG first. What cannot be used is listed with its reason and counted; names that begin with a dot are no part of it.
 """
 
 import math
@@ -13,15 +13,23 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from contract.manifest import InputSpec
-from contract.picture import open_picture
-from contract.picture_header import PictureError, PictureLimits
+from contract.picture import Picture, open_picture
+from contract.picture_header import (
+    CorruptPictureError,
+    NotAPictureError,
+    PictureError,
+    PictureLimits,
+    UnsupportedPictureError,
+)
 from contract.preprocess import prepare
 from training.config import FolderData
 from training.datasets.images import LabelledImages, Splits, stratified_split
@@ -31,6 +39,7 @@ from training.errors import DataError
 FEWEST_KEPT = 2
 FEWEST_IMAGES = FEWEST_KEPT + 1
 UNLABELLED = "unlabelled"
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 
 
 def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
@@ -53,7 +62,7 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
     test = None
     if "train" in parts and "test" in parts:
         skipped.extend(
-            f"{path.relative_to(root)}: {'no class of train' if path.is_dir() else 'lies in no class folder'}"
+            f"{_named(path, root)}: {'no class of train' if path.is_dir() else 'lies in no class folder'}"
             for path in _visible(parts["test"])
             if path.name not in names
         )
@@ -87,23 +96,37 @@ def _visible(folder: Path) -> list[Path]:
         raise DataError(f"folder: {folder} cannot be listed: {error.strerror}") from error
 
 
+def _named(path: Path, root: Path) -> str:
+    """The path in `root` on one line, also where it is no text: names are bytes to a file system."""
+    name = str(path.relative_to(root))
+    return name if name.isprintable() else ascii(name)
+
+
 def _class_names(base: Path, skipped: list[str], root: Path) -> tuple[str, ...]:
     entries = _visible(base)
     names = tuple(path.name for path in entries if path.is_dir() and path.name != UNLABELLED)
     if len(names) < 2:
         found = f"one class ({names[0]})" if names else "no folder"
         raise DataError(f"folder: {base} holds {found}: expected one folder a class, two classes at least")
-    skipped.extend(f"{path.relative_to(root)}: lies in no class folder" for path in entries if not path.is_dir())
+    for name in names:
+        if not name.isprintable():
+            raise DataError(f"folder: the class {name!a} of {base} is to be a label: its name is not printable text")
+    skipped.extend(f"{_named(path, root)}: lies in no class folder" for path in entries if not path.is_dir())
     return names
 
 
 def _files(folder: Path, skipped: list[str], root: Path) -> Iterator[Path]:
     """Files of a class in any depth. Links to files are followed, links to folders are not: they can go in circles."""
-    for parent, folders, files in os.walk(folder):
+
+    def unlisted(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # a class without test pictures
+            skipped.append(f"{_named(Path(error.filename), root)}: a folder that cannot be listed: {error.strerror}")
+
+    for parent, folders, files in os.walk(folder, onerror=unlisted):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
             if (Path(parent) / name).is_symlink():
-                skipped.append(f"{(Path(parent) / name).relative_to(root)}: a link to a folder, not followed")
+                skipped.append(f"{_named(Path(parent) / name, root)}: a link to a folder, not followed")
         yield from (Path(parent) / name for name in sorted(files) if not name.startswith("."))
 
 
@@ -132,7 +155,7 @@ def _read(
     for path, label in files:
         image = _picture(path, config, limits)
         if isinstance(image, str):
-            skipped.append(f"{path.relative_to(root)}: {image}")
+            skipped.append(f"{_named(path, root)}: {image}")
         else:
             images[len(labels)] = image
             labels.append(label)
@@ -150,7 +173,7 @@ def _picture(path: Path, config: FolderData, limits: PictureLimits) -> Tensor | 
         if not stat.S_ISREG(status.st_mode):
             return "not a regular file"
         limits.check_bytes(status.st_size)  # before reading it: a huge file must not fill the memory
-        picture = open_picture(path.read_bytes(), limits=limits)
+        picture = _opened(path.read_bytes(), limits)
     except OSError as error:
         return "a broken link" if path.is_symlink() else (error.strerror or "cannot be read")
     except PictureError as error:
@@ -159,6 +182,30 @@ def _picture(path: Path, config: FolderData, limits: PictureLimits) -> Tensor | 
     if not prepared.has_content:
         return "blank: no content was found in it"
     return torch.from_numpy(np.rint(prepared.image * 255).astype(np.uint8))
+
+
+def _opened(data: bytes, limits: PictureLimits) -> Picture:
+    try:
+        return open_picture(data, limits=limits)
+    except (UnsupportedPictureError, NotAPictureError) as refused:
+        return open_picture(_as_png(data, limits, refused), limits=limits)
+
+
+def _as_png(data: bytes, limits: PictureLimits, refused: PictureError) -> bytes:
+    """A picture of a format that the service refuses (PPM, TGA, JPEG 2000, AVIF, ...), upright by EXIF."""
+    encoded = BytesIO()
+    try:
+        with Image.open(BytesIO(data)) as image:
+            limits.check_size(*image.size)
+            upright = ImageOps.exif_transpose(image)
+            (upright if upright.mode in PNG_MODES else upright.convert("RGB")).save(encoded, "PNG", compress_level=1)
+    except UnidentifiedImageError:
+        raise refused from None
+    except PictureError:
+        raise
+    except Exception as error:  # whatever a plug-in's parsing trips over
+        raise CorruptPictureError(f"the file is cut short or damaged: {error}") from error
+    return encoded.getvalue()
 
 
 def _require_enough(images: LabelledImages, root: Path, skipped: list[str]) -> None:
