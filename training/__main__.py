@@ -17,13 +17,13 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     # An option without an envvar of its own is named after its command: EQUIPOISE_TRAINING_EVALUATE_SAMPLES.
     context_settings={"auto_envvar_prefix": "EQUIPOISE_TRAINING"},
     help="Train, measure and export models. A run is a folder; a model folder is what the service loads.",
-    epilog="From nothing to a served model: `python -m training train training/configs/equivae-digits.yaml`, "
-    "`python -m training export runs/equivae-digits-1 --to model_store`, "
-    "`python -m service --model-store model_store`.",
+    epilog="From nothing to a served model: python -m training train training/configs/equivae-digits.yaml, "
+    "python -m training export runs/equivae-digits-1 --to model_store, "
+    "python -m service --model-store model_store.",
 )
 
 ConfigPath = Annotated[
@@ -82,7 +82,7 @@ def _said(metrics: dict[str, float], name: str) -> str:
     return f"{name} {metrics[name]:.2f}" + (" %" if name == "error" else "")
 
 
-@app.command(epilog="Example: `python -m training train training/configs/equivae-digits.yaml --set fit.epochs=20`")
+@app.command(epilog="Example: python -m training train training/configs/equivae-digits.yaml --set fit.epochs=20")
 def train(
     config: ConfigPath,
     run: Annotated[
@@ -138,7 +138,7 @@ def train(
 
 
 @app.command(
-    epilog="Example: `python -m training seeds training/configs/equivae-digits.yaml --seeds 1 2 --output seeds.jsonl`"
+    epilog="Example: python -m training seeds training/configs/equivae-digits.yaml --seeds 1 2 --output seeds.jsonl"
 )
 def seeds(
     config: ConfigPath,
@@ -188,7 +188,7 @@ def seeds(
             typer.echo(f"seed {row['seed']}: {part} {_said(row[part], chosen.fit.select)}, {row['minutes']:.1f} min")
 
 
-@app.command(epilog="Example: `python -m training evaluate runs/equivae-digits-1 --split test`")
+@app.command(epilog="Example: python -m training evaluate runs/equivae-digits-1 --split test")
 def evaluate(
     run: RunFolder,
     split: Annotated[
@@ -268,7 +268,7 @@ def evaluate(
         measure(run, output, options)
 
 
-@app.command(epilog="Example: `python -m training figures runs/equivae-digits-1`. Needs the extra `figures`.")
+@app.command(epilog="Example: python -m training figures runs/equivae-digits-1. Needs the extra `figures`.")
 def figures(
     run: RunFolder,
     output: Annotated[
@@ -287,7 +287,7 @@ def figures(
         typer.echo(f"figures in {target}")
 
 
-@app.command(epilog="Example: `python -m training export runs/equivae-digits-1 --to model_store`")
+@app.command(epilog="Example: python -m training export runs/equivae-digits-1 --to model_store")
 def export(
     run: RunFolder,
     store: Annotated[

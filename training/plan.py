@@ -60,7 +60,10 @@ class Plan:
         batch = self._whole_batch()
         largest = batch * 2 ** len(doublings)
         if largest > len(train):
-            raise ConfigError(f"fit: a batch of {largest} images, but the training set has {len(train)}")
+            raise ConfigError(
+                f"fit: a batch of {largest} images, but the training set has {len(train)}: "
+                f"set fit.batch to {max(1, len(train) // 2 ** len(doublings))} at most"
+            )
         if fit.order == "balanced":
             self._check_classes(largest)
         # One entry for each stretch of equal batches: its first epoch, its first step, its batch.
