@@ -4,6 +4,7 @@ A fence of ```sh is commands; a fence of ```json or ```text right behind it is w
 are compared within a tolerance; in text, `...` stands for anything. `make test` alone is not run from here.
 """
 
+import math
 import os
 import re
 import sys
@@ -38,10 +39,14 @@ def environment(**extra: str) -> dict[str, str]:
     return os.environ | {"VENV": sys.prefix} | extra
 
 
-def pattern(text: str) -> re.Pattern[str]:
-    """Text in which any number may differ (they are compared apart) and `...` is anything."""
-    parts = re.split(rf"(\.\.\.|{NUMBER})", text.strip())
+def compare_text(stated: str, printed: str, *, relative: float = 0.0, absolute: float = 0.0) -> None:
+    """`stated` stands in `printed`, where `...` is anything and numbers are as near as the tolerances say."""
+    parts = re.split(rf"(\.\.\.|{NUMBER})", stated.strip())
     escaped = (
         ".*?" if part == "..." else f"({NUMBER})" if re.fullmatch(NUMBER, part) else re.escape(part) for part in parts
     )
-    return re.compile("".join(escaped), re.DOTALL)
+    found = re.search("".join(escaped), printed, re.DOTALL)
+    assert found, f"{stated}\nis not in\n{printed}"
+    numbers = [float(part) for part in parts if re.fullmatch(NUMBER, part)]
+    for number, measured in zip(numbers, found.groups(), strict=True):
+        assert math.isclose(number, float(measured), rel_tol=relative, abs_tol=absolute), f"{number} became {measured}"

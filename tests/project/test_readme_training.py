@@ -1,8 +1,6 @@
 """The README's trainings are run, every command in order."""
 
-import math
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from service.settings import Settings
-from tests.project.readme import EXAMPLES, NUMBER, ROOT, environment, pattern
+from tests.project.readme import EXAMPLES, ROOT, compare_text, environment
 from tests.server import running_server
 
 
@@ -62,13 +60,8 @@ def test_make_train_makes_a_served_model(tmp_path: Path) -> None:
     env = environment(RUNS=str(tmp_path / "runs"), STORE=str(tmp_path / "store"))
     done = subprocess.run(["make", "train"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    shown = pattern(answer)
-    found = shown.search(done.stdout)
-    assert found, f"{answer}\nis not in\n{done.stdout}"
-    expected = [float(number) for number in re.findall(NUMBER, answer.replace("...", " "))]
-    for stated, measured in zip(expected, found.groups(), strict=True):
-        # Rounding differs between processors and so does the course of a training: three of 216 images are 1.4 points.
-        assert math.isclose(stated, float(measured), rel_tol=0.2, abs_tol=1.5), f"{stated} became {measured}"
+    # Rounding differs between processors and so does the course of a training: three of 216 images are 1.4 points.
+    compare_text(answer, done.stdout, relative=0.2, absolute=1.5)
     env = environment(EQUIPOISE_MODEL_STORE=str(tmp_path / "store"))
     check = [sys.executable, "-m", "service", "check"]
     subprocess.run(check, cwd=ROOT, env=env, check=True)
