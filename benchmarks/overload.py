@@ -3,18 +3,19 @@
     python -m benchmarks.overload [--seconds 60] [--swaps 100] [--only PART ...] [--json results/overload.json]
 
 - Refusals: what one costs, of a service whose queue is full, beside a bare uvicorn that answers a constant.
-- Overload: full load (64 clients without a pause), then four times that rate for a minute whatever is answered, for
-  requests of 32 pictures and for single ones. Goodput counts answers with status 200. Pictures may wait for
-  1.3 times as long as full load takes (queue_seconds), or, `by default`, as long as the setting is without one.
-  `goodput_by_formula` is what is left of full load when every refusal takes its time: that of the same requests,
-  connections and rate where all are refused.
+- Overload: full load (64 clients without a pause), then four times that rate for a minute whatever is answered, then
+  full load again, for requests of 32 pictures and for single ones, with the default settings. Goodput counts answers
+  with status 200, full load is the mean of before and after. By default there is room for each of 1,024 clients with
+  single pictures; `singles_refused` lets pictures wait for 1.3 times as long as full load takes (queue_seconds), so
+  that most are refused. `goodput_by_formula` is what is left of full load when every refusal takes its time: that of
+  the same requests, connections and rate where all are refused.
 - Fairness: single pictures, alone and beside requests of 1,000.
 - Drain: SIGTERM under load; every request is answered, the process exits with 0.
 - Swaps: new versions under load, two different models by turns; every answer is held to the model of the version that
   it names. Memory before, meanwhile and after.
 
 The server has one core and the clients the other; on a busy machine read ratios, not rates. `--only` measures some
-parts and leaves the others of the JSON as they are. With the defaults about nine minutes.
+parts and leaves the others of the JSON as they are. With the defaults about seven minutes.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 import threading
@@ -44,13 +46,12 @@ from benchmarks.contenders import marks, ours
 from benchmarks.load import ROOT, Cores, Server, Target, cpu_seconds, running, tree_pss_mb
 from benchmarks.serving import model_folder, store_of
 from benchmarks.serving import picture as golden_picture
-from service.settings import Settings
 
 CLIENTS = 64
 OVERLOAD = 4
 IN_BATCH = 32
-WAIT = 1.3  # times full load's, for what is accepted
-PARTS = ("refusals", "batches", "singles", "batches_by_default", "singles_by_default", "fairness", "drain", "swaps")
+WAIT = 1.3  # times full load's, for single pictures, so that there are refusals
+PARTS = ("refusals", "batches", "singles", "singles_refused", "fairness", "drain", "swaps")
 _CONNECTIONS = 1024
 # A run of a graph never ends, so that one request holds the only place in the queue.
 _FULL = """
@@ -81,23 +82,25 @@ def batch(picture: bytes, size: int) -> bytes:
 
 
 def overload(
-    server: Server, cores: Cores, picture: bytes, size: int, seconds: float, by_default: bool = False
+    server: Server, cores: Cores, picture: bytes, size: int, seconds: float, wait: float | None = None
 ) -> dict[str, Any]:
-    """Full load, then four times as much; `size` pictures a request. by_default: with the setting's own wait."""
+    """Full load, then four times as much; `size` pictures a request. wait: as long as so many times the median of full
+    load pictures may wait; None: as by default.
+    """
     request = post("/classify", "image/png", picture) if size == 1 else batch(picture, size)
     short = min(10.0, seconds)
-    if by_default:
-        wait: float = Settings.model_fields["queue_seconds"].default
-    else:
+    own: dict[str, str] = {}
+    if wait is not None:
         with running(server, cores, picture) as target:
             load(target, request, CLIENTS, 1.0)  # warm
-            wait = WAIT * load(target, request, CLIENTS, short / 2).milliseconds(50) / 1e3
-    limited = replace(server, environment=server.environment | {"EQUIPOISE_QUEUE_SECONDS": f"{wait:.4f}"})
+            longest = wait * load(target, request, CLIENTS, short / 2).milliseconds(50) / 1e3
+        own["EQUIPOISE_QUEUE_SECONDS"] = f"{longest:.4f}"
+    limited = replace(server, environment=server.environment | own)
     memory: list[float] = []
     with running(limited, cores, picture) as target:
         load(target, request, CLIENTS, 1.0)
-        full = load(target, request, CLIENTS, short)
-        offered = OVERLOAD * full.rate(200)
+        full = [load(target, request, CLIENTS, short)]
+        offered = OVERLOAD * full[0].rate(200)
         load(target, request, _CONNECTIONS, 1.0, offered)  # its buffers are no growth
         before, worked = tree_pss_mb(target.process.pid), cpu_seconds(target.process.pid)
         for part in range(1, 5):
@@ -106,26 +109,30 @@ def overload(
         over = load(target, request, _CONNECTIONS, seconds, offered)
         worked = cpu_seconds(target.process.pid) - worked
         timer.join()
+        full.append(load(target, request, CLIENTS, short))
     with refusing(server, cores, picture) as target:
         _, refusal_us = _cost(target, request, short / 2, _CONNECTIONS, offered)
     refused = over.rate(429)
+    full_rate = statistics.mean(tally.rate(200) for tally in full)
+    full_p99 = statistics.mean(tally.milliseconds(99) for tally in full)
     return {
         "pictures_a_request": size,
-        "queue_seconds": wait,
-        "full_load": full.rate(200) * size,
-        "full_load_p99_ms": full.milliseconds(99),
+        "settings": own,
+        "full_load": full_rate * size,
+        "full_load_before_and_after": [tally.rate(200) * size for tally in full],
+        "full_load_p99_ms": full_p99,
         "offered_requests": offered,
         "sent_share": 1 - over.unsent / over.duration / offered,
         "server_cpu": worked / over.duration,
         "goodput": over.rate(200) * size,
-        "goodput_share": over.rate(200) / full.rate(200),
+        "goodput_share": over.rate(200) / full_rate,
         "refusal_cpu_us": refusal_us,
         "goodput_by_formula": 1 - refused * refusal_us * 1e-6,
         "p50_ms": over.milliseconds(50),
         "p99_ms": over.milliseconds(99),
-        "p99_ratio": over.milliseconds(99) / full.milliseconds(99),
+        "p99_ratio": over.milliseconds(99) / full_p99,
         "refused_requests": refused,
-        "refused_p99_ms": over.milliseconds(99, 429),
+        "refused_p99_ms": over.milliseconds(99, 429) if refused else None,
         "statuses": {str(status): count for status, count in over.statuses().items()},
         "broken": over.broken,
         "memory_mb": [round(size, 1) for size in (before, *memory)],
@@ -340,8 +347,7 @@ def main() -> int:
         "refusals": lambda: refusal(server, marks(folder)[0], cores, picture, short),
         "batches": lambda: overload(server, cores, picture, IN_BATCH, seconds),
         "singles": lambda: overload(server, cores, picture, 1, seconds),
-        "batches_by_default": lambda: overload(server, cores, picture, IN_BATCH, seconds, by_default=True),
-        "singles_by_default": lambda: overload(server, cores, picture, 1, seconds, by_default=True),
+        "singles_refused": lambda: overload(server, cores, picture, 1, seconds, WAIT),
         "fairness": lambda: fairness(server, cores, picture, short),
         "drain": lambda: drain(server, cores, picture, short),
         "swaps": lambda: swaps(server, [folder, second], cores, picture, arguments.swaps),

@@ -118,8 +118,8 @@ class _Lane:
 
 
 class Batcher:
-    """A queue and the turns that empty it. Used from one event loop; an engine that is too long for it runs in the
-    thread of its device.
+    """A queue and the turns that empty it. Used from one event loop; a run that is too long for it is done in the
+    thread of the engine's device.
 
     A turn takes one batch and runs it. The next turn is due while anything waits and an engine is free, after other
     connections had theirs; none is while nothing waits, so an idle queue is no task and holds nothing alive.
@@ -177,7 +177,7 @@ class Batcher:
         self._waiting.append(entry)
         self.depth += len(rows)
         self._call_turn()
-        if self.engine.inline:  # the next turn comes for sure, and drops what is late
+        if self.engine.inline_batch >= self.engine.max_batch:  # the next turn comes for sure, and drops what is late
             await entry.done
             return entry
         late = loop.call_later(deadline.seconds_left(), self._expire, entry)
@@ -208,7 +208,7 @@ class Batcher:
             self._take(batch)
             if batch:
                 inputs = self._stack(batch)
-                if self.engine.inline:
+                if len(inputs[0]) <= self.engine.inline_batch:
                     start = time.perf_counter()
                     outputs = self.engine.run(inputs)
                     self._give_back(batch, outputs, time.perf_counter() - start)

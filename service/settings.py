@@ -114,10 +114,11 @@ class Settings(BaseSettings):
     )
 
     queue_images: int = Field(
-        default=4096,
+        default=2048,
         ge=1,
-        description="Most pictures accepted and not yet answered, over all requests; past it 429 with Retry-After. "
-        "More bridges longer bursts and makes everybody wait longer.",
+        description="Most pictures accepted and not yet answered, over all requests; past it 429 with Retry-After. The "
+        "default is 64 requests of a whole batch, with which a graph is as busy as it can be; more bridges longer "
+        "bursts and makes everybody wait longer.",
     )
     queue_seconds: float = Field(
         default=1.0,
@@ -149,8 +150,9 @@ class Settings(BaseSettings):
     inline_milliseconds: float = Field(
         default=5.0,
         ge=0,
-        description="A graph whose run takes at most this long is run on the event loop itself, which saves a thread "
-        "hop a request and stalls everything else for that time; a slower graph runs in a thread. 0: always a thread.",
+        description="Runs of a graph that take at most this long, by the size of the batch, are done on the event loop "
+        "itself, which saves a thread hop a request and stalls everything else for that time; longer ones in a thread. "
+        "0: always a thread.",
     )
     device: str = Field(
         default="auto",

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
+from service.engine import Engine
 from service.model_folder import EmptyStore, Refusal
 from service.model_store import LoadedModel, ModelStore
 from service.observability import Metrics, say
@@ -20,10 +21,7 @@ class StoreLog:
     def loaded(self, model: LoadedModel) -> None:
         self._open[model.name, model.version] += 1
         self._metrics.model_loaded(model.name, model.version, model.manifest.kind)
-        graphs = ",".join(
-            f"{name}:{'inline' if batcher.engine.inline else 'thread'}x{batcher.engine.max_batch}"
-            for name, batcher in model.batchers.items()
-        )
+        graphs = ",".join(f"{name}:{_where(batcher.engine)}" for name, batcher in model.batchers.items())
         say(logging.INFO, "model loaded", model=model.name, version=model.version, graphs=graphs)
         for capability, batcher in model.batchers.items():
             if strays := batcher.engine.strays:
@@ -79,3 +77,10 @@ async def serve_store(store: ModelStore, poll_seconds: float, on_loaded: Callabl
                 say(logging.WARNING, "the model store cannot be read", reason=complaint)
         except Exception as error:
             say(logging.ERROR, "the model store could not be looked through", error)
+
+
+def _where(engine: Engine) -> str:
+    """On the event loop, in a thread, or small batches there and larger ones here; with the most rows of a run."""
+    inline = [f"inlinex{engine.inline_batch}"] if engine.inline_batch else []
+    thread = [f"threadx{engine.max_batch}"] if engine.inline_batch < engine.max_batch else []
+    return "+".join(inline + thread)

@@ -22,7 +22,7 @@ class Doubler:
 
     def __init__(self, max_batch: int = 8, inline: bool = True, seconds: float = 0.0) -> None:
         self.max_batch = max_batch
-        self.inline = inline
+        self.inline_batch = max_batch if inline else 0
         self.seconds = seconds
         self.run_seconds = 1e-4
         self.output_names = ["doubled", "next"]
@@ -100,16 +100,17 @@ REQUESTS = st.builds(
 )
 
 
-@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("inline_batch", [32, 2, 0])
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(requests=st.lists(REQUESTS, min_size=1, max_size=25), max_batch=st.sampled_from([1, 2, 8, 32]))
 def test_each_caller_gets_its_own_rows(
-    executor: ThreadPoolExecutor, inline: bool, requests: list[Request], max_batch: int
+    executor: ThreadPoolExecutor, inline_batch: int, requests: list[Request], max_batch: int
 ) -> None:
     """Whatever is beside it in a batch: requests of any size, some of which fail, some of whose callers give up. In the
     end all have their own rows or their own failure, and nothing waits any more.
     """
-    engine = Doubler(max_batch=max_batch, inline=inline)
+    engine = Doubler(max_batch=max_batch)
+    engine.inline_batch = min(inline_batch, max_batch)
     failing = {number for number, request in enumerate(requests) if request.bad is not None}
 
     async def scenario(batcher: Batcher) -> None:
@@ -145,7 +146,24 @@ def test_each_caller_gets_its_own_rows(
 
     run(engine, executor, scenario)
     assert max(len(batch) for batch in engine.batches) <= max_batch
-    assert (threading.get_ident() in engine.threads) == inline
+    assert (threading.get_ident() in engine.threads) == (inline_batch > 0)
+
+
+def test_small_batches_run_on_the_event_loop_and_larger_ones_in_the_thread(executor: ThreadPoolExecutor) -> None:
+    engine = Doubler(max_batch=8)
+    engine.inline_batch = 2
+
+    async def scenario(batcher: Batcher) -> None:
+        for size in (2, 3):
+            engine.threads.clear()
+            await batcher.run(rows(*range(size)), soon(), here)
+            assert (
+                engine.threads == {threading.get_ident()} if size == 2 else threading.get_ident() not in engine.threads
+            )
+        late = await asyncio.gather(batcher.run(rows(*range(8)), soon(), here), batcher.run(rows(7), soon(), here))
+        assert late[1].outputs[0].tolist() == [[14]]
+
+    run(engine, executor, scenario)
 
 
 def test_a_failing_run_fails_its_callers_and_serves_the_next(executor: ThreadPoolExecutor) -> None:

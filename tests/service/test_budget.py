@@ -8,6 +8,7 @@ import pytest
 from service import budget as budget_module
 from service.budget import Budget
 from service.errors import QueueFull
+from service.settings import Settings
 
 
 def test_refuses_past_either_limit_and_takes_again_after_a_release() -> None:
@@ -101,6 +102,25 @@ def test_two_batches_never_wait_too_long(now: list[float]) -> None:
         assert not budget.is_full()
         with budget.acquire(1, 1):
             assert budget.is_full()
+
+
+@pytest.mark.parametrize("pictures_a_second", [200, 2_000, 20_000])
+def test_by_default_overload_lets_nobody_wait_longer_than_64_clients_with_whole_batches_do(
+    now: list[float], pictures_a_second: int
+) -> None:
+    default = Settings()
+    batch = default.max_batch
+    budget = Budget(default.queue_images, default.queue_bytes, default.queue_seconds, batch)
+    for _ in range(1000):
+        with budget.acquire(batch, 1):
+            now[0] += batch / pictures_a_second
+    with ExitStack() as held:
+        accepted = 0
+        while not budget.is_full():
+            held.enter_context(budget.acquire(batch, 1))
+            accepted += batch
+    in_a_second = max(2 * batch, pictures_a_second)
+    assert accepted == pytest.approx(min(64 * batch, in_a_second), abs=batch)
 
 
 def test_how_long_pictures_wait_is_not_known_before_the_first_answer() -> None:

@@ -31,22 +31,23 @@ def test_runs_any_batch(count: int) -> None:
 
 def test_a_short_run_is_inline_and_a_long_one_is_not() -> None:
     inline = make(tiny.embed_model())
-    assert (inline.inline, inline.max_batch) == (True, 16)
+    assert (inline.inline_batch, inline.max_batch) == (16, 16)
     threaded = make(tiny.embed_model(), options=EngineOptions(threads=1, max_batch=16, inline_seconds=0.0))
-    assert (threaded.inline, threaded.max_batch) == (False, 16)
+    assert (threaded.inline_batch, threaded.max_batch) == (0, 16)
 
 
 def test_the_inline_batch_is_the_largest_bucket_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "_time_run", lambda self, size, limit: (size * 1e-3, 1.0))
 
-    def chosen(limit: float, max_batch: int = 40) -> tuple[int, bool]:
+    def chosen(limit: float, max_batch: int = 40) -> tuple[int, int]:
         made = make(tiny.embed_model(), options=EngineOptions(1, max_batch, limit))
-        return made.max_batch, made.inline
+        return made.inline_batch, made.max_batch
 
-    assert chosen(1.0) == (40, True)
-    assert chosen(0.020) == (16, True)
-    assert chosen(0.005) == (40, False)  # inline batches of 4 would not pay for themselves
-    assert chosen(0.005, max_batch=4) == (4, True)
+    assert chosen(1.0) == (40, 40)
+    assert chosen(0.020) == (16, 16)
+    assert chosen(0.010) == (8, 40)  # inline batches of 8 would not pay for themselves: larger ones in the thread
+    assert chosen(0.0005) == (0, 40)
+    assert chosen(0.005, max_batch=4) == (4, 4)
 
 
 def test_other_work_on_the_machine_does_not_make_a_run_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +60,7 @@ def test_other_work_on_the_machine_does_not_make_a_run_long(monkeypatch: pytest.
 
     monkeypatch.setattr(Engine, "run", disturbed)
     engine = make(tiny.embed_model(), options=EngineOptions(threads=1, max_batch=16, inline_seconds=0.005))
-    assert (engine.inline, engine.max_batch) == (True, 16)
+    assert (engine.inline_batch, engine.max_batch) == (16, 16)
     assert engine.run_seconds >= 0.01  # how long it takes all the same
 
 
