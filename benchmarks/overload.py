@@ -44,7 +44,7 @@ import numpy as np
 from benchmarks.clients import Clients, Tally, post
 from benchmarks.contenders import marks, ours
 from benchmarks.load import ROOT, Cores, Server, Target, cpu_seconds, running, tree_pss_mb
-from benchmarks.serving import model_folder, store_of
+from benchmarks.serving import machine, model_folder, store_of
 from benchmarks.serving import picture as golden_picture
 
 CLIENTS = 64
@@ -354,7 +354,7 @@ def main() -> int:
     }
     for part in PARTS:
         if part in arguments.only:
-            figures[part] = measures[part]()
+            figures[part] = measures[part]() | {"machine": machine()}
             print(json.dumps({part: figures[part]}, indent=1), flush=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
