@@ -49,6 +49,21 @@ class Problem(Exception):
         return orjson.dumps(self.document(request_id))
 
 
+# The head: answered by the server itself, before there is a request
+
+
+class MalformedRequest(Problem):
+    slug, title, status = "malformed-request", "The bytes are no HTTP request", 400
+
+
+class HeadTooLarge(Problem):
+    slug, title, status = "head-too-large", "The head of the request is larger than the limit", 431
+
+
+class HeadTimeout(Problem):
+    slug, title, status = "head-timeout", "The head of the request did not arrive in time", 408
+
+
 # The body and its framing
 
 

@@ -122,6 +122,7 @@ class Metrics:
             self._devices.labels(device.name, device.provider).set(1)
 
     def watch_connections(self, connections: Connections) -> None:
+        connections.told = self.problem
         self.registry.register(_ConnectionCollector(connections))
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:

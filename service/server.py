@@ -4,14 +4,23 @@ import asyncio
 import math
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Protocol, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from service.errors import PROBLEM_MEDIA_TYPE, TooManyConnections
+from service.errors import (
+    PROBLEM_MEDIA_TYPE,
+    HeadTimeout,
+    HeadTooLarge,
+    MalformedRequest,
+    Problem,
+    TooManyConnections,
+)
 from service.settings import Settings
 
 try:
@@ -26,6 +35,9 @@ DOOR = "equipoise.door"
 _UNREAD_SECONDS = 5
 _SPARE_FILES = 64  # besides connections: sockets, model files, logs
 _HANDLES = 8
+MOST_HEAD_BYTES = 64 * 1024
+"""Of a request: its URL and its headers, each with 32 bytes more (as RFC 9113, section 6.5.2, counts them)."""
+_LINGER_SECONDS = 1.0  # closing on a client that still sends would lose it the answer
 
 
 class Door(Protocol):
@@ -43,11 +55,14 @@ class Door(Protocol):
 
 @dataclass
 class Connections:
-    """How many there are; changed on the event loop alone. refused: since the start."""
+    """How many there are; changed on the event loop alone. refused: since the start. told: of every problem that is
+    answered before there is a request, by its slug.
+    """
 
     limit: int
     open: int = 0
     refused: int = 0
+    told: Callable[[str], None] = lambda slug: None
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -106,7 +121,7 @@ def configure(app: ASGIApp, settings: Settings, connections: Connections, probe_
     """What uvicorn is told. probe_port: of the second socket, whose connections are not limited."""
     return uvicorn.Config(
         app,
-        http=_limited(connections, probe_port),
+        http=_limited(connections, probe_port, settings.body_timeout_seconds),
         loop="auto",  # uvloop, except on Windows, which has none
         ws="none",
         lifespan="on",
@@ -149,6 +164,10 @@ class Joined:
             self._loop.call_soon(self._flush)
         self._parts.append(data)
 
+    def write_eof(self) -> None:
+        self._flush()
+        self._transport.write_eof()
+
     def close(self) -> None:
         self._flush()
         self._transport.close()
@@ -159,26 +178,42 @@ class Joined:
             self._transport.writelines(parts)
 
 
-def _limited(connections: Connections, probe_port: int | None) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP, with an answer for who connects past the limit."""
-    problem = TooManyConnections(f"{connections.limit:,} connections are open, which is the limit")
+def _last_answer(problem: Problem) -> bytes:
+    """The whole answer, after which the connection closes."""
+    head = f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\nconnection: close\r\n"
+    for name, value in problem.headers.items():
+        head += f"{name}: {value}\r\n"
     body = problem.body()
-    refusal = (
-        b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
-        b"content-type: %s\r\ncontent-length: %d\r\n\r\n%s" % (PROBLEM_MEDIA_TYPE.encode(), len(body), body)
+    return f"{head}content-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def _limited(connections: Connections, probe_port: int | None, head_seconds: float) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP, with an answer for who connects past the limit, and with limits on a head's bytes and time."""
+    too_many = TooManyConnections(
+        f"{connections.limit:,} connections are open, which is the limit", headers={"retry-after": "1"}
     )
+    too_large = HeadTooLarge(f"the limit is {MOST_HEAD_BYTES:,} bytes, with 32 more for each header")
+    too_late = HeadTimeout(f"the head did not arrive within {head_seconds:g} s")
+    malformed = MalformedRequest("it is not HTTP/1, or has a method or a header that HTTP does not have")
 
     class Limited(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         counted = False
         refused = False  # the request whose body arrives
+        deaf = False  # it has had its last answer
+        in_head = False
+        head_bytes = 0  # of the head, or a trailer, as far as it is parsed
+        untold = -math.inf  # bytes since the parser last told of something; h11 tells of nothing and has its own limit
+        head_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(cast(asyncio.Transport, Joined(cast(asyncio.Transport, transport))))
+            self._await_request()
             if transport.get_extra_info("sockname")[1] == probe_port:
                 return
             if connections.open >= connections.limit:
                 connections.refused += 1
-                cast(asyncio.Transport, transport).write(refusal)
+                connections.told(too_many.slug)
+                cast(asyncio.Transport, transport).write(_last_answer(too_many))
                 transport.close()
                 return
             self.counted = True
@@ -187,11 +222,87 @@ def _limited(connections: Connections, probe_port: int | None) -> type[asyncio.P
         def connection_lost(self, exc: Exception | None) -> None:
             if self.counted:
                 connections.open -= 1
+            self._stop_head_timer()
             super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self.deaf:
+                return
+            self.untold += len(data)
+            super().data_received(data)
+            if self.untold > MOST_HEAD_BYTES or self.head_bytes > MOST_HEAD_BYTES:
+                self._end(too_large)
+            elif self.in_head:  # few heads come in pieces
+                if self.head_timer is None:
+                    self.head_timer = self.loop.call_later(head_seconds, self._head_is_late)
+            elif self.timeout_keep_alive_task is None and (self.cycle is None or self.cycle.response_complete):
+                self._await_request()  # it was nothing: empty lines, or the rest of a refused body
+
+        def _await_request(self) -> None:
+            """As uvicorn does after an answer; before the first request it would wait for ever."""
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+        def send_400_response(self, msg: str) -> None:
+            self._end(malformed)
+
+        def _end(self, problem: Problem) -> None:
+            """The last answer, if it is this client's turn to have one; whatever he still sends is not looked at."""
+            if self.deaf:
+                return
+            self.deaf = True
+            connections.told(problem.slug)
+            cycle = self.cycle
+            if cycle is None or cycle.response_complete:
+                self._write_last(problem)
+            elif cycle.more_body and not cycle.response_started and not getattr(self, "pipeline", None):
+                self._write_last(problem)
+                cycle.disconnected = True  # to the app it is a client that left in the middle of his body
+                cycle.message_event.set()
+            self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+        def _write_last(self, problem: Problem) -> None:
+            self.transport.write(_last_answer(problem))
+            self.transport.write_eof()
+
+        def _head_is_late(self) -> None:
+            self.head_timer = None
+            if self.flow.read_paused:  # by us, until the requests before it are answered
+                self.head_timer = self.loop.call_later(head_seconds, self._head_is_late)
+            else:
+                self._end(too_late)
+
+        def _stop_head_timer(self) -> None:
+            if self.head_timer is not None:
+                self.head_timer.cancel()
+                self.head_timer = None
 
         # What httptools calls; h11, on Windows, has no such calls, and the app refuses by itself.
 
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.in_head = True
+            self.untold = self.head_bytes = 0
+
+        def on_url(self, url: bytes) -> None:
+            self.head_bytes += len(url)
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self.untold = 0
+            self.head_bytes += len(name) + len(value) + 32
+            if self.head_bytes <= MOST_HEAD_BYTES:
+                super().on_header(name, value)
+
         def on_headers_complete(self) -> None:
+            self.in_head = False
+            self._stop_head_timer()
+            if self.head_bytes > MOST_HEAD_BYTES:
+                self._end(too_large)
+            if self.deaf:
+                self.refused = True
+                return
             door: Door | None = self.app_state.get(DOOR)
             self.refused = door is not None and door.is_shut and self._refuse(door)
             if self.refused:
@@ -201,6 +312,7 @@ def _limited(connections: Connections, probe_port: int | None) -> type[asyncio.P
                 door.let_in()
 
         def on_body(self, body: bytes) -> None:
+            self.untold = 0
             if not self.refused:
                 super().on_body(body)
 

@@ -72,7 +72,7 @@ class Settings(BaseSettings):
         default=2048,
         ge=1,
         description="Most connections open at once, idle ones included; past it 503 and closed. Each takes a file "
-        "and up to 1 MiB of bytes that arrive before they are part of queue_bytes.",
+        "and up to 1.5 MiB of bytes that arrive before they are part of queue_bytes.",
     )
 
     default_embed: str = Field(
@@ -99,7 +99,8 @@ class Settings(BaseSettings):
     body_timeout_seconds: float = Field(
         default=30.0,
         gt=0,
-        description="Time for a whole body to arrive, seconds. Longer lets slow clients hold connections and memory.",
+        description="Time for the head of a request to arrive, then for its body, seconds. Longer lets slow clients "
+        "hold connections and memory.",
     )
     max_pixels: int = Field(
         default=50_000_000,

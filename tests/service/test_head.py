@@ -1,0 +1,139 @@
+"""What is no request yet: heads that are too large, too slow or no HTTP, answered before anything is asked for them."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.schemas import Problem
+from service.server import MOST_HEAD_BYTES
+from service.settings import Settings
+from tests.server import running_server
+from tests.service import tiny
+from tests.service.test_door import connect, read
+
+SECONDS = 0.5
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def address(tiny_store: Path) -> Iterator[str]:
+    with running_server(Settings(model_store=tiny_store, body_timeout_seconds=SECONDS, keep_alive_seconds=1)) as url:
+        yield url
+
+
+def read_all(connection: socket.socket) -> bytes:
+    data = b""
+    while more := connection.recv(65536):
+        data += more
+    return data
+
+
+def last_answer(connection: socket.socket) -> Problem:
+    """The only answer on a connection that is then closed."""
+    data = read_all(connection)
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert data.count(b"HTTP/1.1 ") == 1 and b"connection: close" in head, data
+    assert b"content-type: application/problem+json" in head
+    problem = Problem.model_validate_json(body)
+    assert head.startswith(f"HTTP/1.1 {problem.status} ".encode())
+    return problem
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        GET + b"X: " + b"a" * MOST_HEAD_BYTES + b"\r\n\r\n" + GET + b"\r\n",
+        GET + b"X: a\r\n" * (MOST_HEAD_BYTES // 32) + b"\r\n",
+        b"GET /healthz?" + b"a" * MOST_HEAD_BYTES + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["header", "headers", "url"],
+)
+def test_a_head_past_the_limit_is_refused(address: str, head: bytes) -> None:
+    with connect(address) as connection:
+        connection.sendall(head)
+        assert last_answer(connection).type == "urn:equipoise:problem:head-too-large"
+    assert httpx.get(f"{address}/healthz", trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [GET + b"X: ", GET + b"X", b"GET /", CHUNKED + b"1\r\na\r\n0\r\nX: "],
+    ids=["value", "name", "url", "trailer"],
+)
+def test_a_head_without_end_is_refused_while_it_arrives(address: str, head: bytes) -> None:
+    with connect(address) as connection:
+        connection.sendall(head)
+        for _ in range(64):
+            connection.sendall(b"a" * 16 * 1024)
+        assert last_answer(connection).status == 431
+
+
+def test_a_head_within_the_limit_and_a_long_body_after_it_are_read(address: str) -> None:
+    with connect(address) as connection:
+        connection.sendall(GET + b"X: " + b"a" * (MOST_HEAD_BYTES - 1000) + b"\r\n\r\n")
+        assert read(connection, b"}").startswith(b"HTTP/1.1 200 ")
+        picture = tiny.png()
+        connection.sendall(
+            CHUNKED + b"".join(b"%x\r\n%b\r\n" % (1, picture[at : at + 1]) for at in range(len(picture)))
+        )
+        connection.sendall(b"0\r\n\r\n")
+        assert read(connection, b"}").startswith(b"HTTP/1.1 200 ")
+    longest = bytes(4 * MOST_HEAD_BYTES)
+    assert httpx.post(f"{address}/classify", content=longest, trust_env=False).json()["type"].endswith("not-an-image")
+
+
+def test_a_slow_head_is_refused_and_a_slow_start_closed(address: str) -> None:
+    start = time.monotonic()
+    with connect(address) as silent, connect(address) as empty, connect(address) as slow:
+        empty.sendall(b"\r\n")
+        for byte in GET[:12]:
+            slow.sendall(bytes([byte]))
+            time.sleep(0.02)
+        assert last_answer(slow).type == "urn:equipoise:problem:head-timeout"
+        assert read_all(silent) == read_all(empty) == b""
+    assert SECONDS < time.monotonic() - start < 10
+
+
+def test_a_head_in_pieces_is_in_time_for_each_request(address: str) -> None:
+    with connect(address) as connection:
+        for _ in range(2):
+            for piece in (GET[:9], GET[9:], b"\r\n"):
+                connection.sendall(piece)
+                time.sleep(0.6 * SECONDS / 2)
+            assert read(connection, b"}").startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"BREW /coffee HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\0",
+        GET + b"Bad Header: x\r\n\r\n",
+        CHUNKED + b"z\r\n",
+    ],
+    ids=["method", "tls", "header", "chunk"],
+)
+def test_what_is_no_http_is_a_problem_too(address: str, sent: bytes) -> None:
+    with connect(address) as connection:
+        connection.sendall(sent)
+        assert last_answer(connection).type == "urn:equipoise:problem:malformed-request"
+
+
+def test_it_does_not_come_between_a_request_and_its_answer(address: str) -> None:
+    with connect(address) as connection:
+        connection.sendall(b"GET /models HTTP/1.1\r\nHost: x\r\n\r\nBREW")
+        data = read_all(connection)
+    assert data.startswith(b"HTTP/1.1 200 ") and data.count(b"HTTP/1.1 ") == 1
+
+
+def test_they_are_counted(tiny_store: Path, serve: Callable[..., str]) -> None:
+    url = serve(tiny_store)
+    with connect(url) as connection:
+        connection.sendall(b"BREW / HTTP/1.1\r\n\r\n")
+        read_all(connection)
+    assert 'equipoise_problems_total{type="malformed-request"} 1.0' in httpx.get(f"{url}/metrics", trust_env=False).text
