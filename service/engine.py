@@ -20,7 +20,7 @@ Array = npt.NDArray[np.float32]
 
 GOLDEN_ATOL, GOLDEN_RTOL = 1e-4, 1e-3
 # From a batch of this many on, one more image in a run saves next to nothing of the cost an image. A run also
-# takes the processor's caches from the rest of the service: in runs of 8 every request costs that a tenth more.
+# takes the processor's caches from the rest of the service, which shows in the cost of a request in runs of 8.
 _ENOUGH_IN_A_BATCH = 16
 _TIMED_RUNS = 3
 _GROWTH = 1.5  # twice the rows take at least so many times as long: what cannot be within the limit is not tried
