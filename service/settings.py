@@ -6,12 +6,13 @@ with the prefix that names no field is an error, so that a typing mistake cannot
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from contract.picture import MOST_DECODED_BYTES
@@ -20,6 +21,7 @@ from service.devices import ConvSearch
 ENV_PREFIX = "EQUIPOISE_"
 TRAINING_PREFIX = "EQUIPOISE_TRAINING_"  # the training package's own variables: not ours to judge
 MIB = 1024 * 1024
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
 
 
 class SettingsError(Exception):
@@ -27,7 +29,7 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
 
     model_store: Path = Field(
         default=Path("model_store"),
@@ -225,6 +227,17 @@ class Settings(BaseSettings):
         default=0.01, ge=0, le=1, description="Share of requests that are traced where their caller has not decided."
     )
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _of_origins(cls, value: str) -> str:
+        for origin in value.split(",") if value else ():
+            if not _ORIGIN.fullmatch(origin.strip()):
+                raise ValueError(
+                    f"{origin.strip()!r} is no origin as browsers send it: https://host or https://host:port in lower "
+                    "case, without a path"
+                )
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.queue_images < self.max_images:
@@ -299,8 +312,9 @@ def _unknown_variable(variable: str) -> str:
 
 
 def _wrong_value(field: str, message: str, value: object, *, given: bool) -> str:
+    message = message.removeprefix("Value error, ")
     if not field:
-        return message.removeprefix("Value error, ")
+        return message
     name = option_name(field) if given else ENV_PREFIX + field.upper()
     hint = ""
     if isinstance(value, str) and value.startswith("tcp://"):

@@ -31,6 +31,12 @@ def test_an_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("EQUIPOISE_MAX_PIXELS", "178956970", "times max_pixels"),
         ("EQUIPOISE_MAX_PIXELS", "178956971", "less than or equal to 178956970"),
         ("EQUIPOISE_BODY_TIMEOUT_SECONDS", "0", "greater than 0"),
+        ("EQUIPOISE_REQUEST_TIMEOUT_SECONDS", "inf", "EQUIPOISE_REQUEST_TIMEOUT_SECONDS=inf: Input should be a finite"),
+        ("EQUIPOISE_INLINE_MILLISECONDS", "nan", "Input should be a finite number"),
+        ("EQUIPOISE_CORS_ORIGINS", "foo bar", "EQUIPOISE_CORS_ORIGINS=foo bar: 'foo bar' is no origin"),
+        ("EQUIPOISE_CORS_ORIGINS", "https://a.example,", "'' is no origin"),
+        ("EQUIPOISE_CORS_ORIGINS", "https://a.example/", "without a path"),
+        ("EQUIPOISE_CORS_ORIGINS", "https://A.example", "in lower case"),
         ("EQUIPOISE_WAIT_FOR_MODELS", "perhaps", "valid boolean"),
         ("EQUIPOISE_PROT", "8000", "EQUIPOISE_PROT is no setting, did you mean EQUIPOISE_PORT?"),
         ("EQUIPOISE_SERVICE_HOST", "10.0.0.1", "enableServiceLinks: false"),
@@ -41,6 +47,12 @@ def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, variable: st
     with pytest.raises(SettingsError) as error:
         load_settings({})
     assert said in str(error.value)
+
+
+def test_origins_of_every_kind_are_taken() -> None:
+    origins = "*, http://localhost:8080,https://a-b.example , http://[::1]:80, chrome-extension://abcdef"
+    assert load_settings({"cors_origins": origins}, {}).cors_origins == origins
+    assert load_settings({"cors_origins": ""}, {}).cors_origins == ""
 
 
 def test_the_training_packages_variables_are_none_of_the_services() -> None:
