@@ -249,12 +249,13 @@ def _facts(record: logging.LogRecord) -> dict[str, object]:
 
 
 def set_up_logging(form: Literal["plain", "json"], level: str) -> None:
-    """All loggers to standard error, one line a record; of uvicorn's own only its errors, not what clients do wrong."""
+    """All loggers to standard error, one line a record; of libraries' own not what they say of what clients send."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else _PlainFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     log.setLevel(level.upper())  # libraries log every picture at their lower levels
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    for library, least in (("uvicorn", logging.ERROR), ("python_multipart", logging.ERROR), ("PIL", logging.CRITICAL)):
+        logging.getLogger(library).setLevel(least)
 
 
 def say(level: int, message: str, error: BaseException | None = None, **facts: object) -> None:

@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import socket
+import struct
 import subprocess
 from pathlib import Path
 
@@ -132,6 +133,11 @@ def test_start_answer_and_stop_with_one_log_line_each(tmp_path: Path, stop: sign
             assert client.post("/classify", content=b"?").status_code == 400
             damaged = tiny.encode(tiny.images(1)[0], "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
             assert client.post("/classify", content=damaged).status_code == 200
+            form = {"content-type": "multipart/form-data; boundary=x"}
+            assert client.post("/classify", content=b"no boundary in here", headers=form).status_code == 400
+            tags = (256, 4, 1, 8), (257, 4, 1, 8), (277, 4, 1, 100)  # 8 x 8 pixels of 100 samples
+            tiff = b"II*\0\x08\0\0\0\3\0" + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+            assert client.post("/classify", content=tiff).status_code == 400
         process.send_signal(stop)
         assert process.wait(timeout=20) == 0
         told = [json.loads(line)["message"] for line in process.stderr]
