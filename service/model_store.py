@@ -260,6 +260,18 @@ class ModelStore:
         """The names of the loaded models that have a capability."""
         return [model.name for model in self.models.values() if capability in model.batchers]
 
+    def undecided(self) -> dict[str, str]:
+        """Capabilities that several models have and the default is none of them, and its name: without a name nobody
+        answers.
+        """
+        undecided = {}
+        for capability in CAPABILITIES:
+            able = self.able(capability)
+            default = self.defaults.get(capability) or self._most_exact(able)
+            if default not in able and len(able) > 1:
+                undecided[capability] = default
+        return undecided
+
     def _search(self, capability: str, name: str | None, version: int | None) -> LoadedModel:
         if not self.models:
             self.check_ready()

@@ -9,6 +9,7 @@ from service.engine import Engine
 from service.model_folder import EmptyStore, Refusal
 from service.model_store import LoadedModel, ModelStore
 from service.observability import Metrics, say
+from service.settings import option_name
 
 
 class StoreLog:
@@ -56,6 +57,10 @@ def load_at_start(store: ModelStore, *, every_version: bool = False) -> None:
     else:
         devices = ",".join(options.device.name for options in store.options)
         say(logging.INFO, "ready", models=",".join(store.models), devices=devices)
+    for capability, default in store.undecided().items():
+        text = f"the default of /{capability} is not loaded: requests that name no model get 404"
+        able = ",".join(store.able(capability))
+        say(logging.WARNING, text, setting=option_name(f"default_{capability}"), default=default, models=able)
 
 
 async def serve_store(store: ModelStore, poll_seconds: float, on_loaded: Callable[[], None]) -> None:

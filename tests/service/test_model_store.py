@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -250,3 +251,16 @@ def test_external_data_is_refused_even_when_its_file_is_listed(tmp_path: Path, s
     tiny.write(tmp_path, name="outside", graphs={"embed": onnx.load(tmp_path / "m.onnx", load_external_data=False)})
     (refusal,) = get(f"{serve(tmp_path)}/models").json()["refused"]
     assert "external data" in refusal["reason"]
+
+
+def test_a_default_that_is_not_there_is_said_once(
+    tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny.write(tmp_path)
+    tiny.write(tmp_path, "other")
+    with caplog.at_level(logging.WARNING, "equipoise"):
+        url = serve(tmp_path, default_classify="nope", default_embed="other", default_recombine="tiny")
+    (said,) = [record for record in caplog.records if "default" in record.message]
+    assert said.facts == {"setting": "--default-classify", "default": "nope", "models": "other,tiny"}  # type: ignore[attr-defined]
+    answer = httpx.post(f"{url}/classify", content=tiny.png(), headers=PNG, trust_env=False)
+    assert answer.status_code == 404 and answer.json()["models"] == ["other", "tiny"]
