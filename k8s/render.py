@@ -40,7 +40,7 @@ def derived() -> dict[Path, str]:
 def overlays() -> dict[str, Path]:
     """Name of the rendered file -> folder with its kustomization."""
     named = {path.parent.name: path.parent for path in sorted((HERE / "overlays").glob("*/kustomization.yaml"))}
-    for variant in ("cpu", "gpu"):
+    for variant in ("cpu", "gpu", "files"):
         named[f"training-{variant}"] = HERE / "training" / variant
     return named
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from tests.deploy.complete import BESIDE_A_DEPLOYMENT
 from tests.deploy.manifests import Object, of_kind
 
 Change = Callable[[list[Object]], None]
@@ -23,11 +24,13 @@ def _container(objects: list[Object]) -> dict[str, Any]:
 
 
 def at(kind: str, path: str, value: object) -> Change:
-    """Set what stands at `path` (dots; numbers index lists) of the first object of a kind; `...` removes it."""
+    """Set what stands at `path` (dots; numbers index lists; `~` for a dot) of the first object of a kind;
+    `...` removes it.
+    """
 
     def change(objects: list[Object]) -> None:
         place: Any = {"pod": _pod, "container": _container}.get(kind, lambda items: _one(items, kind))(objects)
-        *way, last = [int(step) if step.isdigit() else step for step in path.split(".")]
+        *way, last = [int(step) if step.isdigit() else step.replace("~", ".") for step in path.split(".")]
         for step in way:
             place = place[step] if isinstance(place, list) else place.setdefault(step, {})
         if value is ...:
@@ -99,6 +102,10 @@ def add(thing: Object) -> Change:
     return lambda objects: objects.append(thing)
 
 
+def scaled_at(pictures: str) -> Change:
+    return at("HorizontalPodAutoscaler", "spec.metrics.0.pods.target.averageValue", pictures)
+
+
 LOOSE = {"name": "loose", "emptyDir": {}}
 HOST = {"name": "host", "hostPath": {"path": "/"}}
 KEYS = {"name": "keys", "secret": {"secretName": "equipoise-api-keys"}}
@@ -137,6 +144,10 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("names_refer_to_objects", "cpu", at("pod", "serviceAccountName", "default-account")),
     ("names_refer_to_objects", "cpu", remove("ConfigMap")),
     ("names_refer_to_objects", "cpu-pvc", remove("PersistentVolumeClaim")),
+    *(
+        ("names_refer_to_objects", "training-cpu", at("pod", f"volumes.{index}.persistentVolumeClaim.claimName", "run"))
+        for index in (0, 1)
+    ),
     ("names_refer_to_objects", "cpu", at("HorizontalPodAutoscaler", "spec.scaleTargetRef.name", "equipoise-cpu")),
     ("names_refer_to_objects", "cpu", remove("Service")),
     ("names_refer_to_objects", "kserve", remove("ServingRuntime")),
@@ -183,6 +194,44 @@ BROKEN: list[tuple[str, str, Change]] = [
         "cpu",
         at("HorizontalPodAutoscaler", "spec.metrics.0.pods.metric.name", "equipoise_load"),
     ),
+    ("pods_are_added_before_they_refuse", "gpu", scaled_at("256")),
+    ("pods_are_added_before_they_refuse", "gpu", at("HorizontalPodAutoscaler", "spec.metrics.0", ...)),
+    ("what_settings_name_is_mounted", "cpu", at("ConfigMap", "data.EQUIPOISE_API_KEYS", "/etc/keys")),
+    ("what_settings_name_is_mounted", "cpu", at("ConfigMap", "data.EQUIPOISE_API_KEYS", "/etc/equipoise/key")),
+    ("what_settings_name_is_mounted", "cpu", at("container", "volumeMounts.1", ...)),
+    ("what_settings_name_is_mounted", "cpu", at("container", "volumeMounts.0", ...)),
+    ("what_settings_name_is_mounted", "cpu-pvc", at("ConfigMap", "data.EQUIPOISE_MODEL_STORE", "/store")),
+    ("what_settings_name_is_mounted", "cpu-init", at("pod", "initContainers.1.volumeMounts.1.mountPath", "/store")),
+    ("what_settings_name_is_mounted", "kserve", variable("EQUIPOISE_MODEL_STORE", "/models")),
+    ("what_settings_name_is_mounted", "kserve", at("ServingRuntime", "spec.containers.0.volumeMounts", [])),
+    ("volumes_are_of_the_user", "cpu", at("pod", "securityContext.fsGroup", ...)),
+    ("volumes_are_of_the_user", "training-cpu", at("pod", "securityContext.fsGroup", ...)),
+    ("volumes_are_of_the_user", "training-files", at("Pod", "spec.securityContext.fsGroup", ...)),
+    (
+        "an_image_of_models_fits_both_ways",
+        "cpu-image-volume",
+        at("pod", "initContainers.0.volumeMounts.1.subPath", ...),
+    ),
+    ("an_image_of_models_fits_both_ways", "cpu-init", at("pod", "initContainers.0.command.2", "/.")),
+    ("delivered_models_are_checked", "cpu-image-volume", at("pod", "initContainers", ...)),
+    ("delivered_models_are_checked", "gpu-init", at("pod", "initContainers.1", ...)),
+    ("a_job_survives_eviction", "training-cpu", at("pod", "initContainers.0.args.4", ...)),
+    ("a_job_survives_eviction", "training-gpu", at("pod", "initContainers.1.args.4", ...)),
+    ("a_job_survives_eviction", "training-cpu", at("pod", "restartPolicy", "Always")),
+    ("a_job_survives_eviction", "training-cpu", at("Job", "spec.podFailurePolicy.rules.0", ...)),
+    ("a_job_survives_eviction", "training-cpu", at("container", "volumeMounts.1.mountPath", "/store")),
+    ("a_job_survives_eviction", "training-cpu", at("pod", "volumes.0", {"name": "runs", "emptyDir": {}})),
+    ("a_job_is_of_one_run", "training-cpu", at("container", "args.1", "/runs/equivae-digits-2")),
+    ("a_job_is_of_one_run", "training-gpu", at("pod", "initContainers.0.args.1", "/configs/equivae-mnist.yaml")),
+    ("a_process_for_every_gpu", "training-gpu", at("pod", "initContainers.1.resources.limits.nvidia~com/gpu", 4)),
+    ("a_process_for_every_gpu", "training-gpu", at("pod", "initContainers.1.command.2", "--nproc-per-node=1")),
+    ("gpu_nodes_are_found", "gpu", at("pod", "tolerations", ...)),
+    ("gpu_nodes_are_found", "gpu", at("pod", "affinity", ...)),
+    ("gpu_nodes_are_found", "training-gpu", at("pod", "tolerations", ...)),
+    *(("what_belongs_to_a_deployment_is_there", "cpu", remove(kind)) for kind in BESIDE_A_DEPLOYMENT),
+    ("what_belongs_to_a_deployment_is_there", "cpu", at("pod", "topologySpreadConstraints.0", ...)),
+    ("what_belongs_to_a_deployment_is_there", "cpu", at("Ingress", "spec.tls", ...)),
+    ("what_belongs_to_a_deployment_is_there", "kserve", remove("Namespace")),
     ("network_policies_fit", "cpu", policy_port("metrics")),
     ("network_policies_fit", "cpu", open_policy),
     ("network_policies_fit", "cpu", policy_peer("podSelector", {})),
@@ -196,6 +245,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("ingress_fits_the_service", "cpu", annotation("proxy-next-upstream", "error timeout http_429 non_idempotent")),
     ("ingress_fits_the_service", "cpu", at("ConfigMap", "data.EQUIPOISE_REQUEST_TIMEOUT_SECONDS", "120")),
     ("ingress_fits_the_service", "cpu", annotation("proxy-request-buffering", "off")),
+    ("ingress_fits_the_service", "cpu", annotation("proxy-send-timeout", "5")),
     ("the_controller_closes_idle_connections_first", "cpu", at("ConfigMap", "data.EQUIPOISE_KEEP_ALIVE_SECONDS", "60")),
     ("the_controller_closes_idle_connections_first", "ingress-nginx", controller_keeps("75")),
     ("the_controller_closes_idle_connections_first", "ingress-nginx", controller_keeps(...)),

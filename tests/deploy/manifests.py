@@ -46,6 +46,8 @@ def pods(objects: list[Object]) -> Iterator[Pod]:
         if item["kind"] in ("Deployment", "Job"):
             template = item["spec"]["template"]
             yield Pod(item, template["metadata"]["labels"], template["spec"])
+        elif item["kind"] == "Pod":
+            yield Pod(item, item["metadata"]["labels"], item["spec"])
         elif item["kind"] == "ServingRuntime":
             # KServe puts the predictor's pod fields and the runtime's containers together
             services = of_kind(objects, "InferenceService")

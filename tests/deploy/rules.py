@@ -138,6 +138,8 @@ def settings_can_be_used(objects: list[Object], service: Service) -> Iterator[st
 @rule
 def names_refer_to_objects(objects: list[Object], service: Service) -> Iterator[str]:
     present = {(item["kind"], item["metadata"]["name"]) for item in objects}
+    if of_kind(objects, "Job"):  # it writes to the claim of the service that takes its models up
+        present |= {(item["kind"], item["metadata"]["name"]) for item in load("cpu-pvc")}
     for owner, kind, name in _references(objects):
         if (kind, name) not in present and not (kind == "Secret" and name in MADE_BY_HAND):
             yield f"{owner}: no {kind} {name}"
@@ -150,9 +152,8 @@ def _references(objects: list[Object]) -> Iterator[tuple[str, str, str]]:
         for container in pod.containers():
             for source in container.get("envFrom", []):
                 yield pod.name, "ConfigMap", source["configMapRef"]["name"]
-        if pod.owner["kind"] != "Job":  # a job's claims are made beside it
-            for claim in claims(objects, pod):
-                yield pod.name, "PersistentVolumeClaim", claim
+        for claim in claims(objects, pod):
+            yield pod.name, "PersistentVolumeClaim", claim
         for volume in pod.spec.get("volumes", []):
             if "secret" in volume:
                 yield pod.name, "Secret", volume["secret"]["secretName"]
@@ -390,8 +391,9 @@ def ingress_fits_the_service(objects: list[Object], service: Service) -> Iterato
                 settings = settings_of(objects, container)
                 if int(notes["proxy-body-size"].removesuffix("m")) * 2**20 != settings.max_body_bytes:
                     yield f"{notes['proxy-body-size']} let through, the service takes {settings.max_body_bytes} bytes"
-                if int(notes["proxy-read-timeout"]) <= settings.request_timeout_seconds:
-                    yield "the proxy gives up before the service's own deadline"
+                for way in ("send", "read"):
+                    if int(notes[f"proxy-{way}-timeout"]) <= settings.request_timeout_seconds:
+                        yield f"the proxy gives up before the service's own deadline: proxy-{way}-timeout"
         retried = set(notes["proxy-next-upstream"].split())
         if not {"error", "timeout", "http_503", "non_idempotent"} <= retried or "http_429" in retried:
             yield f"proxy-next-upstream: {retried}"

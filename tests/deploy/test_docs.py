@@ -92,6 +92,8 @@ def test_kubectl_understands_every_command(line: str, tmp_path: Path) -> None:
     """Without a cluster: it reads the command and its files, and then finds nobody to send them to."""
     for name in ("keys.txt", "tls.crt", "tls.key"):
         (tmp_path / name).write_text("")
+    (tmp_path / "my-model.yaml").write_text("")
+    (tmp_path / "data").mkdir()
     (tmp_path / "k8s").symlink_to(ROOT / "k8s")
     if "secret tls" in line:
         certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=equipoise.example.com"]
