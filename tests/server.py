@@ -56,7 +56,7 @@ def loading_server(settings: Settings) -> Iterator[tuple[str, threading.Event]]:
 
     def held(store: ModelStore, **options: Any) -> None:
         begun.set()
-        go_on.wait()
+        go_on.wait(60)  # not for ever: nobody lets go where the server does not come up
         load_all(store, **options)
 
     with ExitStack() as stack:
