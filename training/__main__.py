@@ -1,9 +1,11 @@
 """python -m training: train, seeds, evaluate, figures, export."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Literal
 
 import typer
@@ -70,6 +72,16 @@ def explained() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted: go on with --resume", err=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    # The first process of a container is not ended by SIGTERM otherwise, and every eviction would wait for the kill.
+    signal.signal(signal.SIGTERM, interrupt)
+    app()
 
 
 def use_data_folder(folder: Path | None) -> None:
@@ -309,4 +321,4 @@ def export(
 
 
 if __name__ == "__main__":
-    app()
+    main()
