@@ -433,15 +433,16 @@ def no_secret_is_in_a_file(objects: list[Object], service: Service) -> Iterator[
 
 @rule
 def alerts_use_metrics_that_exist(objects: list[Object], service: Service) -> Iterator[str]:
+    for each in _alerts(objects):
+        for name in re.findall(r"\bequipoise_\w+", each["expr"]):
+            if name not in service.metrics and re.sub("_(bucket|count|sum|total)$", "", name) not in service.metrics:
+                yield f"{each['alert']}: no metric {name}"
+
+
+def _alerts(objects: list[Object]) -> Iterator[dict[str, Any]]:
     for item in of_kind(objects, "PrometheusRule"):
         for group in item["spec"]["groups"]:
-            for each in group["rules"]:
-                for name in re.findall(r"\bequipoise_\w+", each["expr"]):
-                    if (
-                        name not in service.metrics
-                        and re.sub("_(bucket|count|sum|total)$", "", name) not in service.metrics
-                    ):
-                        yield f"{each['alert']}: no metric {name}"
+            yield from group["rules"]
 
 
 @rule
@@ -455,3 +456,35 @@ def monitors_find_the_service(objects: list[Object], service: Service) -> Iterat
                     yield f"Service/{target['metadata']['name']} has no port {endpoint['port']}"
                 if service.status(endpoint["path"]) != 200:
                     yield f"{endpoint['path']} is not answered"
+
+
+@rule
+def monitors_find_the_pods_of_kserve(objects: list[Object], service: Service) -> Iterator[str]:
+    behind = load("kserve")
+    for monitor in of_kind(objects, "PodMonitor"):
+        # what Prometheus's operator makes of it; EquipoiseDown looks for it
+        job = f"{monitor['metadata']['namespace']}/{monitor['metadata']['name']}"
+        downs = [each["expr"] for each in _alerts(objects) if each["alert"] == "EquipoiseDown"]
+        if not all(re.fullmatch(found, job) for expr in downs for found in re.findall(r'job=~"([^"]+)"', expr)):
+            yield f"EquipoiseDown does not see job {job}"
+        for pod in pods(behind):
+            if not selects(monitor["spec"]["selector"]["matchLabels"], pod.labels):
+                yield "selects no pod"
+            ports = {port["containerPort"] for container in pod.servers() for port in container["ports"]}
+            for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+                if endpoint["portNumber"] not in ports:
+                    yield f"{pod.name} has no port {endpoint['portNumber']}"
+                if service.status(endpoint["path"]) != 200:
+                    yield f"{endpoint['path']} is not answered"
+                if endpoint["portNumber"] not in set(_scraped(behind, pod.labels)):
+                    yield f"{pod.name}: no policy lets Prometheus in at port {endpoint['portNumber']}"
+
+
+def _scraped(objects: list[Object], labels: dict[str, str]) -> Iterator[int | str]:
+    """The ports at which policies let Prometheus in."""
+    for policy in of_kind(objects, "NetworkPolicy"):
+        if selects(policy["spec"]["podSelector"].get("matchLabels", {}), labels):
+            for way in policy["spec"].get("ingress", []):
+                peers = [peer["podSelector"]["matchLabels"] for peer in way["from"]]
+                if {"app.kubernetes.io/name": "prometheus"} in peers:
+                    yield from (port["port"] for port in way["ports"])

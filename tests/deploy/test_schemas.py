@@ -95,7 +95,7 @@ def test_the_containers_of_the_kserve_runtime_are_valid() -> None:
     kubernetes_validate.validate(made, VERSION, strict=True)
 
 
-@pytest.mark.parametrize("kind", ["ServiceMonitor", "PrometheusRule"])
+@pytest.mark.parametrize("kind", ["ServiceMonitor", "PodMonitor", "PrometheusRule"])
 def test_the_prometheus_operator_understands_all_of_its_objects(kind: str) -> None:
     """Its models drop what they do not know: what comes back is what was written."""
     (item,) = of_kind(load("observability"), kind)
