@@ -201,8 +201,10 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
         refused = False  # the request whose body arrives
         deaf = False  # it has had its last answer
         in_head = False
-        head_bytes = 0  # of the head, or a trailer, as far as it is parsed
-        untold = -math.inf  # bytes since the parser last told of something; h11 tells of nothing and has its own limit
+        read = 0  # bytes of the last read
+        # Since the parser last told of a whole head, of a piece of a body or of an end: bytes of a head or a trailer,
+        # where a read does not begin with the rest of a body. h11 tells of nothing and has its own limit.
+        untold = -math.inf
         head_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -228,9 +230,10 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
         def data_received(self, data: bytes) -> None:
             if self.deaf:
                 return
-            self.untold += len(data)
+            self.read = len(data)
+            self.untold += self.read
             super().data_received(data)
-            if self.untold > MOST_HEAD_BYTES or self.head_bytes > MOST_HEAD_BYTES:
+            if self.untold > MOST_HEAD_BYTES:
                 self._end(too_large)
             elif self.in_head:  # few heads come in pieces
                 if self.head_timer is None:
@@ -283,23 +286,17 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self.in_head = True
-            self.untold = self.head_bytes = 0
-
-        def on_url(self, url: bytes) -> None:
-            self.head_bytes += len(url)
-            super().on_url(url)
-
-        def on_header(self, name: bytes, value: bytes) -> None:
-            self.untold = 0
-            self.head_bytes += len(name) + len(value) + 32
-            if self.head_bytes <= MOST_HEAD_BYTES:
-                super().on_header(name, value)
+            if self.untold < 0:
+                self.untold = self.read
 
         def on_headers_complete(self) -> None:
             self.in_head = False
             self._stop_head_timer()
-            if self.head_bytes > MOST_HEAD_BYTES:
-                self._end(too_large)
+            # With 32 bytes for each header (as RFC 9113, section 6.5.2); what came in fewer bytes has too few to sum up.
+            if max(self.read, self.untold) > MOST_HEAD_BYTES // 8:
+                if len(self.url) + sum(len(name) + len(value) + 32 for name, value in self.headers) > MOST_HEAD_BYTES:
+                    self._end(too_large)
+            self.untold = 0
             if self.deaf:
                 self.refused = True
                 return
@@ -317,6 +314,7 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
+            self.untold = 0
             if not self.refused:
                 super().on_message_complete()
 
