@@ -112,9 +112,10 @@ def a_job_is_of_one_run(objects: list[Object], service: Service) -> Iterator[str
     for pod in pods(objects):
         if pod.owner["kind"] == "Job":
             paths = {path for container in pod.containers() for path in _paths(objects, container)}
-            for kind in ("/runs/(?!data)", "/configs/"):
-                if len(named := sorted(path for path in paths if re.match(kind, path))) != 1:
-                    yield f"{pod.name}: {named}"
+            configurations = {path for path in paths if path.endswith(".yaml")}
+            runs = {path for path in paths - configurations if re.match("/runs/(?!data)", path)}
+            if len(configurations) != 1 or len(runs) != 1:
+                yield f"{pod.name}: {configurations}, {runs}"
 
 
 def _paths(objects: list[Object], container: dict[str, Any]) -> list[str]:

@@ -79,6 +79,14 @@ def test_the_charts_are_put_where_the_policies_let_in() -> None:
     assert names and names <= installed
 
 
+def test_charts_are_pinned_and_waited_for() -> None:
+    """The next line needs what the one before it installs."""
+    charts = [line for page in PAGES for line in commands(page) if line.startswith("helm ")]
+    assert charts
+    for line in charts:
+        assert re.search(r" --version v?\d+\.\d+\.\d+ ", line) and " --wait " in line, line
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_is_a_shell_command(page: str) -> None:
     for line in commands(page):
@@ -123,14 +131,17 @@ def test_the_docker_commands_name_what_the_files_have() -> None:
     rendered = "".join(path.read_text() for path in (ROOT / "k8s" / "rendered").glob("*.yaml"))
     tags = re.findall(r"^docker build .* -t (\S+) \.$", "\n".join(commands("deploy")), re.MULTILINE)
     assert len(tags) == 3 and all(f"image: {tag}\n" in rendered for tag in tags)
+    assert set(re.findall(r"docker run --rm (\S+)", EVERYTHING)) <= {*tags}
 
 
 def test_the_services_own_commands_run(tmp_path: Path) -> None:
     tiny.write(tmp_path)
-    own = [line for page in PAGES for line in commands(page) if line.startswith("python -m service")]
+    written = "\n".join(line for page in PAGES for line in commands(page))
+    # the image's entry point is the service
+    own = re.findall(r"^(?:python -m service|docker run --rm \S+) (.+)$", written, re.MULTILINE)
     assert len(own) >= 2
     for line in own:
-        arguments = [str(tmp_path) if word == "model_store" else word for word in shlex.split(line)[3:]]
+        arguments = [str(tmp_path) if word == "model_store" else word for word in shlex.split(line)]
         run = [sys.executable, "-m", "service", *arguments]
         done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, (line, done.stderr)

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 
-from tests.deploy import complete, restricted
+from tests.deploy import complete, restricted, traffic
 from tests.deploy.broken import BROKEN, Change
 from tests.deploy.manifests import OVERLAYS, load
 from tests.deploy.rules import RULES, Service
 
-assert complete and restricted  # their rules register themselves
+assert complete and restricted and traffic  # their rules register themselves
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
