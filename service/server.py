@@ -292,7 +292,7 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
         def on_headers_complete(self) -> None:
             self.in_head = False
             self._stop_head_timer()
-            # With 32 bytes for each header (as RFC 9113, section 6.5.2); what came in fewer bytes has too few to sum up.
+            # With 32 bytes for each header, as RFC 9113 (6.5.2) has it; what came in fewer bytes has too few to sum up.
             if max(self.read, self.untold) > MOST_HEAD_BYTES // 8:
                 if len(self.url) + sum(len(name) + len(value) + 32 for name, value in self.headers) > MOST_HEAD_BYTES:
                     self._end(too_large)
