@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = ["Moments", "arctan2", "moments"]
 
 FAINT = 1e-6  # of a pixel of full ink: a picture with less has no axis
+SHORT = 1e-18  # of a vector; of an axis, in squared normalised coordinates, rounding is some 1e-8
 # of arctan(t) / t, in t squared
 _ARCTAN = (
     *(1.0, -0.3333314528, 0.1999355085, -0.1420889944, 0.1065626393),
@@ -49,13 +50,14 @@ def moments(weight: Tensor) -> Moments:
 
 
 def arctan2(y: Tensor, x: Tensor) -> Tensor:
-    """torch.atan2, within 1e-6, of operators that ONNX Runtime has CUDA kernels for: of Atan it has none.
+    """torch.atan2, within 1e-6, of operators that ONNX Runtime has CUDA kernels for: of Atan it has none. What is
+    shorter than `SHORT` has no direction, and its angle a gradient that does not overflow.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 4.4.49 (error 2e-8 over [0, 1]).
     """
     above, beside = y.abs(), x.abs()
     steep = above > beside
-    ratio = torch.where(steep, beside, above) / torch.where(steep, above, beside).clamp_min(torch.finfo(y.dtype).tiny)
+    ratio = torch.where(steep, beside, above) / torch.where(steep, above, beside).clamp_min(SHORT)
     square, series = ratio * ratio, torch.zeros_like(ratio)
     for coefficient in reversed(_ARCTAN):
         series = series * square + coefficient
