@@ -192,6 +192,7 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
     too_many = TooManyConnections(
         f"{connections.limit:,} connections are open, which is the limit", headers={"retry-after": "1"}
     )
+    no_place = _last_answer(too_many)
     too_large = HeadTooLarge(f"the limit is {MOST_HEAD_BYTES:,} bytes, with 32 more for each header")
     too_late = HeadTimeout(f"the head did not arrive within {head_seconds:g} s")
     malformed = MalformedRequest("it is not HTTP/1, or has a method or a header that HTTP does not have")
@@ -215,7 +216,7 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
             if connections.open >= connections.limit:
                 connections.refused += 1
                 connections.told(too_many.slug)
-                cast(asyncio.Transport, transport).write(_last_answer(too_many))
+                cast(asyncio.Transport, transport).write(no_place)
                 transport.close()
                 return
             self.counted = True

@@ -42,30 +42,17 @@ def add(router: APIRouter, store: ModelStore, devices: Devices) -> None:
         )
         return Response(answer.model_dump_json(), media_type="application/json")
 
-    router.add_api_route(
-        "/startupz",
-        startupz,
-        name="startupz",
-        summary="Whether the first look through the model store has ended, whatever came of it",
-        response_model=Started,
-        responses=problem_responses(NotReady),
-        route_class_override=DirectRoute,
-    )
-    router.add_api_route(
-        "/healthz",
-        healthz,
-        name="healthz",
-        summary="Whether the process is alive",
-        response_model=Alive,
-        responses=problem_responses(NotAlive),
-        route_class_override=DirectRoute,
-    )
-    router.add_api_route(
-        "/readyz",
-        readyz,
-        name="readyz",
-        summary="Whether requests can be answered",
-        response_model=Ready,
-        responses=problem_responses(NotReady),
-        route_class_override=DirectRoute,
-    )
+    for answers, model, problem, summary in (
+        (startupz, Started, NotReady, "Whether the first look through the model store has ended, whatever came of it"),
+        (healthz, Alive, NotAlive, "Whether the process is alive"),
+        (readyz, Ready, NotReady, "Whether requests can be answered"),
+    ):
+        router.add_api_route(
+            f"/{answers.__name__}",
+            answers,
+            name=answers.__name__,
+            summary=summary,
+            response_model=model,
+            responses=problem_responses(problem),
+            route_class_override=DirectRoute,
+        )

@@ -54,7 +54,7 @@ def test_help_names_the_variable_and_the_default_of_every_option(command: str, m
         expected = "EQUIPOISE_MODEL_STORE" if block.startswith("--to ") else "EQUIPOISE_TRAINING_[A-Z_]+[A-Z]"
         joined = re.sub(r"\s+", "", block)
         assert re.search(rf"\[envvar:{expected}[];]", joined), block
-        assert re.search(r"default:[^]]+|required\]|Default:", joined), block
+        assert re.search(r"[;[]default:[^];]+|[;[]required\]|Default:", joined), block
 
 
 def test_options_are_read_from_the_environment(
