@@ -51,14 +51,9 @@ image:  ## build TARGET (cpu, gpu, training) with buildah on a Debian machine as
 manifests:  ## render the Kubernetes objects that are committed; needs kubectl
 	$(PYTHON) k8s/render.py
 
-lock:  ## resolve constraints.txt anew; torch brings its CUDA packages by itself where a machine wants them
+lock:  ## resolve constraints.txt anew, with CUDA's packages, which torch and ONNX Runtime share
 	uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --no-header --no-annotate \
-		--extra cpu --extra training --extra figures --extra otel --extra test --quiet --output-file constraints.tmp
-	uv pip compile pyproject.toml --universal --python-version 3.11 --upgrade --no-header --no-annotate \
-		--constraint constraints.tmp --extra gpu --quiet --output-file constraints-gpu.tmp
-	cat constraints.tmp constraints-gpu.tmp | grep -vE '^(nvidia|cuda|triton==|torch==)' | sort -u > constraints.txt
-	grep -hE '^torch==' constraints.tmp >> constraints.txt
-	rm constraints.tmp constraints-gpu.tmp
+		--all-extras --quiet --output-file constraints.txt
 
 clean:
 	rm -rf $(VENV) .bench build dist .mypy_cache .ruff_cache .pytest_cache

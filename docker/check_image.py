@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -28,6 +29,7 @@ from pathlib import Path
 MOST_MB_BEYOND_BASE = {"cpu": 350}
 NOT_IN_AN_IMAGE = ("pip", "pip3", "gcc", "cc", "ld", "make", "curl", "git")
 PACKAGES_NOT_SERVED = ("torch", "pip", "setuptools", "sklearn")
+CONSTRAINTS = Path("constraints.txt")
 PICTURE = Path("examples/digit-7.png")
 STYLE = Path("examples/digit-4.png")
 RESAMPLE = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -58,9 +60,23 @@ def check_contents(root: Path, target: str) -> None:
     site_packages = next((root / "opt/equipoise/lib").glob("python3*/site-packages"))
     unwanted = [] if target == "training" else [name for name in PACKAGES_NOT_SERVED if (site_packages / name).exists()]
     assert not unwanted, f"{unwanted} in the image"
+    loose = not_locked(site_packages, CONSTRAINTS.read_text())
+    assert not loose, f"not as constraints.txt has it: {loose}"
     for secret in ("run/secrets/ca.pem", "etc/apt/apt.conf.d/90build", "etc/pip.conf"):
         left = root / secret
         assert not left.exists() or left.stat().st_size == 0, f"{secret} of the build is in the image"
+
+
+def not_locked(site_packages: Path, constraints: str) -> list[str]:
+    """The installed packages, but for our own, that are not of a version that the lock names for some machine."""
+    locked = set(re.findall(r"^([\w.-]+==[^\s;]+)", constraints, re.MULTILINE))
+    found = []
+    for folder in sorted(site_packages.glob("*.dist-info")):
+        name, _, version = folder.name.removesuffix(".dist-info").partition("-")
+        package = f"{re.sub('[-_.]+', '-', name).lower()}=={version.partition('+')[0]}"  # torch's +cpu is a build
+        if package not in locked and name != "equipoise":
+            found.append(package)
+    return found
 
 
 def in_root(root: Path, config: dict, command: list[str], *, isolated: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,21 @@ def test_requirements_are_those_of_the_extras() -> None:
     lines = run.stdout.splitlines()
     assert any(line.startswith("onnxruntime>=") for line in lines) and any(line.startswith("fastapi") for line in lines)
     assert not any(line.startswith("torch") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("installed", "loose"),
+    [
+        (["numpy-2.0.dist-info", "opencv_python_headless-5.0.dist-info", "torch-2.13.0+cpu.dist-info"], []),
+        (["equipoise-0.1.0.dist-info", "numpy-1.9.dist-info"], []),
+        (["numpy-2.1.dist-info", "nvidia_cudnn_cu13-9.20.dist-info"], ["numpy==2.1", "nvidia-cudnn-cu13==9.20"]),
+    ],
+)
+def test_what_is_not_locked_is_not_in_an_image(tmp_path: Path, installed: list[str], loose: list[str]) -> None:
+    lock = "numpy==1.9 ; python_version < '3.12'\nnumpy==2.0\nopencv-python-headless==5.0\ntorch==2.13.0\n"
+    for name in installed:
+        (tmp_path / name).mkdir()
+    assert runpy.run_path(str(ROOT / "docker" / "check_image.py"))["not_locked"](tmp_path, lock) == loose
 
 
 def test_opencv_is_asked_for_nothing_that_its_stand_ins_lack() -> None:
