@@ -1,11 +1,13 @@
-"""One log record for every n-th request, and for every one that the service failed at; no picture, no key in it."""
+"""One log record for every n-th request, and for every one that the service failed at; no picture, no key in it. That a
+probe is told 503 is no failure: it asks every few seconds for as long as there is no model.
+"""
 
 import itertools
 import logging
 
 from starlette.types import Scope
 
-from service.middleware import Call
+from service.middleware import PROBE_PATHS, Call
 from service.observability import say
 
 
@@ -17,7 +19,7 @@ class AccessLog:
         self._numbers = itertools.count()
 
     def __call__(self, call: Call, scope: Scope, seconds: float) -> None:
-        failed = call.status >= 500
+        failed = call.status >= 500 and scope["path"] not in PROBE_PATHS
         if not failed and next(self._numbers) % self._every:
             return
         facts: dict[str, object] = {

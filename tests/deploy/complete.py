@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from service.settings import ENV_PREFIX
-from tests.deploy.manifests import Object, Pod, environment, of_kind, pods, quantity
+from tests.deploy.manifests import Object, Pod, environment, load, of_kind, pods, quantity
 from tests.deploy.rules import Service, rule, settings_of
 
 BESIDE_A_DEPLOYMENT = (
@@ -46,6 +46,15 @@ def what_settings_name_is_mounted(objects: list[Object], service: Service) -> It
                 # docs/deploy.md makes the Secret with this one entry
                 if (secret.get("secretName"), keys.name) != ("equipoise-api-keys", "keys"):
                     yield f"{pod.name}: no keys in {keys}"
+
+
+@rule
+def failures_are_in_the_log(objects: list[Object], service: Service) -> Iterator[str]:
+    """EquipoiseFailing and docs/oncall.md send people there, for an answer's request id."""
+    for pod in pods(objects):
+        for container in pod.servers():
+            if not settings_of(objects, container).access_log_every:
+                yield f"{pod.name}: only exceptions are logged, no 503 and no 504"
 
 
 @rule
@@ -121,6 +130,16 @@ def a_job_is_of_one_run(objects: list[Object], service: Service) -> Iterator[str
 def _paths(objects: list[Object], container: dict[str, Any]) -> list[str]:
     words = [*container["args"], *environment(objects, container).values()]
     return [word for word in words if word.startswith("/")]
+
+
+@rule
+def kserve_serves_what_the_job_trains(objects: list[Object], service: Service) -> Iterator[str]:
+    """It has the model's name, and on a new claim there is no other model."""
+    jobs = load("training-cpu")
+    trained = {PurePosixPath(path).stem for pod in pods(jobs) for path in _paths(jobs, pod.containers()[0])}
+    for inference in of_kind(objects, "InferenceService"):
+        if inference["metadata"]["name"] not in trained:
+            yield f"InferenceService/{inference['metadata']['name']}: trained is {trained}"
 
 
 @rule

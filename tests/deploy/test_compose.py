@@ -11,6 +11,10 @@ import jsonschema
 import pytest
 import yaml
 
+from service.settings import ENV_PREFIX, load_settings
+from tests.deploy.manifests import load, of_kind, quantity
+from tests.deploy.rules import MEMORY_BESIDE_THE_QUEUE
+
 DOCKER = Path(__file__).parents[2] / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SERVERS = ("cpu", "gpu")
@@ -57,6 +61,37 @@ def test_nginx_looks_for_the_replicas_where_they_are() -> None:
         assert host in COMPOSE["services"][name]["networks"]["default"]["aliases"]
     version = re.match(r"nginx:(\d+)\.(\d+)", COMPOSE["services"]["nginx"]["image"])
     assert version and tuple(map(int, version.groups())) >= (1, 28)  # `resolve` without a licence: 1.27.3
+
+
+NGINX = dict(re.findall(r"^ *(\w+) ([^;{]+);$", (DOCKER / "nginx" / "equipoise.conf").read_text(), re.MULTILINE))
+SAME = {"proxy_body_size": "client_max_body_size", "upstream_keepalive_timeout": "keepalive_timeout"}
+
+
+def test_nginx_promises_what_the_ingress_does() -> None:
+    (ingress,) = of_kind(load("cpu"), "Ingress")
+    (controller,) = of_kind(load("ingress-nginx"), "ConfigMap")
+    promised = {**ingress["metadata"]["annotations"], **controller["data"]}
+    assert len(promised) == 9
+    for name, value in promised.items():
+        directive = name.rpartition("/")[2].replace("-", "_")
+        found = NGINX[SAME.get(directive, directive)]
+        assert found.removesuffix("s") == value, directive
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_time_outs_and_memory_fit(name: str) -> None:
+    """As for pods: the service's deadline is before nginx's, nginx closes idle connections first, Docker kills last."""
+    service = COMPOSE["services"][name]
+    given = {key.removeprefix(ENV_PREFIX).lower(): value for key, value in service["environment"].items()}
+    settings = load_settings(given, {})
+    seconds = {key: int(value.removesuffix("s")) for key, value in NGINX.items() if key.endswith("_timeout")}
+    assert settings.request_timeout_seconds < min(seconds["proxy_read_timeout"], seconds["proxy_send_timeout"])
+    assert seconds["keepalive_timeout"] < settings.keep_alive_seconds
+    grace = int(service["stop_grace_period"].removesuffix("s"))
+    assert grace >= settings.drain_seconds + settings.request_timeout_seconds + 5
+    limit = quantity(service["deploy"]["resources"]["limits"]["memory"])
+    assert limit >= settings.queue_bytes + MEMORY_BESIDE_THE_QUEUE
+    assert NGINX["client_max_body_size"] == f"{settings.max_body_bytes // 2**20}m"
 
 
 def test_what_it_builds_is_a_target_of_the_dockerfile() -> None:

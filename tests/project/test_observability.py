@@ -14,6 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.errors import problem_types
+from service.middleware import PROBE_PATHS
 from service.settings import Settings
 from tests.server import running_server
 from tests.service import tiny
@@ -46,6 +47,8 @@ def exposed(tmp_path_factory: pytest.TempPathFactory) -> str:
             client.post(path, content=tiny.png())
         client.post("/classify", content=b"?")
         client.post("/v2/models/tiny/infer", content=bytes(256), headers={"Inference-Header-Content-Length": "0"})
+        for path in PROBE_PATHS:
+            client.get(path)
         return client.get("/metrics").text
 
 
@@ -68,7 +71,7 @@ def test_every_metric_that_is_asked_for_is_exposed(families: dict[str, set[str]]
     names = {match["name"] for match in asked}
     assert names <= set(families) or "up{" in expression, names - set(families)
     for match in asked:
-        labels = set(re.findall(r"(\w+)\s*=~?\s*\"", match["labels"] or ""))
+        labels = set(re.findall(r"(\w+)\s*[=!]=?~?\s*\"", match["labels"] or ""))
         known = families[match["name"]] | {"instance", "job"}
         if families[match["name"]]:  # a distribution that no tiny model has shows none
             assert labels <= known, (match["name"], labels - known)
@@ -79,7 +82,7 @@ def test_labels_that_alerts_choose_by_are_real(exposed: str) -> None:
     for rule in RULES:
         for slug in re.findall(r'type="([^"]+)"', rule["expr"]):
             assert slug in slugs
-        for endpoints in re.findall(r'endpoint=~"([^"]+)"', rule["expr"]):
+        for endpoints in re.findall(r'endpoint[=!]~"([^"]+)"', rule["expr"]):
             for endpoint in endpoints.split("|"):
                 assert f'endpoint="{endpoint}"' in exposed
         for bound in re.findall(r'le="([^"]+)"', rule["expr"]):
@@ -137,6 +140,22 @@ FIRING: list[tuple[str, dict[str, str], bool]] = [
         "EquipoiseFailing",
         {'equipoise_requests_total{instance="a",endpoint="classify",status="429"}': "0+600x60"},
         False,
+    ),
+    (
+        "EquipoiseFailing",  # waits for its first model
+        {
+            'equipoise_requests_total{instance="a",endpoint="readyz",status="503"}': "0+30x60",
+            'equipoise_requests_total{instance="a",endpoint="healthz",status="200"}': "0+6x60",
+        },
+        False,
+    ),
+    (
+        "EquipoiseFailing",  # nobody but one client asks, and every time in vain
+        {
+            'equipoise_requests_total{instance="a",endpoint="readyz",status="200"}': "0+300x60",
+            'equipoise_requests_total{instance="a",endpoint="classify",status="504"}': "0+1x60",
+        },
+        True,
     ),
     ("EquipoiseRefusing", {'equipoise_problems_total{instance="a",type="queue-full"}': "0+600x60"}, True),
     ("EquipoiseRefusing", {'equipoise_problems_total{instance="a",type="not-found"}': "0+600x60"}, False),

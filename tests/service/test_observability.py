@@ -97,6 +97,10 @@ def test_the_access_log_is_sampled_and_has_every_failure(
             httpx.get(f"{url}/models", headers={"x-request-id": f"bad-{number}"}, trust_env=False)
         failed = [entry["request_id"] for entry in records(caplog) if entry["status"] == 500]
         assert failed == [f"bad-{number}" for number in range(5)]
+        caplog.clear()
+        monkeypatch.setattr("service.model_store.ModelStore.check_ready", lambda store: 1 / 0)
+        answers = [httpx.get(f"{url}/readyz", trust_env=False).status_code for _ in range(5)]
+        assert answers == [500] * 5 and len(records(caplog)) <= 1  # a probe is one of ten like any other
 
 
 def test_there_is_no_access_log_unless_asked_for(url: str, caplog: pytest.LogCaptureFixture) -> None:
