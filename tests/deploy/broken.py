@@ -86,6 +86,15 @@ def open_policy(objects: list[Object]) -> None:
             del way["from"]
 
 
+def policy_of_every_pod(objects: list[Object]) -> None:
+    of_kind(objects, "NetworkPolicy")[-1]["spec"]["podSelector"] = {}
+
+
+def policy_for_prometheus_alone(objects: list[Object]) -> None:
+    (way,) = of_kind(objects, "NetworkPolicy")[-1]["spec"]["ingress"]
+    del way["from"][0]
+
+
 def variable(name: str, value: str) -> Change:
     """Of KServe's runtime."""
 
@@ -106,6 +115,7 @@ def scaled_at(pictures: str) -> Change:
     return at("HorizontalPodAutoscaler", "spec.metrics.0.pods.target.averageValue", pictures)
 
 
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 LOOSE = {"name": "loose", "emptyDir": {}}
 HOST = {"name": "host", "hostPath": {"path": "/"}}
 KEYS = {"name": "keys", "secret": {"secretName": "equipoise-api-keys"}}
@@ -169,6 +179,9 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("labels_match", "cpu", at("PodDisruptionBudget", "spec.selector.matchLabels", {"app": "equipoise"})),
     ("labels_match", "cpu", at("Deployment", "spec.selector.matchLabels", {"app": "equipoise"})),
     ("labels_match", "cpu", at("pod", "topologySpreadConstraints.0.labelSelector.matchLabels", {"app": "equipoise"})),
+    ("labels_match", "cpu", at("Service", "spec.selector", {})),
+    ("labels_match", "cpu", at("PodDisruptionBudget", "spec.selector.matchLabels", {})),
+    ("labels_match", "kserve", policy_of_every_pod),
     ("service_ports_exist", "cpu", at("Service", "spec.ports.0.targetPort", "web")),
     ("service_ports_exist", "cpu", at("Ingress", "spec.rules.0.http.paths.0.backend.service.port.name", "web")),
     ("grace_covers_the_drain", "cpu", at("pod", "terminationGracePeriodSeconds", 15)),
@@ -230,6 +243,18 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("a_process_for_every_gpu", "training-gpu", at("pod", "initContainers.1.command.2", "--nproc-per-node=1")),
     ("gpu_nodes_are_found", "gpu", at("pod", "tolerations", ...)),
     ("gpu_nodes_are_found", "gpu", at("pod", "affinity", ...)),
+    ("gpu_nodes_are_found", "gpu", at("pod", "tolerations.0.operator", ...)),
+    ("gpu_nodes_are_found", "gpu", at("pod", f"affinity.nodeAffinity.{REQUIRED}.nodeSelectorTerms", [])),
+    *(
+        ("kserve_finds_the_runtime", "kserve", at("ServingRuntime", path, value))
+        for path, value in (
+            ("spec.containers.0.name", "server"),
+            ("spec.supportedModelFormats", []),
+            ("spec.protocolVersions", ["v1"]),
+        )
+    ),
+    ("kserve_finds_the_runtime", "kserve", at("InferenceService", "spec.predictor.model.storageUri", ...)),
+    ("kserve_finds_the_runtime", "kserve", at("InferenceService", "metadata.annotations", {})),
     ("gpu_nodes_are_found", "training-gpu", at("pod", "tolerations", ...)),
     *(("what_belongs_to_a_deployment_is_there", "cpu", remove(kind)) for kind in BESIDE_A_DEPLOYMENT),
     ("what_belongs_to_a_deployment_is_there", "cpu", at("pod", "topologySpreadConstraints.0", ...)),
@@ -242,12 +267,15 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("network_policies_fit", "kserve", policy_peer("podSelector", {})),
     ("network_policies_fit", "cpu", remove("NetworkPolicy")),
     ("network_policies_fit", "kserve", remove("NetworkPolicy")),
+    ("network_policies_fit", "kserve", policy_for_prometheus_alone),
     ("network_policies_fit", "kserve", policy_port("http")),
     ("network_policies_fit", "kserve", at("InferenceService", "metadata.name", "equivae-mnist")),
     ("ingress_fits_the_service", "cpu", annotation("proxy-body-size", "1m")),
     ("ingress_fits_the_service", "cpu", annotation("proxy-next-upstream", "error timeout http_429 non_idempotent")),
     ("ingress_fits_the_service", "cpu", at("ConfigMap", "data.EQUIPOISE_REQUEST_TIMEOUT_SECONDS", "120")),
     ("ingress_fits_the_service", "cpu", annotation("proxy-request-buffering", "off")),
+    ("ingress_fits_the_service", "cpu", at("Ingress", "spec.ingressClassName", ...)),
+    ("ingress_fits_the_service", "cpu", at("Ingress", "spec.rules.0.http.paths.0.path", "/v2")),
     ("ingress_fits_the_service", "cpu", annotation("proxy-send-timeout", "5")),
     ("the_controller_closes_idle_connections_first", "cpu", at("ConfigMap", "data.EQUIPOISE_KEEP_ALIVE_SECONDS", "60")),
     ("the_controller_closes_idle_connections_first", "ingress-nginx", controller_keeps("75")),
@@ -298,4 +326,5 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("root_file_systems_are_read_only", "cpu", at("container", "securityContext.readOnlyRootFilesystem", False)),
     ("no_token_and_no_service_links", "cpu", at("pod", "automountServiceAccountToken", ...)),
     ("no_token_and_no_service_links", "cpu", at("pod", "enableServiceLinks", ...)),
+    ("no_token_and_no_service_links", "cpu", at("ServiceAccount", "automountServiceAccountToken", ...)),
 ]

@@ -160,10 +160,42 @@ def a_process_for_every_gpu(objects: list[Object], service: Service) -> Iterator
 def gpu_nodes_are_found(objects: list[Object], service: Service) -> Iterator[str]:
     for pod in pods(objects):
         if any(name.startswith(GPU) for each in pod.containers() for name in each["resources"]["limits"]):
-            if not any(each.get("key") == "nvidia.com/gpu" for each in pod.spec.get("tolerations", [])):
+            # a taint has any value, which only Exists tolerates
+            tolerated = {(each.get("key"), each.get("operator")) for each in pod.spec.get("tolerations", [])}
+            if ("nvidia.com/gpu", "Exists") not in tolerated:
                 yield f"{pod.name}: the taint of GPU nodes keeps it away"
-            if pod.owner["kind"] == "Deployment" and "nodeAffinity" not in pod.spec.get("affinity", {}):
+            if pod.owner["kind"] == "Deployment" and not any(
+                each.get("values") for term in _node_terms(pod) for each in term.get("matchExpressions", [])
+            ):
                 yield f"{pod.name}: no kind of node is chosen"
+
+
+def _node_terms(pod: Pod) -> list[dict[str, Any]]:
+    affinity = pod.spec.get("affinity", {}).get("nodeAffinity", {})
+    terms: list[dict[str, Any]] = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get(
+        "nodeSelectorTerms", []
+    )
+    return terms
+
+
+@rule
+def kserve_finds_the_runtime(objects: list[Object], service: Service) -> Iterator[str]:
+    """It compares what the model is said to be with what the runtime takes, and knows the container by its name."""
+    for runtime in of_kind(objects, "ServingRuntime"):
+        takes = [(each.get("name"), each.get("version")) for each in runtime["spec"].get("supportedModelFormats", [])]
+        if [each["name"] for each in runtime["spec"]["containers"]] != ["kserve-container"]:
+            yield f"{runtime['metadata']['name']}: no kserve-container"
+        for inference in of_kind(objects, "InferenceService"):
+            model = inference["spec"]["predictor"]["model"]
+            if (model["modelFormat"]["name"], model["modelFormat"].get("version")) not in takes:
+                yield f"{inference['metadata']['name']}: a model of {model['modelFormat']}, taken are {takes}"
+            if model.get("protocolVersion") not in runtime["spec"].get("protocolVersions", []):
+                yield f"{inference['metadata']['name']}: protocol {model.get('protocolVersion')}"
+            if not model.get("storageUri"):
+                yield f"{inference['metadata']['name']}: no models"
+            mode = inference["metadata"].get("annotations", {}).get("serving.kserve.io/deploymentMode")
+            if mode != "Standard":  # Knative has no preStop, no autoscaler of this kind and other labels
+                yield f"{inference['metadata']['name']}: deployed as {mode}"
 
 
 @rule

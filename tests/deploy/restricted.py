@@ -112,3 +112,6 @@ def no_token_and_no_service_links(objects: list[Object], service: Service) -> It
             yield f"{pod.name}: a service account's token"
         if pod.spec.get("enableServiceLinks") is not False:
             yield f"{pod.name}: EQUIPOISE_PORT=tcp://... of a Service"
+    for account in of_kind(objects, "ServiceAccount"):
+        if account.get("automountServiceAccountToken") is not False:
+            yield f"ServiceAccount/{account['metadata']['name']}: a token for whoever asks"

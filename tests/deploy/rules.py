@@ -226,6 +226,8 @@ def a_wrong_configuration_fails_the_job(objects: list[Object], service: Service)
 def labels_match(objects: list[Object], service: Service) -> Iterator[str]:
     running = [pod for pod in pods(objects) if pod.labels]
     for owner, selector in _selectors(objects):
+        if not selector:
+            yield f"{owner}: selects by nothing"
         if not any(selects(selector, pod.labels) for pod in running):
             yield f"{owner}: selects no pod with {selector}"
     for pod in running:
@@ -245,7 +247,8 @@ def _selectors(objects: list[Object]) -> Iterator[tuple[str, dict[str, str]]]:
     for item in of_kind(objects, "PodDisruptionBudget"):
         yield f"PodDisruptionBudget/{item['metadata']['name']}", item["spec"]["selector"]["matchLabels"]
     for item in of_kind(objects, "NetworkPolicy"):
-        yield f"NetworkPolicy/{item['metadata']['name']}", item["spec"]["podSelector"].get("matchLabels", {})
+        if "ingress" in item["spec"] or "egress" in item["spec"]:  # one that allows nothing may be for every pod
+            yield f"NetworkPolicy/{item['metadata']['name']}", item["spec"]["podSelector"].get("matchLabels", {})
 
 
 @rule

@@ -7,10 +7,14 @@ from typing import Any
 from tests.deploy.manifests import Object, load, of_kind, pods, selects
 from tests.deploy.rules import CONTROLLER, Service, rule, settings_of
 
+PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
+
 
 @rule
 def network_policies_fit(objects: list[Object], service: Service) -> Iterator[str]:
-    """Everything is denied; what is allowed is a port of the pods it is for; every port is allowed to somebody."""
+    """Everything is denied; what is allowed is a port of the pods it is for; every port is allowed to somebody, that of
+    requests not to Prometheus alone.
+    """
     policies = of_kind(objects, "NetworkPolicy")
     servers = [pod for pod in pods(objects) if pod.servers()]
     if servers and not any(
@@ -35,6 +39,8 @@ def network_policies_fit(objects: list[Object], service: Service) -> Iterator[st
                     allowed |= {port["port"] for port in way.get("ports", [])}
         if allowed != named:
             yield f"{pod.name}: ports {named}, allowed {allowed}"
+        if not set(_let_in(objects, pod.labels, PROMETHEUS, others=True)):
+            yield f"{pod.name}: nobody may ask it"
 
 
 @rule
@@ -50,6 +56,11 @@ def ingress_fits_the_service(objects: list[Object], service: Service) -> Iterato
                 for way in ("send", "read"):
                     if int(notes[f"proxy-{way}-timeout"]) <= settings.request_timeout_seconds:
                         yield f"the proxy gives up before the service's own deadline: proxy-{way}-timeout"
+        if ingress["spec"].get("ingressClassName") != "nginx":
+            yield "only a controller that is the cluster's default takes it up, and the annotations are nginx's"
+        paths = [path for each in ingress["spec"]["rules"] for path in each["http"]["paths"]]
+        if [(path.get("path"), path["pathType"]) for path in paths] != [("/", "Prefix")]:
+            yield f"not every path of the service: {paths}"
         retried = set(notes["proxy-next-upstream"].split())
         if not {"error", "timeout", "http_503", "non_idempotent"} <= retried or "http_429" in retried:
             yield f"proxy-next-upstream: {retried}"
@@ -116,15 +127,17 @@ def monitors_find_the_pods_of_kserve(objects: list[Object], service: Service) ->
                     yield f"{pod.name} has no port {endpoint['portNumber']}"
                 if service.status(endpoint["path"]) != 200:
                     yield f"{endpoint['path']} is not answered"
-                if endpoint["portNumber"] not in set(_scraped(behind, pod.labels)):
+                if endpoint["portNumber"] not in set(_let_in(behind, pod.labels, PROMETHEUS)):
                     yield f"{pod.name}: no policy lets Prometheus in at port {endpoint['portNumber']}"
 
 
-def _scraped(objects: list[Object], labels: dict[str, str]) -> Iterator[int | str]:
-    """The ports at which policies let Prometheus in."""
+def _let_in(
+    objects: list[Object], labels: dict[str, str], who: dict[str, str], *, others: bool = False
+) -> Iterator[int | str]:
+    """The ports at which policies let in pods of these labels; others: all but these."""
     for policy in of_kind(objects, "NetworkPolicy"):
         if selects(policy["spec"]["podSelector"].get("matchLabels", {}), labels):
             for way in policy["spec"].get("ingress", []):
-                peers = [peer["podSelector"]["matchLabels"] for peer in way["from"]]
-                if {"app.kubernetes.io/name": "prometheus"} in peers:
+                peers = [peer.get("podSelector", {}).get("matchLabels") for peer in way.get("from", [])]
+                if any((peer == who) != others for peer in peers):
                     yield from (port["port"] for port in way["ports"])
