@@ -8,6 +8,7 @@ import binascii
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -286,19 +287,28 @@ def _from_bytes(given: InputTensor, part: memoryview) -> Array:
 
 
 def _from_numbers(given: InputTensor) -> Array:
-    try:
-        numbers = np.array(given.data)
-    except ValueError:  # ragged, or too deep
-        raise InvalidTensor(f"{given.name}: data is neither flat nor of its shape") from None
-    if numbers.dtype.kind not in "iuf":
+    numbers = _flat(given)
+    # Before NumPy sees them: of one long string among numbers it would make every number a string as long.
+    if not set(map(type, numbers)) <= {int, float}:
         raise InvalidTensor(f"{given.name}: data has something that is no number")
-    if numbers.shape not in ((math.prod(given.shape),), tuple(given.shape)):
-        raise InvalidTensor(f"{given.name}: data has the shape {list(numbers.shape)}, it is {given.shape} or flat")
     with np.errstate(over="ignore"):
-        array = numbers.astype(np.float32).reshape(given.shape)
+        array = np.array(numbers, np.float64).astype(np.float32).reshape(given.shape)
     if not np.isfinite(array).all():
         raise InvalidTensor(f"{given.name}: data has a number that FP32 does not hold")
     return array
+
+
+def _flat(given: InputTensor) -> list[Any]:
+    """The elements of `data`, which is flat or nested as its shape says."""
+    data = given.data or []
+    if data and isinstance(data[0], list):
+        for size in given.shape[1:]:
+            if not all(isinstance(item, list) and len(item) == size for item in data):
+                raise InvalidTensor(f"{given.name}: data is neither flat nor of its shape")
+            data = list(chain.from_iterable(data))
+    if len(data) != math.prod(given.shape):
+        raise InvalidTensor(f"{given.name}: data has {len(data)} elements, its shape takes {math.prod(given.shape)}")
+    return data
 
 
 def _from_base64(given: InputTensor, rows: int) -> list[bytes]:
