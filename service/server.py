@@ -24,6 +24,11 @@ from service.errors import (
 from service.settings import Settings
 
 try:
+    from service.upgrades import PlainParser
+except ImportError:  # on Windows uvicorn has h11, which reads the body of such a request
+    PlainParser = None  # type: ignore[assignment, misc]
+
+try:
     import resource
 except ImportError:  # Windows has no such limit
     resource = None  # type: ignore[assignment]
@@ -195,7 +200,7 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
     no_place = _last_answer(too_many)
     too_large = HeadTooLarge(f"the limit is {MOST_HEAD_BYTES:,} bytes, with 32 more for each header")
     too_late = HeadTimeout(f"the head did not arrive within {head_seconds:g} s")
-    malformed = MalformedRequest("it is not HTTP/1, or has a method or a header that HTTP does not have")
+    malformed = MalformedRequest("it is not HTTP/1, or has a method or a header that a server does not take")
 
     class Limited(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         counted = False
@@ -207,6 +212,11 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
         # where a read does not begin with the rest of a body. h11 tells of nothing and has its own limit.
         untold = -math.inf
         head_timer: asyncio.TimerHandle | None = None
+
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            if PlainParser is not None:
+                self.parser = PlainParser(self)
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(cast(asyncio.Transport, Joined(cast(asyncio.Transport, transport))))
@@ -291,6 +301,10 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
                 self.untold = self.read
 
         def on_headers_complete(self) -> None:
+            if self.parser.should_upgrade():  # the same head comes again without that
+                if self.parser.get_method() == b"CONNECT":
+                    self._end(malformed)  # to a proxy, which this is not
+                return
             self.in_head = False
             self._stop_head_timer()
             # With 32 bytes for each header, as RFC 9113 (6.5.2) has it; what came in fewer bytes has too few to sum up.
@@ -315,9 +329,23 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
+            if self.parser.should_upgrade():
+                return
             self.untold = 0
             if not self.refused:
                 super().on_message_complete()
+
+        def plain_head(self) -> bytes:
+            """See `upgrades.Reader`."""
+            head = b"%b %b HTTP/%b\r\n" % (
+                self.parser.get_method(),
+                self.url,
+                self.parser.get_http_version().encode(),
+            )
+            for name, value in self.headers:
+                if name != b"upgrade":
+                    head += b"%b: %b\r\n" % (name, value)
+            return head + b"\r\n"
 
         def _refuse(self, door: Door) -> bool:
             """Whether the door has answered; what asks for more than a plain answer on this connection is the app's."""

@@ -1,5 +1,6 @@
 """What is no request yet: heads that are too large, too slow or no HTTP, answered before anything is asked for them."""
 
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -112,16 +113,37 @@ def test_a_head_in_pieces_is_in_time_for_each_request(address: str) -> None:
     "sent",
     [
         b"BREW /coffee HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\nabc",
         b"\x16\x03\x01\x02\0",
         GET + b"Bad Header: x\r\n\r\n",
         CHUNKED + b"z\r\n",
     ],
-    ids=["method", "tls", "header", "chunk"],
+    ids=["method", "connect", "tls", "header", "chunk"],
 )
 def test_what_is_no_http_is_a_problem_too(address: str, sent: bytes) -> None:
     with connect(address) as connection:
         connection.sendall(sent)
         assert last_answer(connection).type == "urn:equipoise:problem:malformed-request"
+
+
+@pytest.mark.parametrize("wish", [b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk", b"upgrade: websocket"])
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: %d\r\n\r\n%b", b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"]
+)
+def test_a_request_for_another_protocol_keeps_its_body(address: str, wish: bytes, framing: bytes) -> None:
+    """Its body is no request of its own, whenever it comes, and what follows it is read."""
+    body = GET + b"\r\n"
+    request = b"POST /classify HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n" + wish + b"\r\n"
+    request += framing % (len(body), body)
+    plain = GET + b"Connection: Upgrade\r\n" + wish + b"\r\n\r\n"
+    head = request.index(b"\r\n\r\n") + 4
+    for at in (0, head, head + 20):
+        with connect(address) as connection:
+            connection.sendall(request[:at])
+            time.sleep(0.05)
+            connection.sendall(request[at:] + plain + plain + GET + b"Connection: close\r\n\r\n")
+            answers = re.findall(rb"HTTP/1.1 (\d+)|problem:([a-z-]+)", read_all(connection))
+        assert answers == [(b"400", b""), (b"", b"not-an-image"), (b"200", b""), (b"200", b""), (b"200", b"")]
 
 
 def test_it_does_not_come_between_a_request_and_its_answer(address: str) -> None:
