@@ -14,7 +14,7 @@ from service.model_store import CAPABILITIES
 from service.observability import Metrics
 
 _ENDPOINTS = {f"/{capability}".encode(): capability for capability in CAPABILITIES}
-_PROTOCOL_PATH = PROTOCOL_PATH.encode()
+_PROTOCOL_PATH = f"{PROTOCOL_PATH}/".encode()
 PROTOCOL_ENDPOINT = "v2_infer"
 _ID = "{request-id}"
 

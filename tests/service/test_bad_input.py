@@ -215,6 +215,8 @@ def test_too_many_images(client: httpx.Client) -> None:
         (b'{"images": [{"data": 1e999}]}', 400, "non-finite-number"),
         (b'{"images": [], "image": 1}', 422, "unknown-field"),
         (json.dumps({"images": [GOOD | {"label": "a"}]}).encode(), 422, "unknown-field"),
+        (json.dumps(dict.fromkeys(map(str, range(10_000)))).encode(), 422, "unknown-field"),
+        (json.dumps({"images": [GOOD | dict.fromkeys("abcdefgh")]}).encode(), 422, "unknown-field"),
         (b"{}", 422, "invalid-request"),
         (b"null", 422, "invalid-request"),
         (b'{"images": []}', 422, "invalid-request"),

@@ -121,7 +121,7 @@ def test_a_client_that_asks_before_it_sends_its_body_is_spared_it(full: str) -> 
 
 
 def test_what_is_no_inference_is_let_in(full: str) -> None:
-    for path, status in (("/healthz", 405), ("/nowhere", 404), ("/v2/repository/index", 200)):
+    for path, status in (("/healthz", 405), ("/nowhere", 404), ("/v2x/infer", 404), ("/v2/repository/index", 200)):
         assert post(full, path).status_code in (status, 400)
     assert httpx.get(f"{full}/classify", trust_env=False).status_code == 405
 
