@@ -52,6 +52,26 @@ def test_nginx_takes_the_configuration(tmp_path: Path) -> None:
     assert tested.returncode == 0, tested.stderr
 
 
+@pytest.mark.skipif(not FOUND, reason="NOT RUN: nginx is not installed")
+def test_a_request_keeps_its_id(tmp_path: Path) -> None:
+    with answering("127.0.0.1", 0) as port, balancing(tmp_path, f"server 127.0.0.1:{port};") as own:
+        for given, kept in (("asked-1", "asked-1"), ("", r"[0-9a-f]{32}")):
+            assert re.fullmatch(kept, eventually(own, given)), given
+
+
+def eventually(port: int, request_id: str) -> str:
+    """The id that a replica was asked by, once nginx is there."""
+    end = time.monotonic() + 20
+    while True:
+        try:
+            asked = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"X-Request-ID": request_id})
+            with urllib.request.urlopen(asked, timeout=5) as answer:
+                return str(answer.headers["X-Request-ID"])
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+
 @pytest.mark.skipif(FOUND < LOOKS_UP, reason="NOT RUN: nginx is not installed, or older than 1.27.3")
 def test_nginx_follows_the_name_of_the_replicas(tmp_path: Path) -> None:
     """Replicas that come and go are found and left, without a reload, by what a name server says of them."""
@@ -60,20 +80,27 @@ def test_nginx_follows_the_name_of_the_replicas(tmp_path: Path) -> None:
         replicas = REPLICAS.replace("127.0.0.11 valid=5s", f"127.0.0.1:{name_port} valid=1s").replace(
             ":8000", f":{port}"
         )
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            own = probe.getsockname()[1]
-        server = SERVER.replace("listen 8080;", f"listen 127.0.0.1:{own};")
-        running = subprocess.Popen([*nginx(tmp_path, server, replicas), "-g", "daemon off;"])
-        try:
+        with balancing(tmp_path, replicas) as own:
             for change in ({"127.0.0.2"}, {"127.0.0.2", "127.0.0.3"}, {"127.0.0.3"}):
                 addresses.clear()
                 addresses.update(change)
                 end = time.monotonic() + 20
                 while asked(own) != change:
                     assert time.monotonic() < end, (change, (tmp_path / "errors").read_text())
-        finally:
-            running.terminate()
-            running.wait(10)
+
+
+@contextmanager
+def balancing(folder: Path, replicas: str) -> Iterator[int]:
+    """An nginx with the committed server in front of these replicas; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        own = probe.getsockname()[1]
+    server = SERVER.replace("listen 8080;", f"listen 127.0.0.1:{own};")
+    running = subprocess.Popen([*nginx(folder, server, replicas), "-g", "daemon off;"])
+    try:
+        yield own
+    finally:
+        running.terminate()
+        running.wait(10)
 
 
 def asked(port: int) -> set[str]:
@@ -93,6 +120,7 @@ def answering(address: str, port: int) -> Iterator[int]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
+            self.send_header("X-Request-ID", self.headers["X-Request-ID"])
             self.end_headers()
             self.wfile.write(address.encode())
 

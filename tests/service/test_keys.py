@@ -127,6 +127,28 @@ def test_keys_are_rotated_without_a_restart(
     assert "eq_next" not in caplog.text
 
 
+def test_keys_are_rotated_as_kubernetes_does(
+    tiny_store: Path, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mounted Secret is a link to a folder, in whose place another one comes."""
+    monkeypatch.setattr(keys_module, "_LOOK_SECONDS", 0.0)
+    mounted = tmp_path / "keys"
+    mounted.symlink_to("..data/keys")
+
+    def write(folder: str, key: str) -> None:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "keys").write_text(line("web", "use", key))
+        (tmp_path / "..new").symlink_to(folder)
+        os.replace(tmp_path / "..new", tmp_path / "..data")
+
+    write("..1", "eq_first")
+    url = serve(tiny_store, api_keys=mounted)
+    assert classify(url, **bearer("eq_first")).status_code == 200
+    write("..2", "eq_next")
+    assert classify(url, **bearer("eq_next")).status_code == 200
+    assert classify(url, **bearer("eq_first")).status_code == 401
+
+
 def test_an_admin_loads_and_unloads(serve: Serve, tmp_path: Path, key_file: Path) -> None:
     store = tmp_path / "store"
     tiny.write(store)
