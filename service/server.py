@@ -192,14 +192,16 @@ def _last_answer(problem: Problem) -> bytes:
     return f"{head}content-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 
-def _limited(connections: Connections, probe_port: int | None, head_seconds: float) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP, with an answer for who connects past the limit, and with limits on a head's bytes and time."""
+def _limited(connections: Connections, probe_port: int | None, seconds: float) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP, with an answer for who connects past the limit, and with limits: on a head's bytes, and, both
+    `seconds`, on its time and on the time in which a client takes nothing of an answer.
+    """
     too_many = TooManyConnections(
         f"{connections.limit:,} connections are open, which is the limit", headers={"retry-after": "1"}
     )
     no_place = _last_answer(too_many)
     too_large = HeadTooLarge(f"the limit is {MOST_HEAD_BYTES:,} bytes, with 32 more for each header")
-    too_late = HeadTimeout(f"the head did not arrive within {head_seconds:g} s")
+    too_late = HeadTimeout(f"the head did not arrive within {seconds:g} s")
     malformed = MalformedRequest("it is not HTTP/1, or has a method or a header that a server does not take")
 
     class Limited(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
@@ -212,6 +214,7 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
         # where a read does not begin with the rest of a body. h11 tells of nothing and has its own limit.
         untold = -math.inf
         head_timer: asyncio.TimerHandle | None = None
+        reader_timer: asyncio.TimerHandle | None = None  # while more waits to be sent than goes into the buffers
 
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
@@ -236,6 +239,7 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
             if self.counted:
                 connections.open -= 1
             self._stop_head_timer()
+            self._stop_reader_timer()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -248,7 +252,7 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
                 self._end(too_large)
             elif self.in_head:  # few heads come in pieces
                 if self.head_timer is None:
-                    self.head_timer = self.loop.call_later(head_seconds, self._head_is_late)
+                    self.head_timer = self.loop.call_later(seconds, self._head_is_late)
             elif self.timeout_keep_alive_task is None and (self.cycle is None or self.cycle.response_complete):
                 self._await_request()  # it was nothing: empty lines, or the rest of a refused body
 
@@ -283,7 +287,7 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
         def _head_is_late(self) -> None:
             self.head_timer = None
             if self.flow.read_paused:  # by us, until the requests before it are answered
-                self.head_timer = self.loop.call_later(head_seconds, self._head_is_late)
+                self.head_timer = self.loop.call_later(seconds, self._head_is_late)
             else:
                 self._end(too_late)
 
@@ -291,6 +295,35 @@ def _limited(connections: Connections, probe_port: int | None, head_seconds: flo
             if self.head_timer is not None:
                 self.head_timer.cancel()
                 self.head_timer = None
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._watch_reader()
+
+        def resume_writing(self) -> None:
+            self._stop_reader_timer()
+            super().resume_writing()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()  # closing waits for a client that reads
+
+        def _watch_reader(self) -> None:
+            unread = self.transport.get_write_buffer_size()
+            self.reader_timer = self.loop.call_later(seconds, self._look_at_reader, unread)
+
+        def _look_at_reader(self, unread: int) -> None:
+            """A client that took nothing since holds the whole answer in memory and its place for ever: it is cut."""
+            if self.transport.get_write_buffer_size() < unread:
+                self._watch_reader()
+            else:
+                self.transport.abort()
+
+        def _stop_reader_timer(self) -> None:
+            if self.reader_timer is not None:
+                self.reader_timer.cancel()
+                self.reader_timer = None
 
         # What httptools calls; h11, on Windows, has no such calls, and the app refuses by itself.
 

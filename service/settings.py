@@ -101,8 +101,8 @@ class Settings(BaseSettings):
     body_timeout_seconds: float = Field(
         default=30.0,
         gt=0,
-        description="Time for the head of a request to arrive, then for its body, seconds. Longer lets slow clients "
-        "hold connections and memory.",
+        description="Time for the head of a request to arrive, then for its body, and for a client to take nothing of "
+        "an answer, seconds. Longer lets slow clients hold connections and memory.",
     )
     max_pixels: int = Field(
         default=50_000_000,

@@ -111,6 +111,28 @@ def test_connections_past_the_limit_are_told_so(idle: tuple[str, str, ExitStack]
     assert get(f"{url}/healthz").status_code == 200
 
 
+def test_a_client_that_does_not_read_is_cut_and_one_that_comes_late_gets_all(
+    tiny_store: Path, serve: Callable[..., str]
+) -> None:
+    url = serve(tiny_store, body_timeout_seconds=0.5)
+    length = len(httpx.get(f"{url}/openapi.json", trust_env=False).content)
+    count = 1 + 16_000_000 // length  # more than the buffers of both sockets take
+    requests = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * (count - 1)
+    requests += b"GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with connect(url) as silent, connect(url) as late:
+        silent.sendall(requests)
+        wait_for(url, "equipoise_requests_in_flight 2.0")  # one of them is that for the metrics
+        late.sendall(requests)
+        time.sleep(0.2)
+        assert received(late) > count * length
+        wait_for(url, "equipoise_requests_in_flight 1.0")
+        assert 0 < received(silent) < count * length
+
+
+def received(connection: socket.socket) -> int:
+    return sum(map(len, iter(lambda: connection.recv(2**20), b"")))
+
+
 def test_every_answer_has_the_security_headers(client: httpx.Client) -> None:
     answers = [
         client.get(path) for path in ("/healthz", "/models", "/nothing", "/v2/nothing", "/openapi.json", "/metrics")
