@@ -249,6 +249,7 @@ BROKEN: list[tuple[str, str, Change]] = [
         ("kserve_finds_the_runtime", "kserve", at("ServingRuntime", path, value))
         for path, value in (
             ("spec.containers.0.name", "server"),
+            ("spec.containers.0.ports", ...),
             ("spec.supportedModelFormats", []),
             ("spec.protocolVersions", ["v1"]),
         )

@@ -185,6 +185,8 @@ def kserve_finds_the_runtime(objects: list[Object], service: Service) -> Iterato
         takes = [(each.get("name"), each.get("version")) for each in runtime["spec"].get("supportedModelFormats", [])]
         if [each["name"] for each in runtime["spec"]["containers"]] != ["kserve-container"]:
             yield f"{runtime['metadata']['name']}: no kserve-container"
+        if not all(each.get("ports") for each in runtime["spec"]["containers"]):
+            yield f"{runtime['metadata']['name']}: no port to send requests to"
         for inference in of_kind(objects, "InferenceService"):
             model = inference["spec"]["predictor"]["model"]
             if (model["modelFormat"]["name"], model["modelFormat"].get("version")) not in takes:
