@@ -46,7 +46,7 @@ def test_every_dependency_is_locked_at_a_version_it_accepts(line: str) -> None:
 
 
 def test_what_comes_with_cuda_is_locked_too() -> None:
-    """By version alone, so that any build of torch fits; of no image anything is left to the day of its build."""
+    """By version alone, so that any build of torch fits; no image leaves a version to the day of its build."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     assert "torch==2.13.0" in lines
     locked = {Requirement(line).name for line in lines}
