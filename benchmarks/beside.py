@@ -41,7 +41,7 @@ from PIL import Image
 
 from benchmarks.clients import Clients, post
 from benchmarks.contenders import marks, ours
-from benchmarks.load import ROOT, Cores, Sample, Target, cpu_seconds, free_port, running
+from benchmarks.load import ROOT, Cores, Sample, Target, cpu_seconds, free_port, parts, running
 from benchmarks.overload import refusal
 from benchmarks.serving import graph_microseconds, machine, model_folder, picture, store_of
 from benchmarks.tensors import compare
@@ -67,23 +67,6 @@ def canonicalize(bench: "Bench") -> list[Row]:
         for size in (8, 32):
             row[f"graph alone at batch {size}, us"] = graph_microseconds(folder, size, graph=graph)
     return rows
-
-
-def parts(before: dict[str, float], after: dict[str, float]) -> Row:
-    """Microseconds of a picture in the stages that the service measures between two looks at its metrics, which are CPU
-    time where it has a core to itself and waits for nothing; and the pictures of a batch.
-    """
-    found = {name: value - before.get(name, 0.0) for name, value in after.items()}
-
-    def total(metric: str) -> float:
-        return sum(value for name, value in found.items() if name.startswith(metric))
-
-    pictures = total("equipoise_batch_images_sum")
-    stages = {name: f'equipoise_stage_duration_seconds_sum{{stage="{name}"}}' for name in ("decode", "warp", "encode")}
-    seconds = {name: total(metric) for name, metric in stages.items()}
-    seconds["graph"] = total("equipoise_batch_duration_seconds_sum")
-    row: Row = {f"{name}, us": value / pictures * 1e6 for name, value in seconds.items()}
-    return row | {"pictures a batch": pictures / total("equipoise_batch_images_count")}
 
 
 def large(bench: "Bench") -> list[Row]:

@@ -172,6 +172,23 @@ class Target:
         )
 
 
+def parts(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """Microseconds of a picture in the stages that the service measures between two looks at its metrics, which are CPU
+    time where it has a core to itself and waits for nothing; the pictures, and those of a batch.
+    """
+    found = {name: value - before.get(name, 0.0) for name, value in after.items()}
+
+    def total(metric: str) -> float:
+        return sum(value for name, value in found.items() if name.startswith(metric))
+
+    pictures = total("equipoise_batch_images_sum")
+    stages = {name: f'equipoise_stage_duration_seconds_sum{{stage="{name}"}}' for name in ("decode", "warp", "encode")}
+    seconds = {name: total(metric) for name, metric in stages.items()}
+    seconds["graph"] = total("equipoise_batch_duration_seconds_sum")
+    row = {f"{name}, us": value / pictures * 1e6 for name, value in seconds.items()}
+    return row | {"pictures": pictures, "pictures a batch": pictures / total("equipoise_batch_images_count")}
+
+
 def wrk(
     url: str, body: bytes, content_type: str, clients: int, seconds: float, key: str = "", prefix: Sequence[str] = ()
 ) -> dict[str, float]:

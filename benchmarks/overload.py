@@ -43,7 +43,7 @@ import numpy as np
 
 from benchmarks.clients import Clients, Tally, post
 from benchmarks.contenders import marks, ours
-from benchmarks.load import ROOT, Cores, Server, Target, cpu_seconds, running, tree_pss_mb
+from benchmarks.load import ROOT, Cores, Server, Target, cpu_seconds, parts, running, tree_pss_mb
 from benchmarks.serving import machine, model_folder, store_of
 from benchmarks.serving import picture as golden_picture
 
@@ -97,16 +97,19 @@ def overload(
         own["EQUIPOISE_QUEUE_SECONDS"] = f"{longest:.4f}"
     limited = replace(server, environment=server.environment | own)
     memory: list[float] = []
+    shares: dict[str, dict[str, float]] = {}
     with running(limited, cores, picture) as target:
         load(target, request, CLIENTS, 1.0)
-        full = [load(target, request, CLIENTS, short)]
+        with where(target, shares, "full load"):
+            full = [load(target, request, CLIENTS, short)]
         offered = OVERLOAD * full[0].rate(200)
         load(target, request, _CONNECTIONS, 1.0, offered)  # its buffers are no growth
         before, worked = tree_pss_mb(target.process.pid), cpu_seconds(target.process.pid)
         for part in range(1, 5):
             timer = threading.Timer(part * seconds / 4, lambda: memory.append(tree_pss_mb(target.process.pid)))
             timer.start()
-        over = load(target, request, _CONNECTIONS, seconds, offered)
+        with where(target, shares, "overload"):
+            over = load(target, request, _CONNECTIONS, seconds, offered)
         worked = cpu_seconds(target.process.pid) - worked
         timer.join()
         full.append(load(target, request, CLIENTS, short))
@@ -136,7 +139,18 @@ def overload(
         "statuses": {str(status): count for status, count in over.statuses().items()},
         "broken": over.broken,
         "memory_mb": [round(size, 1) for size in (before, *memory)],
+        "parts": shares,
     }
+
+
+@contextmanager
+def where(target: Target, shares: dict[str, dict[str, float]], name: str) -> Iterator[None]:
+    """Where the server's CPU time of a picture that is answered goes meanwhile, microseconds; refusals are in `all`."""
+    before, worked = target.metrics(), cpu_seconds(target.process.pid)
+    yield
+    worked, after = cpu_seconds(target.process.pid) - worked, target.metrics()
+    shares[name] = parts(before, after)
+    shares[name]["all, us"] = worked / shares[name]["pictures"] * 1e6
 
 
 def refusal(server: Server, floor: Server, cores: Cores, picture: bytes, seconds: float) -> dict[str, Any]:

@@ -28,7 +28,7 @@ import onnxruntime
 from PIL import Image
 
 from benchmarks import contenders
-from benchmarks.load import ROOT, Cores, Sample, running
+from benchmarks.load import ROOT, Cores, Sample, parts, running
 
 _SECOND = "equivae-digits"  # a second model that ours has loaded
 
@@ -194,6 +194,7 @@ def main() -> int:
     print(f"model {folder.parent.name}/{folder.name}, picture of {len(body)} bytes")
     print("ONNX Runtime alone, one thread:", ", ".join(f"{t:.0f} us an image at batch {b}" for b, t in alone.items()))
     samples: Samples = {}
+    shares: list[dict[str, float]] = []  # of our CPU time a request, at the most clients, by repeat
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as store:
         two = store_of([folder, model_folder(arguments.model_store, _SECOND)], Path(store))
         servers = [contenders.ours(two, with_key=True), contenders.plain_fastapi(folder)]
@@ -205,12 +206,17 @@ def main() -> int:
             for server in servers:
                 with running(server, cores, body) as target:
                     target.measure(max(arguments.clients), 1.0)  # warm
-                    for clients in arguments.clients:
+                    for clients in sorted(arguments.clients):
+                        before = target.metrics() if server is servers[0] else {}
                         sample = target.measure(clients, arguments.seconds)
                         samples.setdefault((server.name, clients), []).append(sample)
+                    if server is servers[0]:
+                        shares.append(parts(before, target.metrics()) | {"all, us": sample.cpu_us})
+    middle = {name: statistics.median(share[name] for share in shares) for name in shares[0]}
     print(f"\n{table(samples, arguments.clients)}\n\n{ratios(samples, arguments.clients)}")
+    print(f"\nours at {max(arguments.clients)}: {', '.join(f'{name} {share:.1f}' for name, share in middle.items())}")
     if arguments.json:
-        figures = {"machine": machine(), "graph_us": alone, "servers": by_server(samples)}
+        figures = {"machine": machine(), "graph_us": alone, "parts": middle, "servers": by_server(samples)}
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     if arguments.chart:
         chart(samples, arguments.clients, arguments.chart)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from benchmarks import beside, contenders, nodes, serving
-from benchmarks.load import ROOT, Cores, Sample, Server, running
+from benchmarks.load import ROOT, Cores, Sample, Server, parts, running
 from contract.manifest import verify
 from service.devices import CPU
 
@@ -100,8 +100,8 @@ def test_copies_of_a_version_are_models_that_can_be_loaded(tiny_store: Path, tmp
 def test_a_batch_says_where_its_time_goes(tiny_store: Path, tmp_path: Path) -> None:
     options = Namespace(model_store=tiny_store, model="tiny", seconds=0.2, repeats=1)
     (row,) = beside.batch(beside.Bench(options, tmp_path))
-    parts = sum(row[f"{stage}, us a picture"] for stage in ("decode", "queue", "infer", "encode"))
-    assert 0 < parts <= row["total, us a picture"]
+    told = sum(row[f"{stage}, us a picture"] for stage in ("decode", "queue", "infer", "encode"))
+    assert 0 < told <= row["total, us a picture"]
     assert row["pictures/s"] > 0
     assert beside.table([row]).count("\n") == 2
 
@@ -112,7 +112,7 @@ def test_the_service_says_where_the_time_of_a_picture_goes(tiny_store: Path) -> 
         before = target.metrics()
         for _ in range(3):
             target.first_answer()
-        row = beside.parts(before, target.metrics())
+        row = parts(before, target.metrics())
     assert row["pictures a batch"] == 1 and row["warp, us"] == 0
     assert all(0 < row[f"{stage}, us"] < 1e6 for stage in ("decode", "encode", "graph"))
 
