@@ -11,13 +11,17 @@ Needs the fonts of docs/fonts.md, and Debian's tesseract-ocr and tesseract-ocr-o
 
 The other two see a crop as it is, in grey, and once more helped: enlarged to a font of 48 pixels, dark on light. A crop
 that is refused counts as wrong.
+
+    python -m benchmarks.text_orientation model_store/upright-text/1 --crossed hebrew --output hebrew.json
+
+tells fonts from words: one script in every family of fonts, with the real words of each part and with made-up ones.
 """
 
 import argparse
 import json
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -31,8 +35,8 @@ from PIL import Image, ImageOps
 from contract.geometry import compose, to_parts
 from contract.manifest import Manifest, verify
 from contract.preprocess import prepare
-from training.datasets.text import Crop, crops
-from training.datasets.text_fonts import SCRIPTS, Part, find_fonts
+from training.datasets.text import PARTS, Crop, Fonts, crops
+from training.datasets.text_fonts import SCRIPTS, Part, Script, find_fonts
 
 Angles = npt.NDArray[np.float64]
 
@@ -180,6 +184,24 @@ def measure(
     return result
 
 
+def crossed(model: Model, fonts: Mapping[Part, Fonts], script: Script, count: int, seed: int) -> Any:
+    """Scores of `count` crops of one script in each family of fonts with each part's words.
+
+    Returns:
+        "part, family" -> "train", "validation", "test" (real words) or "made up" -> scores at any angle
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for part, of_part in fonts.items():
+        for family, files in of_part[script].items():
+            scores = result[f"{part}, {family}"] = {}
+            for words in (*PARTS, None):
+                made_up = 1.0 if words is None else 0.0
+                drawn = list(crops({script: {family: files}}, words or "train", count, seed, made_up=made_up))
+                truth = np.array([crop.degrees for crop in drawn])
+                scores[words or "made up"] = angle_scores(answers(map(model.angle, drawn)), truth, 360)
+    return result
+
+
 def versions() -> dict[str, str]:
     """Raises:
     SystemExit: Tesseract or the right deskew is not there.
@@ -221,8 +243,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=100, help="not one that the model was trained or chosen with")
     parser.add_argument("--fonts", type=Path, default=Path("/usr/share/fonts"))
     parser.add_argument("--only", choices=("model", "others"), help="the model alone, or Tesseract and deskew alone")
+    parser.add_argument("--crossed", choices=SCRIPTS, help="this script alone: each family of fonts, each part's words")
+    parser.add_argument("--each", type=int, default=200, metavar="N", help="crops of a family and words of --crossed")
     parser.add_argument("--output", type=Path, help="JSON file of the figures")
     options = parser.parse_args()
+    if options.crossed:
+        one = Model(options.model)
+        families: dict[Part, Fonts] = {part: find_fonts(options.fonts, part, [options.crossed]) for part in PARTS}
+        found = crossed(one, families, options.crossed, options.each, options.seed)
+        print(table(found))
+        if options.output:
+            options.output.write_text(json.dumps({"each": options.each, "figures": found}, indent=1) + "\n")
+        return
     others = options.only != "model"
     used = versions() if others else {}
     model = Model(options.model) if options.only != "others" else None

@@ -3,12 +3,14 @@
 import base64
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -16,6 +18,8 @@ from contract.manifest import Manifest, verify
 from tests.training.conftest import MNIST
 from training import datasets
 from training.config import DigitsData, MnistData
+from training.datasets.colour import over_photographs
+from training.datasets.images import Splits
 from training.pages import draw_page
 
 STORE = Path(__file__).parents[2] / "model_store"
@@ -26,6 +30,7 @@ BATCH = 100  # pages of a deadline, on a slow machine too
 PLAIN_DIGITS, PLAIN_LIMIT = 3000, 0.007
 PAGE_DIGITS, PAGE_LIMIT, PAGE_SIDE = 1000, 0.012, 300
 SMALL_DIGITS_LIMIT = 0.02
+COLOUR_DIGITS, COLOUR_LIMIT = 300, 0.03
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
@@ -53,6 +58,12 @@ def client() -> Iterator[httpx.Client]:
 
     with running_server(Settings(model_store=STORE)) as url, httpx.Client(base_url=url, timeout=60) as opened:
         yield opened
+
+
+def test_every_shipped_model_is_listed_and_all_three_kinds(client: httpx.Client) -> None:
+    listed = client.get("/models").json()["models"]
+    assert {model["name"] for model in listed} == {folder.parent.name for folder in FOLDERS}
+    assert {model["kind"] for model in listed} == {"equivae", "mcevae", "symmetry"}
 
 
 def png(pixels: NDArray[np.uint8]) -> str:
@@ -90,12 +101,32 @@ def test_held_out_small_digits_over_http(client: httpx.Client) -> None:
 
 
 @pytest.fixture(scope="module")
-def mnist_test() -> tuple[NDArray[np.uint8], list[str]]:
+def mnist() -> Splits:
     if not MNIST.is_file():
         pytest.skip(f"needs MNIST as {MNIST}")
-    test = datasets.load(MnistData(source="mnist", path=MNIST)).test
+    return datasets.load(MnistData(source="mnist", path=MNIST))
+
+
+@pytest.fixture(scope="module")
+def mnist_test(mnist: Splits) -> tuple[NDArray[np.uint8], list[str]]:
+    test = mnist.test
     assert test is not None
     return test.images[:, 0].numpy(), [test.class_names[label] for label in test.labels.tolist()]
+
+
+def test_held_out_digits_in_colour_over_http(client: httpx.Client, mnist: Splits) -> None:
+    assert mnist.test is not None
+    few = replace(
+        mnist,
+        train=mnist.train.subset(torch.arange(1)),
+        validation=mnist.validation.subset(torch.arange(1)),
+        test=mnist.test.subset(torch.arange(COLOUR_DIGITS)),
+    )
+    test = over_photographs(few, 0).test
+    assert test is not None
+    labels = [test.class_names[label] for label in test.labels.tolist()]
+    pictures = list(test.images.permute(0, 2, 3, 1).contiguous().numpy())
+    assert wrong_share(client, "equivae-mnist-colour", pictures, labels) <= COLOUR_LIMIT
 
 
 def test_held_out_mnist_digits_over_http(client: httpx.Client, mnist_test: tuple[NDArray[np.uint8], list[str]]) -> None:

@@ -13,6 +13,11 @@ from training.symmetry_experiments import conjectures, efficiency
 from training.symmetry_experiments.common import SIDE, fitted, keep, one_digit, turned
 
 
+@pytest.fixture(scope="module")
+def exported() -> efficiency.Exported:
+    return efficiency.Exported(Path(__file__).parents[2] / "model_store" / "symmetry-mnist" / "1")
+
+
 def test_the_eight_is_symmetric_and_the_two_is_not() -> None:
     eight, two = one_digit(8, symmetric=True), one_digit(2)
     assert torch.allclose(eight, eight.flip(2, 3), atol=1e-6)
@@ -59,18 +64,24 @@ def test_numbers_are_kept_beside_each_other(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "found.json").read_text()) == {"one": {"value": 3}, "two": {"value": 3}}
 
 
-def test_augmentations_leave_pictures_turn_them_and_draw_them() -> None:
-    torch.manual_seed(0)
-    model = fitted(turned(one_digit(2), conjectures.SEEN), 2, 0, 0.3)
+def test_augmentations_leave_pictures_turn_them_and_draw_them(exported: efficiency.Exported) -> None:
     pictures = turned(one_digit(3), torch.tensor([0.0, 20.0, -40.0]))
-    matrices = efficiency.drawn_matrices(model, pictures, 0)
-    assert matrices.shape == (3, model.config.samples, 2, 3)
-    changes = efficiency.augmentations(30.0, matrices)
+    matrices = exported.draw(pictures, 0)
+    assert matrices.shape == (3, exported.samples, 2, 3)
+    changes = efficiency.augmentations(exported.degrees, matrices)
     rows = torch.arange(3)
     for name, change in changes.items():
         seen = change(pictures, rows, torch.Generator().manual_seed(0))
         assert seen.shape == (3, 1, SIDE, SIDE) and 0 <= float(seen.min()) <= float(seen.max()) <= 1
         assert torch.equal(seen, pictures) == (name == "none")
+
+
+def test_an_exported_model_rebuilds_the_pictures_as_they_lie(exported: efficiency.Exported) -> None:
+    pictures = turned(one_digit(3), torch.tensor([0.0, 20.0, -40.0]))
+    rebuilt = exported.rebuild(pictures)
+    errors = (rebuilt[:, None] - pictures).pow(2).mean((2, 3, 4))
+    assert torch.equal(errors.argmin(1), torch.arange(3))  # each nearest to its own picture, not to another turn of it
+    assert float(errors.diagonal().max()) < 0.5 * float(pictures.pow(2).mean())
 
 
 def test_a_classifier_and_a_vae_learn_from_few_pictures() -> None:

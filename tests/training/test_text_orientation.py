@@ -10,13 +10,17 @@ from PIL import Image
 from benchmarks.text_orientation import (
     angle_scores,
     answers,
+    crossed,
     deskew_angle,
     quarter_in,
     quarter_scores,
     tesseract_quarter,
     wrapped,
 )
+from training.datasets.text import Crop, Fonts
 from training.datasets.text_crops import Look, draw_mask, load_font, take_picture
+from training.datasets.text_fonts import Part
+from training.datasets.text_words import vocabulary
 
 PAGE = Look(40, 1, 0.3, "left", (0, 0, 0), (255, 255, 255), 0.0, (1.0, 0.0), 0.0, 0.0, 0, 40)
 TEXT = "Everyone has the right\nto freedom of thought,\nof opinion and religion,\nand to rest and leisure."
@@ -51,6 +55,21 @@ def test_no_answer_is_a_refusal() -> None:
     assert np.isnan(answers([None, 3.0])).tolist() == [True, False]
     assert quarter_in("Page number: 0\nOrientation in degrees: 270\nRotate: 90\n") == 90.0
     assert quarter_in("") is None and quarter_in("Rotate: 45\n") is None
+
+
+def test_fonts_and_words_are_told_apart() -> None:
+    known = set(vocabulary("latin", "test"))
+
+    class Wrong:
+        """Upside down where a real word of the test stands."""
+
+        def angle(self, crop: Crop) -> float:
+            return crop.degrees + 180 * bool(known & set(crop.text.lower().split()))
+
+    fonts: dict[Part, Fonts] = {"validation": {"latin": {"Pillow": (None,)}}}
+    found = crossed(Wrong(), fonts, "latin", 3, 0)["validation, Pillow"]  # type: ignore[arg-type]
+    assert [found[words]["over_90_percent"] for words in ("train", "validation", "made up")] == [0, 0, 0]
+    assert found["test"]["over_90_percent"] > 50
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])

@@ -1,8 +1,9 @@
-"""Data efficiency of a trained model of rotations: python -m training.symmetry_experiments.efficiency RUN
+"""Data efficiency of an exported model of rotations: python -m training.symmetry_experiments.efficiency MODEL_FOLDER
 
 The data are MNIST as the model has seen it, every picture turned once. `classifier`: a CNN on few labels, its pictures
 as they are, turned by hand over the range that made the data, or under A A(x)^-1 with A drawn from p(eta|x^). `vae`: a
-VAE on a part of the pictures with the same three, held to the reconstruction of unseen ones.
+VAE on a part of the pictures with the same three, held to the reconstruction of unseen ones; the third is AugVAE of the
+later paper. Beside them stands what the model itself makes of the same unseen pictures.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contract.manifest import verify
+from training import datasets
+from training.config import restore_config
 from training.datasets import LabelledImages
 from training.latent import kl_per_dimension
-from training.lie import resample
-from training.models.symmetry import Symmetry
+from training.lie import inverse, resample
+from training.models.symmetry_config import SymmetryConfig
 from training.networks import ConvBody, DenseDecoder, dense, he_initialise
 from training.orientation.views import observe, turned
-from training.run import load_run
 from training.symmetry_experiments.common import keep
 from training.turned import uniform
 
@@ -40,16 +44,37 @@ def seen(data: LabelledImages, degrees: float, seed: int) -> Tensor:
     return observe(data.images.float() / 255, turned(angles))
 
 
-@torch.no_grad()
-def drawn_matrices(model: Symmetry, pictures: Tensor, seed: int) -> Tensor:
-    """`samples` plausible variants of each: [N,C,S,S] -> [N,S,2,3]"""
-    source = torch.Generator().manual_seed(seed)
-    samples = model.config.samples
-    parts = [
-        model.augment(part, torch.randn(len(part), samples, 1, generator=source))
-        for part in torch.split(pictures, CHUNK)
-    ]
-    return torch.cat(parts)
+class Exported:
+    """A model folder with its data: the range of its turns, and what its graphs make of pictures [N,C,S,S]."""
+
+    def __init__(self, folder: Path) -> None:
+        manifest = verify(folder)
+        config = restore_config(manifest.training["config"])
+        assert isinstance(config.model, SymmetryConfig)
+        self.degrees, self.samples = config.model.rotation_degrees, config.model.samples
+        self.data, self.digest = config.data, manifest.data["digest"]
+        self.drawer, self.finder = (
+            onnxruntime.InferenceSession(folder / manifest.graphs[name].file, providers=["CPUExecutionProvider"])
+            for name in ("augment", "canonicalize")
+        )
+
+    def draw(self, pictures: Tensor, seed: int) -> Tensor:
+        """Matrices of `samples` plausible variants of each: [N,S,2,3]"""
+        source = torch.Generator().manual_seed(seed)
+        parts = []
+        for part in torch.split(pictures, CHUNK):
+            noise = torch.randn(len(part), self.samples, 1, generator=source)
+            parts += self.drawer.run(["matrices"], {"image": part.numpy(), "noise": noise.numpy()})
+        return torch.cat([torch.from_numpy(part) for part in parts])
+
+    def rebuild(self, pictures: Tensor) -> Tensor:
+        """The prototype of each under the transform found."""
+        parts = []
+        for part in torch.split(pictures, CHUNK):
+            found = self.finder.run(["canonical", "matrix"], {"image": part.numpy()})
+            prototype, matrix = map(torch.from_numpy, found)
+            parts.append(resample(prototype, inverse(matrix)))
+        return torch.cat(parts)
 
 
 def augmentations(degrees: float, matrices: Tensor) -> dict[str, Augmentation]:
@@ -149,7 +174,7 @@ def vae_error(pictures: Tensor, change: Augmentation, test: Tensor, steps: int, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("model", type=Path, help="a version's folder of a model of kind symmetry")
     parser.add_argument("--what", choices=("classifier", "vae"), nargs="+", default=["classifier", "vae"])
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--steps", type=int, default=1000, help="of each network (default: 1000)")
@@ -157,23 +182,25 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("results/symmetry-efficiency.json"))
     options = parser.parse_args()
-    loaded = load_run(options.run)
-    model, splits = loaded.model, loaded.splits()
-    assert isinstance(model, Symmetry)
-    degrees = model.config.rotation_degrees
+    model = Exported(options.model)
+    degrees, splits = model.degrees, datasets.load(model.data)
+    if splits.digest != model.digest:
+        parser.error(f"the data set {splits.name} is not the one that {options.model} was trained on")
     data = splits.parts[options.split]
     test = seen(data, degrees, options.seed + 1)
     for what in options.what:
         for size in options.sizes or (LABELS if what == "classifier" else PICTURES):
             part = splits.train.subset(torch.arange(size))
             pictures = seen(part, degrees, options.seed)
-            matrices = drawn_matrices(model, pictures, options.seed)
+            matrices = model.draw(pictures, options.seed)
             found = {
                 name: classifier_error(pictures, part.labels, change, (test, data.labels), options.steps, options.seed)
                 if what == "classifier"
                 else vae_error(pictures, change, test, options.steps, options.seed)
                 for name, change in augmentations(degrees, matrices).items()
             }
+            if what == "vae":
+                found["model"] = float(F.mse_loss(model.rebuild(test), test))
             protocol = {"split": options.split, "n": len(data), "steps": options.steps, "seed": options.seed}
             keep(options.json, f"{what}_{size}", {**protocol, **found})
             print(what, size, found, flush=True)
