@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from service.app import create_app, create_store
 from service.budget import Budget
+from service.connection import Connections
 from service.devices import DeviceUnavailable, find_devices
 from service.engine import RuntimeUnavailable, check_runtime
 from service.keys import KeyFileError, new_key
@@ -23,7 +24,7 @@ from service.life import Life, Server
 from service.model_folder import EmptyStore, NoModelYet, find
 from service.observability import Metrics, say, set_up_logging
 from service.schemas import EXAMPLE_PNG
-from service.server import Connections, allow_files, configure, listen_all, url_of
+from service.server import allow_files, configure, listen_all, url_of
 from service.settings import ENV_PREFIX, Settings, SettingsError, load_settings, option_name
 from service.store_watch import load_at_start
 from service.tracing import TracingUnavailable

@@ -22,6 +22,7 @@ from service.access_log import AccessLog
 from service.admission import Admission, Door
 from service.batching import Batcher
 from service.budget import Budget
+from service.connection import DOOR, Connections
 from service.cpus import usable_cpus
 from service.deadlines import TIMEOUT_HEADER
 from service.devices import Devices, find_devices
@@ -59,7 +60,6 @@ from service.routes import (
     v2_repository,
 )
 from service.routes.direct import DirectPaths, describe_keys
-from service.server import DOOR, Connections
 from service.settings import Settings
 from service.store_watch import StoreLog, serve_store
 from service.tensors import JSON_LENGTH_HEADER

@@ -21,12 +21,12 @@ from prometheus_client.registry import Collector
 
 from service.batching import Batcher, DropReason
 from service.budget import Budget
+from service.connection import Connections
 from service.devices import Devices
 from service.drift import Drift
 from service.engine import Array
 from service.errors import problem_types
 from service.histograms import Histogram, Series
-from service.server import Connections
 
 STAGES = ("decode", "queue", "infer", "warp", "encode")
 # 50 microseconds to 13 seconds, doubling

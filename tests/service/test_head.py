@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.connection import MOST_HEAD_BYTES
 from service.schemas import Problem
-from service.server import MOST_HEAD_BYTES
 from service.settings import Settings
 from tests.server import running_server
 from tests.service import tiny

@@ -1,0 +1,313 @@
+"""One client's connection: uvicorn's HTTP within limits of our own."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from http import HTTPStatus
+from typing import Any, Protocol, cast
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from service.errors import (
+    PROBLEM_MEDIA_TYPE,
+    HeadTimeout,
+    HeadTooLarge,
+    MalformedRequest,
+    Problem,
+    TooManyConnections,
+)
+
+try:
+    from service.upgrades import PlainParser
+except ImportError:  # on Windows uvicorn has h11, which reads the body of such a request
+    PlainParser = None  # type: ignore[assignment, misc]
+
+DOOR = "equipoise.door"
+"""Where an app's lifespan state has a `Door`, if it has one."""
+
+MOST_HEAD_BYTES = 64 * 1024
+"""Of a request: its URL and its headers, each with 32 bytes more (as RFC 9113, section 6.5.2, counts them)."""
+_LINGER_SECONDS = 1.0  # closing on a client that still sends would lose it the answer
+_TOO_LARGE = HeadTooLarge(f"the limit is {MOST_HEAD_BYTES:,} bytes, with 32 more for each header")
+_MALFORMED = MalformedRequest("it is not HTTP/1, or has a method or a header that a server does not take")
+
+
+class Door(Protocol):
+    """Who answers some requests by their heads, in place of the app; `admission` has it."""
+
+    @property
+    def is_shut(self) -> bool: ...
+
+    def let_in(self) -> None:
+        """Told of every request that goes to the app."""
+
+    def refuse(self, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> bytes | None:
+        """The answer 429 from its second line on; None: the app answers this one."""
+
+
+@dataclass
+class Connections:
+    """How many there are; changed on the event loop alone. refused: since the start. told: of every problem that is
+    answered before there is a request, by its slug.
+    """
+
+    limit: int
+    open: int = 0
+    refused: int = 0
+    told: Callable[[str], None] = lambda slug: None
+
+    @cached_property
+    def too_many(self) -> Problem:
+        return TooManyConnections(
+            f"{self.limit:,} connections are open, which is the limit", headers={"retry-after": "1"}
+        )
+
+    @cached_property
+    def no_place(self) -> bytes:
+        """The whole answer to a connection too many; made once, as there may be many."""
+        return _last_answer(self.too_many)
+
+
+class Joined:
+    """A transport whose writes of one turn of the event loop are one: the head of an answer and its body in one packet.
+
+    uvicorn writes them one after the other, and each is a system call, which is dear beside a small answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def write_eof(self) -> None:
+        self._flush()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts and not self._transport.is_closing():  # else the client has gone
+            self._transport.writelines(parts)
+
+
+def _last_answer(problem: Problem) -> bytes:
+    """The whole answer, after which the connection closes."""
+    head = f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\nconnection: close\r\n"
+    for name, value in problem.headers.items():
+        head += f"{name}: {value}\r\n"
+    body = problem.body()
+    return f"{head}content-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """uvicorn's HTTP, with an answer for who connects past the limit, and with limits: on a head's bytes, and, both
+    `seconds`, on its time and on the time in which a client takes nothing of an answer.
+
+    Args:
+        probe_port: whose connections are not counted
+    """
+
+    counted = False
+    refused = False  # the request whose body arrives
+    deaf = False  # it has had its last answer
+    in_head = False
+    read = 0  # bytes of the last read
+    # Since the parser last told of a whole head, of a piece of a body or of an end: bytes of a head or a trailer,
+    # where a read does not begin with the rest of a body. h11 tells of nothing and has its own limit.
+    untold = -math.inf
+    head_timer: asyncio.TimerHandle | None = None
+    reader_timer: asyncio.TimerHandle | None = None  # while more waits to be sent than goes into the buffers
+
+    def __init__(self, connections: Connections, probe_port: int | None, seconds: float, **named: Any) -> None:
+        super().__init__(**named)
+        self._connections, self._probe_port, self._seconds = connections, probe_port, seconds
+        if PlainParser is not None:
+            self.parser = PlainParser(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, Joined(cast(asyncio.Transport, transport))))
+        self._await_request()
+        if transport.get_extra_info("sockname")[1] == self._probe_port:
+            return
+        here = self._connections
+        if here.open >= here.limit:
+            here.refused += 1
+            here.told(here.too_many.slug)
+            cast(asyncio.Transport, transport).write(here.no_place)
+            transport.close()
+            return
+        self.counted = True
+        here.open += 1
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.counted:
+            self._connections.open -= 1
+        self._stop_head_timer()
+        self._stop_reader_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.deaf:
+            return
+        self.read = len(data)
+        self.untold += self.read
+        super().data_received(data)
+        if self.untold > MOST_HEAD_BYTES:
+            self._end(_TOO_LARGE)
+        elif self.in_head:  # few heads come in pieces
+            if self.head_timer is None:
+                self.head_timer = self.loop.call_later(self._seconds, self._head_is_late)
+        elif self.timeout_keep_alive_task is None and (self.cycle is None or self.cycle.response_complete):
+            self._await_request()  # it was nothing: empty lines, or the rest of a refused body
+
+    def _await_request(self) -> None:
+        """As uvicorn does after an answer; before the first request it would wait for ever."""
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def send_400_response(self, msg: str) -> None:
+        self._end(_MALFORMED)
+
+    def _end(self, problem: Problem) -> None:
+        """The last answer, if it is this client's turn to have one; whatever he still sends is not looked at."""
+        if self.deaf:
+            return
+        self.deaf = True
+        self._connections.told(problem.slug)
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            self._write_last(problem)
+        elif cycle.more_body and not cycle.response_started and not getattr(self, "pipeline", None):
+            self._write_last(problem)
+            cycle.disconnected = True  # to the app it is a client that left in the middle of his body
+            cycle.message_event.set()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _write_last(self, problem: Problem) -> None:
+        self.transport.write(_last_answer(problem))
+        self.transport.write_eof()
+
+    def _head_is_late(self) -> None:
+        self.head_timer = None
+        if self.flow.read_paused:  # by us, until the requests before it are answered
+            self.head_timer = self.loop.call_later(self._seconds, self._head_is_late)
+        else:
+            self._end(HeadTimeout(f"the head did not arrive within {self._seconds:g} s"))
+
+    def _stop_head_timer(self) -> None:
+        if self.head_timer is not None:
+            self.head_timer.cancel()
+            self.head_timer = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._stop_reader_timer()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # closing waits for a client that reads
+
+    def _watch_reader(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        self.reader_timer = self.loop.call_later(self._seconds, self._look_at_reader, unread)
+
+    def _look_at_reader(self, unread: int) -> None:
+        """A client that took nothing since holds the whole answer in memory and its place for ever: it is cut."""
+        if self.transport.get_write_buffer_size() < unread:
+            self._watch_reader()
+        else:
+            self.transport.abort()
+
+    def _stop_reader_timer(self) -> None:
+        if self.reader_timer is not None:
+            self.reader_timer.cancel()
+            self.reader_timer = None
+
+    # What httptools calls; h11, on Windows, has no such calls, and the app refuses by itself.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.in_head = True
+        if self.untold < 0:
+            self.untold = self.read
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():  # the same head comes again without that
+            if self.parser.get_method() == b"CONNECT":
+                self._end(_MALFORMED)  # to a proxy, which this is not
+            return
+        self.in_head = False
+        self._stop_head_timer()
+        # With 32 bytes for each header, as RFC 9113 (6.5.2) has it; what came in fewer bytes has too few to sum up.
+        if max(self.read, self.untold) > MOST_HEAD_BYTES // 8:
+            if len(self.url) + sum(len(name) + len(value) + 32 for name, value in self.headers) > MOST_HEAD_BYTES:
+                self._end(_TOO_LARGE)
+        self.untold = 0
+        if self.deaf:
+            self.refused = True
+            return
+        door: Door | None = self.app_state.get(DOOR)
+        self.refused = door is not None and door.is_shut and self._refuse(door)
+        if self.refused:
+            return
+        super().on_headers_complete()
+        if door is not None:
+            door.let_in()
+
+    def on_body(self, body: bytes) -> None:
+        self.untold = 0
+        if not self.refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        self.untold = 0
+        if not self.refused:
+            super().on_message_complete()
+
+    def plain_head(self) -> bytes:
+        """See `upgrades.Reader`."""
+        head = b"%b %b HTTP/%b\r\n" % (
+            self.parser.get_method(),
+            self.url,
+            self.parser.get_http_version().encode(),
+        )
+        for name, value in self.headers:
+            if name != b"upgrade":
+                head += b"%b: %b\r\n" % (name, value)
+        return head + b"\r\n"
+
+    def _refuse(self, door: Door) -> bool:
+        """Whether the door has answered; what asks for more than a plain answer on this connection is the app's."""
+        waits_for_another = self.cycle is not None and not self.cycle.response_complete
+        if waits_for_another or not self.counted or self.expect_100_continue:
+            return False
+        if not self.parser.should_keep_alive():
+            return False
+        answer = door.refuse(self.parser.get_method(), self.url.partition(b"?")[0], dict(self.headers))
+        if answer is None:
+            return False
+        head = b"HTTP/1.1 429 Too Many Requests\r\n"
+        for name, value in self.server_state.default_headers:
+            head += b"%s: %s\r\n" % (name, value)
+        self.transport.write(head + answer)
+        self.on_response_complete()
+        return True
