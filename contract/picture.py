@@ -103,7 +103,8 @@ class EncodedPicture(NamedTuple):
     """A picture whose header is read and accepted, and whose pixels are not decoded yet.
 
     width, height: as stored, before any EXIF orientation. decoded_bytes: of memory, the
-    most that decoding it and preparing it for a model take. source: what `decode` reads, once.
+    most that decoding it and preparing it for a model take. source: what `decode` reads, once; the file itself where an
+    opened picture holds far more than its file, which a batch of them would hold all at once.
     """
 
     format: str
@@ -111,7 +112,7 @@ class EncodedPicture(NamedTuple):
     height: int
     frames: int
     decoded_bytes: int
-    source: ImageFile.ImageFile | PlainPng
+    source: ImageFile.ImageFile | PlainPng | bytes
 
     def decode(self, *, apply_exif: bool = True, keep_original: bool = False) -> Picture:
         """The first picture's pixels; CorruptPictureError where the data ends early or does not decode."""
@@ -121,7 +122,8 @@ class EncodedPicture(NamedTuple):
                 pixels, samples = source.decode(self.width, self.height)
                 turned, original = False, Original(samples, None, None) if keep_original else None
             else:
-                pixels, turned, original = _decode(source, apply_exif, keep_original)
+                image = _open(self.format, source) if isinstance(source, bytes) else source
+                pixels, turned, original = _decode(image, apply_exif, keep_original)
         except PictureError:
             raise
         except Image.DecompressionBombError as error:
@@ -156,7 +158,7 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
     elif name == "TIFF":
         frames = tiff_frames(data, limits.frames)
     try:
-        image = _PLUGINS[name](_Jpeg(data) if name == "JPEG" else BytesIO(data))
+        image = _open(name, data)
         frames = getattr(image, "n_frames", 1) if name in ("PNG", "WebP") else frames
         transparent = image.has_transparency_data
     except PictureError:
@@ -170,7 +172,13 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
     if frames > limits.frames:
         raise PictureTooLargeError(f"the file says it holds {frames:,} pictures, the limit is {limits.frames:,}")
     decoded_bytes = _decoded_bytes(name, image.mode, transparent, width * height)
-    return EncodedPicture(name, width, height, frames, decoded_bytes, image)
+    # Of WebP the decoder's canvases, of PNG the texts and the profile, inflated.
+    source = data if name in ("PNG", "WebP") else image
+    return EncodedPicture(name, width, height, frames, decoded_bytes, source)
+
+
+def _open(name: str, data: bytes) -> ImageFile.ImageFile:
+    return _PLUGINS[name](_Jpeg(data) if name == "JPEG" else BytesIO(data))
 
 
 def _decoded_bytes(name: str, mode: str, transparent: bool, pixels: int) -> int:

@@ -1,9 +1,11 @@
 """What is refused, why, and at what cost: nothing hostile is decoded, and nothing damaged passes for a picture."""
 
+import resource
 import struct
 import time
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,6 +187,29 @@ def test_a_bomb_of_text_beside_the_pixels() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20_000_000
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
+def test_a_picture_of_a_batch_that_waits_or_is_done_holds_no_more_than_its_file() -> None:
+    """WebP's decoder has canvases of 8 bytes a pixel, which 40 bytes of a file ask for."""
+    data = encode(Image.new("RGB", (2500, 2500), (9, 99, 29)), "WEBP", lossless=True, quality=0, method=0)
+    before = resident_bytes()
+    done = read_header(data)
+    done.decode()
+    assert resident_bytes() - before < 25_000_000
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" * 17 * 16))
+    texts = b"".join(chunk(b"zTXt", b"%d\0\0" % key + zlib.compress(b"\0" * 1_000_000, 9)) for key in range(8))
+    for data in (png(16, 16, texts, pixels), png(16, 16, pixels, texts)):
+        tracemalloc.start()
+        held = read_header(data)
+        held.decode()
+        now = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert now < 1_000_000
 
 
 def test_more_pixels_in_the_stream_than_the_header_says_do_no_harm() -> None:
