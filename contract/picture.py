@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from contract.picture_frames import gif_frames, tiff_frames
+from contract.picture_frames import check_tile, gif_frames, tiff_frames
 from contract.picture_header import (
     MOST_PIECES,
     CorruptPictureError,
@@ -27,12 +27,14 @@ from contract.picture_header import (
     too_many_pieces,
     webp_size,
 )
+from contract.picture_jpeg import check_jpeg
 from contract.picture_pixels import Kept, Pixels, to_kept, to_pixels
 from contract.picture_png import PlainPng, check_png_data, png_header
 
 MOST_DECODED_BYTES = 18
 """Of EncodedPicture.decoded_bytes, a pixel."""
 
+_MOST_EXIF = 1 << 20  # bytes: of more, whose values may be millions of numbers, the orientation is not looked for
 _ORIENTATION = 0x0112
 _TRANSPOSE = {  # EXIF 2.32, table 6: what brings the stored picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -157,6 +159,8 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
         frames = gif_frames(data, limits.frames)
     elif name == "TIFF":
         frames = tiff_frames(data, limits.frames)
+    elif name == "JPEG":
+        check_jpeg(data)
     try:
         image = _open(name, data)
         frames = getattr(image, "n_frames", 1) if name in ("PNG", "WebP") else frames
@@ -169,6 +173,8 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
         raise _corrupt(name, error) from error
     width, height = image.size
     limits.check_size(width, height)
+    if isinstance(image, TiffImageFile):
+        check_tile(image, width * height)
     if frames > limits.frames:
         raise PictureTooLargeError(f"the file says it holds {frames:,} pictures, the limit is {limits.frames:,}")
     decoded_bytes = _decoded_bytes(name, image.mode, transparent, width * height)
@@ -185,6 +191,8 @@ def _decoded_bytes(name: str, mode: str, transparent: bool, pixels: int) -> int:
     """Measured, rounded up: Pillow's picture, its turned copy or the array made of it, and what preparing it takes."""
     if name == "WebP":  # its decoder holds two canvases of its own
         return MOST_DECODED_BYTES * pixels
+    if name == "JPEG" and mode == "CMYK":  # a progressive one's coefficients of 16 bits, beside the picture
+        return 12 * pixels
     if transparent:
         return 10 * pixels
     return pixels * (3 if mode in ("1", "L") else 5 if mode.startswith("I;16") else 10)
@@ -241,6 +249,8 @@ def _orientation(image: Image.Image) -> int:
         or "Raw profile type exif" in info
         or isinstance(image, TiffImageFile)
     ):
+        return 1
+    if len(info.get("exif", b"")) > _MOST_EXIF:
         return 1
     try:
         value = image.getexif().get(_ORIENTATION, 1)

@@ -1,5 +1,5 @@
 """How many pictures a GIF or TIFF file holds, counted in its skeleton with a bound on the work; and of how many pieces
-the first one of a TIFF file is.
+the first one of a TIFF file is, and of how large ones.
 
 Pillow's own count decodes the tags of every page and compares each with all before it, which a hostile file makes
 quadratic; only the first picture is ever decoded here, so the skeleton is enough.
@@ -7,9 +7,16 @@ quadratic; only the first picture is ever decoded here, so the skeleton is enoug
 
 import struct
 
+from PIL.TiffImagePlugin import TiffImageFile
+
 from contract.picture_header import MOST_PIECES, CorruptPictureError, PictureTooLargeError, too_many_pieces
 
 _TIFF_OFFSETS = (273, 324)  # the tags with the places of the strips and of the tiles
+_TIFF_TILE = (322, 323)  # its width and length
+_TIFF_INTEGERS = (3, 4)
+_TIFF_BYTES = (1, 2, 6, 7)  # types whose values are bytes
+_MOST_NUMBERS = 4 * MOST_PIECES  # of a tag, which Pillow makes objects of; a transfer function has 3 * 65,536
+_MOST_TILE_PIXELS = 1 << 22  # of a tile that is larger than its picture: libtiff decodes all of it
 _GIF_BLOCKS_PER_FRAME = 64  # besides the blocks that are full, which the file's size bounds
 
 
@@ -76,9 +83,20 @@ def _check_pieces(data: bytes, position: int, entries: int, entry: struct.Struct
     if entries > MOST_PIECES:
         raise too_many_pieces("TIFF", "tags")
     for number in range(entries):
-        tag, _, values, _ = entry.unpack_from(data, position + number * entry.size)
+        tag, kind, values, _ = entry.unpack_from(data, position + number * entry.size)
         if tag in _TIFF_OFFSETS and values > MOST_PIECES:
             raise too_many_pieces("TIFF", "strips or tiles")
+        if kind not in _TIFF_BYTES and values > _MOST_NUMBERS:
+            raise CorruptPictureError(f"a tag of the TIFF file has more than {_MOST_NUMBERS:,} numbers")
+        if tag in _TIFF_TILE and (kind not in _TIFF_INTEGERS or values != 1):
+            raise CorruptPictureError("the TIFF file does not say the size of its tiles as one whole number")
+
+
+def check_tile(image: TiffImageFile, pixels: int) -> None:
+    """Raise CorruptPictureError if a tile is far larger than the picture of so many `pixels`."""
+    width, length = (image.tag_v2.get(tag, 1) for tag in _TIFF_TILE)
+    if width * length > max(pixels, _MOST_TILE_PIXELS):
+        raise CorruptPictureError(f"a tile of the TIFF file, {width} x {length}, is far larger than its picture")
 
 
 def _too_many(limit: int) -> PictureTooLargeError:

@@ -109,7 +109,7 @@ class Settings(BaseSettings):
         ge=64,
         le=178_956_970,  # past it Pillow refuses some formats itself
         description="Largest picture, pixels (width times height), read from its header before it is decoded. "
-        "Decoding and preparing a picture holds 3 bytes a pixel (grey), 10 (colour) or 18 (WebP).",
+        "Decoding and preparing a picture holds 3 bytes a pixel (grey), 10 (colour), 12 (CMYK) or 18 (WebP).",
     )
     min_side: int = Field(default=4, ge=1, description="Smallest side of a picture, pixels.")
     max_images: int = Field(

@@ -227,7 +227,8 @@ def test_the_cost_told_by_the_header_is_what_is_really_held(tmp_path: Path, name
             alpha[-side // 5 :] = 0
             picture.putalpha(Image.fromarray(alpha))
         path = tmp_path / str(side)
-        picture.save(path, name, **({"lossless": True, "method": 0} if name == "WEBP" else {}))
+        options = {"WEBP": {"lossless": True, "method": 0}, "JPEG": {"progressive": True, "subsampling": 0}}
+        picture.save(path, name, **options.get(name, {}))
         return str(path)
 
     root = Path(__file__).parents[2]

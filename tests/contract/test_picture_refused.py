@@ -328,6 +328,61 @@ def test_a_file_of_crumbs_is_refused_soon(data: bytes) -> None:
     assert time.process_time() - start < 1
 
 
+def repeated(data: bytes, start: bytes, end: bytes, times: int) -> bytes:
+    """A JPEG whose last segment from `start` on, up to the next `end`, is there so many times more."""
+    first = data.rindex(start)
+    return data[:first] + data[first : data.index(end, first)] * times + data[first:]
+
+
+def test_a_jpeg_has_a_bounded_number_of_scans_and_of_exif_segments() -> None:
+    """Each scan takes libjpeg milliseconds a megapixel, and every segment a copy of those before it."""
+    scans = encode(glyph(), "JPEG", progressive=True)
+    exif = encode(glyph(), "JPEG", exif=b"Exif\0\0")
+    for data, start, end, most in ((scans, b"\xff\xda", b"\xff\xd9", 80), (exif, b"\xff\xe1", b"\xff\xdb", 15)):
+        assert open_picture(repeated(data, start, end, most)).width == 28
+        for hidden in (b"", b"\xff\xd9"):  # an end before the beginning is none
+            with pytest.raises(CorruptPictureError, match="more than"):
+                read_header(data[:2] + hidden + repeated(data, start, end, most + 30)[2:])
+    assert open_picture(scans + scans * 30).width == 28  # what comes after the picture does not count
+    preview = repeated(scans, b"\xff\xda", b"\xff\xd9", 120)
+    assert open_picture(encode(glyph(), "JPEG", exif=b"Exif\0\0" + preview)).width == 28
+
+
+def directory(*entries: tuple[int, int, int, int]) -> bytes:
+    """A TIFF of 16 x 16 pixels, its data the first bytes of the file, with more tags: (tag, type, count, value)."""
+    size = [(256, 4, 1, 16), (257, 4, 1, 16), (258, 4, 1, 8), (259, 4, 1, 8), (262, 4, 1, 1)]
+    tags = b"".join(struct.pack("<HHII", *entry) for entry in sorted([*size, *entries]))
+    pixels = zlib.compress(bytes(1 << 20))
+    tags += struct.pack("<HHIIHHII", 324, 4, 1, 8, 325, 4, 1, len(pixels))
+    head = b"II*\0" + struct.pack("<I", 8 + len(pixels))
+    return head + pixels + struct.pack("<H", len(tags) // 12) + tags + bytes(4)
+
+
+def test_a_tile_of_a_tiff_is_not_far_larger_than_its_picture() -> None:
+    """libtiff holds and decodes all of it."""
+    assert open_picture(directory((322, 4, 1, 1024), (323, 4, 1, 1024))).width == 16
+    for tile in ([(322, 4, 1, 2049), (323, 4, 1, 2048)], [(322, 2, 1, 64), (323, 4, 1, 64)], [(322, 4, 2, 8)]):
+        with pytest.raises(CorruptPictureError, match="tile"):
+            read_header(directory(*tile))
+
+
+def test_a_tag_of_a_tiff_has_a_bounded_number_of_values() -> None:
+    """A fraction of 8 bytes becomes an object of 100, in 2 us."""
+    start = time.process_time()
+    with pytest.raises(CorruptPictureError, match="more than 262,144 numbers"):
+        read_header(directory((282, 5, 300_000, 8)) + bytes(8 * 300_000))
+    assert time.process_time() - start < 0.2
+    assert read_header(directory((322, 4, 1, 64), (323, 4, 1, 64), (37724, 7, 500_000, 8)) + bytes(500_000)).width == 16
+
+
+def test_of_very_long_exif_data_the_orientation_is_not_looked_for() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for more, applied in ((1000, True), (1 << 20, False)):
+        data = encode(noise(20, 20), exif=exif.tobytes() + bytes(more))
+        assert open_picture(data).orientation_applied is applied
+
+
 def test_many_pieces_are_no_crumbs() -> None:
     """Far more than any encoder makes."""
     jpeg = encode(glyph(), "JPEG")
