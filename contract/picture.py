@@ -34,6 +34,7 @@ from contract.picture_png import PlainPng, check_png_data, png_header
 MOST_DECODED_BYTES = 18
 """Of EncodedPicture.decoded_bytes, a pixel."""
 
+_MOST_PROFILE = 1 << 20  # bytes: readers of PNG take no larger one, Pillow's among them
 _MOST_EXIF = 1 << 20  # bytes: of more, whose values may be millions of numbers, the orientation is not looked for
 _ORIENTATION = 0x0112
 _TRANSPOSE = {  # EXIF 2.32, table 6: what brings the stored picture upright
@@ -64,7 +65,7 @@ class Original(NamedTuple):
     """What of a decoded picture a model does not need, and whoever gives the picture back does.
 
     samples: in the picture's own kind, see picture_pixels.to_kept; the same memory as the pixels where they are equal.
-    icc_profile: of these samples' colour space, or None. dpi: across and down, or None.
+    icc_profile: of these samples' colour space, up to 1 MiB, or None. dpi: across and down, or None.
     """
 
     samples: Kept
@@ -106,7 +107,8 @@ class EncodedPicture(NamedTuple):
 
     width, height: as stored, before any EXIF orientation. decoded_bytes: of memory, the
     most that decoding it and preparing it for a model take. source: what `decode` reads, once; the file itself where an
-    opened picture holds far more than its file, which a batch of them would hold all at once.
+    opened picture holds far more than its file, which a batch of them would hold all at once. profile_bytes: of the
+    colour profile that an Original of it may hold.
     """
 
     format: str
@@ -115,6 +117,7 @@ class EncodedPicture(NamedTuple):
     frames: int
     decoded_bytes: int
     source: ImageFile.ImageFile | PlainPng | bytes
+    profile_bytes: int = 0
 
     def decode(self, *, apply_exif: bool = True, keep_original: bool = False) -> Picture:
         """The first picture's pixels; CorruptPictureError where the data ends early or does not decode."""
@@ -180,7 +183,8 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
     decoded_bytes = _decoded_bytes(name, image.mode, transparent, width * height)
     # Of WebP the decoder's canvases, of PNG the texts and the profile, inflated.
     source = data if name in ("PNG", "WebP") else image
-    return EncodedPicture(name, width, height, frames, decoded_bytes, source)
+    profile_bytes = min(len(image.info.get("icc_profile") or b""), _MOST_PROFILE)
+    return EncodedPicture(name, width, height, frames, decoded_bytes, source, profile_bytes)
 
 
 def _open(name: str, data: bytes) -> ImageFile.ImageFile:
@@ -203,12 +207,13 @@ def _decode(image: ImageFile.ImageFile, apply_exif: bool, keep_original: bool) -
     frees its memory.
     """
     turn = _TRANSPOSE.get(_orientation(image)) if apply_exif or isinstance(image, TiffImageFile) else None
+    profile = image.info.get("icc_profile")  # a PNG's after its pixels is none
     image.load()
     turned = turn is not None
     if isinstance(image, TiffImageFile):  # Pillow has turned it while loading it
         turn, turned = (None, turned) if apply_exif or turn is None else (_INVERSE.get(turn, turn), False)
     upright = image if turn is None else image.transpose(turn)
-    profile, dpi = image.info.get("icc_profile"), image.info.get("dpi")
+    dpi = image.info.get("dpi")
     if upright is not image:
         image.close()
     pixels = to_pixels(upright)
@@ -221,9 +226,9 @@ def _decode(image: ImageFile.ImageFile, apply_exif: bool, keep_original: bool) -
 
 
 def _profile(data: object, samples: Kept) -> bytes | None:
-    """A colour profile, if it is one of the samples' colour space (ICC.1:2022, section 7.2.6)."""
+    """A colour profile, if it is one of the samples' colour space (ICC.1:2022, section 7.2.6) and not too long."""
     space = b"GRAY" if samples.ndim == 2 or samples.shape[2] == 2 else b"RGB "
-    return data if isinstance(data, bytes) and data[16:20] == space else None
+    return data if isinstance(data, bytes) and data[16:20] == space and len(data) <= _MOST_PROFILE else None
 
 
 def _dpi(value: object) -> tuple[float, float] | None:
@@ -231,7 +236,7 @@ def _dpi(value: object) -> tuple[float, float] | None:
         across, down = (float(number) for number in value)  # type: ignore[attr-defined]
     except (TypeError, ValueError, ZeroDivisionError):
         return None
-    return (across, down) if 0 < across < 1e5 and 0 < down < 1e5 else None
+    return (across, down) if 0 < across < 65_535.5 and 0 < down < 65_535.5 else None  # JPEG has 16 bits for it
 
 
 def _corrupt(name: str, error: Exception) -> CorruptPictureError:

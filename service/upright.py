@@ -76,10 +76,12 @@ def variant(original: Original, frame: Matrix, matrix: npt.ArrayLike) -> Canvas:
 
 def kept_bytes(encoded: Sequence[EncodedPicture | Problem]) -> int:
     """Of memory, what the pictures of a request hold from decoding to drawing, at most; without the largest one, whose
-    are within what its decoding takes.
+    are within what its decoding takes. Profiles are held beside the pixels.
     """
-    pixels = [picture.width * picture.height for picture in encoded if not isinstance(picture, Problem)]
-    return _KEPT_BYTES * (sum(pixels) - max(pixels, default=0))
+    good = [picture for picture in encoded if not isinstance(picture, Problem)]
+    pixels = [picture.width * picture.height for picture in good]
+    profiles = sum(picture.profile_bytes for picture in good)
+    return _KEPT_BYTES * (sum(pixels) - max(pixels, default=0)) + profiles
 
 
 def drawing_bytes(pictures: Sequence[tuple[Original, Canvas]], options: UprightOptions) -> int:
@@ -88,11 +90,16 @@ def drawing_bytes(pictures: Sequence[tuple[Original, Canvas]], options: UprightO
     """
     more = 1 if options.fill == "transparent" else 0
     sizes = [
-        canvas.width * canvas.height * (int(original.samples[0, 0].nbytes) + more) for original, canvas in pictures
+        canvas.width * canvas.height * (int(original.samples[0, 0].nbytes) + more) + _profile_bytes(original)
+        for original, canvas in pictures
     ]
     largest = max(sizes, default=0)
-    kept = sum({id(original): original.samples.nbytes for original, _ in pictures}.values())
+    kept = sum({id(it): it.samples.nbytes + _profile_bytes(it) for it, _ in pictures}.values())
     return kept + _DRAWING * largest + _FINISHED * (sum(sizes) - largest)
+
+
+def _profile_bytes(original: Original) -> int:
+    return len(original.icc_profile or b"")
 
 
 def own_type(format: str) -> str:

@@ -59,11 +59,13 @@ def _noise(
             rows.append(item)
             continue
         width, height = item.description["width"], item.description["height"]
-        if n * width * height > most_pixels:
+        pixels = n * width * height
+        profiles = n * len((item.original and item.original.icc_profile) or b"")  # each variant's is compressed anew
+        if pixels + profiles > most_pixels:
             rows.append(
                 TooManyPixels(
-                    f"{n} variants of {width} x {height} would be {n * width * height:,} pixels, the limit is "
-                    f"{most_pixels:,}: ask for fewer, or send a smaller picture"
+                    f"{n} variants of {width} x {height} would be {pixels:,} pixels and {profiles:,} bytes of colour "
+                    f"profiles, the limit is {most_pixels:,}: ask for fewer, or send a smaller picture"
                 )
             )
             continue

@@ -35,9 +35,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         yield opened
 
 
-def encode(picture: Image.Image, kind: str = "PNG") -> bytes:
+def encode(picture: Image.Image, kind: str = "PNG", profile: bytes | None = None) -> bytes:
     file = BytesIO()
-    picture.save(file, kind)
+    picture.save(file, kind, icc_profile=profile)
     return file.getvalue()
 
 
@@ -149,6 +149,14 @@ def test_the_pixels_of_all_variants_count(client: httpx.Client) -> None:
     assert len(ask(client, encode(pointer(side=side)), f"?n={MAX_PIXELS // side**2}")["variants"]) == 9
     status, slug, problem = refused(client, "?n=10", picture=encode(pointer(side=side)))
     assert (status, slug) == (413, "too-many-pixels") and "256,000 pixels" in problem["detail"]
+
+
+def test_the_colour_profiles_of_all_variants_count(client: httpx.Client) -> None:
+    """3 KB of a file may hold one of 1 MiB, which every variant would have."""
+    picture = encode(pointer(), profile=bytes(16) + b"GRAY" + bytes(99_980))
+    status, slug, problem = refused(client, "?n=3", picture=picture)
+    assert (status, slug) == (413, "too-many-pixels") and "300,000 bytes of colour profiles" in problem["detail"]
+    assert len(decoded(ask(client, picture, "?n=1")["variants"][0]).info["icc_profile"]) == 100_000
 
 
 def test_a_model_that_cannot_is_named_with_those_that_can(client: httpx.Client) -> None:

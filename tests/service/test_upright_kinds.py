@@ -1,6 +1,7 @@
 """In what kind an upright picture comes back: its own, with the options asked for, in the type accepted."""
 
 import json
+import zlib
 from io import BytesIO
 from typing import Any
 
@@ -9,6 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from contract.geometry import Canvas, rotation
+from contract.picture import read_header
+from service import upright
+from service.queries import UprightOptions
+from tests.contract.pictures import png_chunk
 from tests.service.tiny_pose import pointer
 from tests.service.uprights import PAPER, ask, difference, encode, refused, turned, upright_of
 
@@ -82,6 +88,37 @@ def test_a_profile_of_another_colour_space_is_left_out(pose_client: httpx.Client
     profile[16:20] = b"CMYK"
     file = encode(turned(12).convert("CMYK"), "JPEG", icc_profile=bytes(profile))
     assert "icc_profile" not in upright_of(ask(pose_client, file)).info
+
+
+def test_a_resolution_that_a_jpeg_cannot_tell_is_left_out(pose_client: httpx.Client) -> None:
+    file = encode(turned(12), "TIFF", dpi=(70_000, 72))
+    response = pose_client.post("/canonicalize", content=file, headers={"accept": "image/jpeg"})
+    assert "dpi" not in Image.open(BytesIO(response.content)).info
+
+
+def test_a_profile_after_the_pixels_is_none(pose_client: httpx.Client) -> None:
+    file = encode(turned(12), dpi=(72, 72))
+    late = png_chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(16) + b"RGB " + bytes(100)))
+    assert "icc_profile" not in upright_of(ask(pose_client, file[:-12] + late + file[-12:])).info
+
+
+def test_profiles_count_in_what_is_held_and_too_long_ones_are_left_out(pose_client: httpx.Client) -> None:
+    def of(size: int) -> bytes:
+        return encode(turned(12), icc_profile=bytes(16) + b"RGB " + bytes(size - 20))
+
+    assert len(upright_of(ask(pose_client, of(1 << 20))).info["icc_profile"]) == 1 << 20
+    longer = encode(turned(12), "TIFF", icc_profile=bytes(16) + b"RGB " + bytes(1 << 20))
+    assert "icc_profile" not in upright_of(ask(pose_client, longer)).info
+
+    two = [read_header(of(size)) for size in (300_000, 500_000)]
+    bare = [picture._replace(profile_bytes=0) for picture in two]
+    assert upright.kept_bytes(two) - upright.kept_bytes(bare) == 800_000
+    original = two[0].decode(keep_original=True).original
+    assert original is not None
+    canvases = [(original, Canvas(9, 9, rotation(0)))] * 3
+    without = [(original._replace(icc_profile=None), canvas) for _, canvas in canvases]
+    more = upright.drawing_bytes(canvases, UprightOptions()) - upright.drawing_bytes(without, UprightOptions())
+    assert more >= 3 * 2 * 300_000
 
 
 # Options
