@@ -22,6 +22,8 @@ _MODES = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # by the colour type
 _COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}  # the colour type by the number of channels
 # What Pillow reads and nothing here asks for, with the length that is right.
 _WITHOUT_EFFECT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"tIME": 7}
+_INFLATED = (b"zTXt", b"iTXt", b"iCCP")
+_MOST_INFLATED = 16  # of these, which Pillow inflates to 1 MiB each, from 1 KiB
 # zlib's compressor with the least memory: a quarter of a MiB takes longer to get than a small picture to write.
 _STORED = 0, zlib.DEFLATED, 10, 1
 
@@ -91,13 +93,13 @@ def png_header(data: bytes) -> PngHeader:
 
 def check_png_data(data: bytes, header: PngHeader) -> PlainPng | None:
     """Raise CorruptPictureError if a chunk of pixels is cut short or fails its checksum, or if there are too many
-    chunks: Pillow does not look.
+    chunks, or too many that Pillow inflates: Pillow does not look.
 
     The answer is the pixels of a plain file.
     """
     view = memoryview(data)
     pieces: list[memoryview] = []
-    mode, position, after = header.plain_mode, 33, False
+    mode, position, after, inflated = header.plain_mode, 33, False, 0
     for _ in range(MOST_PIECES):
         if position + 8 > len(data):
             raise CorruptPictureError("the PNG file is cut short: it has no end")
@@ -117,6 +119,9 @@ def check_png_data(data: bytes, header: PngHeader) -> PlainPng | None:
                 pieces.append(view[position + 8 : end])
         else:
             after = bool(pieces)
+            inflated += kind in _INFLATED
+            if inflated > _MOST_INFLATED:
+                raise CorruptPictureError(f"the PNG file has more than {_MOST_INFLATED} compressed texts and profiles")
             if not holds or _WITHOUT_EFFECT.get(kind) != end - position - 8:
                 mode = ""
         position = end + 4

@@ -400,6 +400,15 @@ def test_a_png_may_not_claim_endless_frames() -> None:
         read_header(data)
 
 
+def test_a_png_has_a_bounded_number_of_texts_to_inflate() -> None:
+    """Of zeros, 64 of them make 64 MiB of a file of 66 KB."""
+    text, pixels = chunk(b"zTXt", b"k\0\0" + zlib.compress(b"text")), chunk(b"IDAT", zlib.compress(b"\0" * 17 * 16))
+    for before, after in ((16, 0), (8, 8)):
+        assert open_picture(png(16, 16, text * before, pixels, text * after)).width == 16
+        with pytest.raises(CorruptPictureError, match="more than 16 compressed texts"):
+            read_header(png(16, 16, text * before, pixels, text * (after + 1)))
+
+
 def test_ordinary_text_in_a_png_is_no_obstacle() -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text("comment", "x" * 5000, zip=True)
