@@ -114,11 +114,11 @@ class Inference:
         if len(body) > INLINE_BODY_BYTES:
             payload = await self.pooled(call, read_pictures, content_type, body, self.max_images)
             self._budget.check(len(payload.pictures))
-            encoded = await self.pooled(call, self.accept, payload.pictures)
+            encoded = await self.pooled(call, self.accept, payload.pictures, call.deadline)
         else:
             payload = read_pictures(content_type, body, self.max_images)
             self._budget.check(len(payload.pictures))
-            encoded = self.accept(payload.pictures)
+            encoded = self.accept(payload.pictures, call.deadline)
         raise_of_single(payload, encoded)
         return payload, encoded
 
@@ -185,10 +185,15 @@ class Inference:
             )
         return self._budget.acquire(images, size)
 
-    def accept(self, pictures: Sequence[Encoded]) -> list[EncodedPicture | Problem]:
-        """Headers checked, in order; a problem stays in its place."""
+    def accept(self, pictures: Sequence[Encoded], deadline: Deadline) -> list[EncodedPicture | Problem]:
+        """Headers checked, in order; a problem stays in its place.
+
+        Raises:
+            DeadlineExceeded: before the last one; headers may take long, inflated texts among them.
+        """
         accepted: list[EncodedPicture | Problem] = []
         for picture in pictures:
+            deadline.check()
             try:
                 accepted.append(picture if isinstance(picture, Problem) else images.accept(picture, self.limits))
             except Problem as problem:

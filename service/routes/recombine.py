@@ -34,9 +34,9 @@ def add(router: APIRouter, inference: Inference) -> None:
         content_type = call.headers.get(b"content-type", b"")
         if len(body) > INLINE_BODY_BYTES:
             pair = await inference.pooled(call, read_content_and_style, content_type, body)
-            encoded = await inference.pooled(call, inference.accept, pair)
+            encoded = await inference.pooled(call, inference.accept, pair, call.deadline)
         else:
-            encoded = inference.accept(read_content_and_style(content_type, body))
+            encoded = inference.accept(read_content_and_style(content_type, body), call.deadline)
         with inference.permit(encoded, body):
             content, style = good(await inference.prepare(call, encoded, model, options))
             inference.record(call, "decode", time.perf_counter() - start)

@@ -88,9 +88,9 @@ def add(router: APIRouter, inference: Inference) -> None:
             call.deadline.shorten(asked.timeout_seconds)
         files = [file for given in asked.inputs if isinstance(given, list) for file in given]
         if len(body) > INLINE_BODY_BYTES and files:
-            encoded = await inference.pooled(call, inference.accept, files)
+            encoded = await inference.pooled(call, inference.accept, files, call.deadline)
         else:
-            encoded = inference.accept(files)
+            encoded = inference.accept(files, call.deadline)
         arrays = sum(given.nbytes for given in asked.inputs if not isinstance(given, list))
         with inference.permit(_good(encoded), body, rows=asked.rows, size=arrays):
             prepared = iter(_good(await inference.prepare(call, encoded, model, options)) if files else ())

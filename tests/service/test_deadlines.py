@@ -16,7 +16,7 @@ import pytest
 from service.batching import Batcher
 from service.deadlines import CallerGone, Deadline, read_deadline, smoothed
 from service.engine import Engine
-from service.errors import DeadlineExceeded, InvalidHeader
+from service.errors import CorruptImage, DeadlineExceeded, InvalidHeader
 from service.pool import Pool
 from tests.service import tiny
 from tests.service.test_batching import Doubler, here, rows, run, soon
@@ -100,6 +100,21 @@ def test_pictures_that_cannot_be_read_in_time(tiny_store: Path, serve: Serve) ->
     answer = classify(url, body, **{HEADER: "15"})
     assert answer.status_code == 504
     assert classify(url, body).status_code == 200
+
+
+def test_headers_are_not_read_on_when_it_has_passed(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def slowly(data: bytes, limits: object) -> None:
+        read.append(len(data))
+        time.sleep(0.05)
+        raise CorruptImage("it is")
+
+    monkeypatch.setattr("service.inference.images.accept", slowly)
+    files = [("images", bytes(35_000))] * 8  # so many bytes are looked at by the pool
+    assert client.post("/classify", files=files, headers={"x-request-timeout-ms": "120"}).status_code == 504
+    time.sleep(0.4)
+    assert 0 < len(read) < 8
 
 
 def test_who_would_wait_too_long_is_refused_at_once(executor: ThreadPoolExecutor) -> None:
