@@ -375,6 +375,19 @@ def test_a_tag_of_a_tiff_has_a_bounded_number_of_values() -> None:
     assert read_header(directory((322, 4, 1, 64), (323, 4, 1, 64), (37724, 7, 500_000, 8)) + bytes(500_000)).width == 16
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the tags that Pillow leaves out
+def test_tags_of_a_tiff_or_of_exif_data_that_share_their_bytes_are_not_held_each() -> None:
+    """Pillow has a bound on them since version 13, which is why no older one will do."""
+    long = directory((322, 4, 1, 64), (323, 4, 1, 64), *[(tag, 7, 100_000, 8) for tag in range(40_000, 40_400)])
+    long += bytes(100_000)
+    for data in (long, encode(noise(20, 20), exif=long)):
+        tracemalloc.start()
+        assert open_picture(data).frames == 1
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 5_000_000
+
+
 def test_of_very_long_exif_data_the_orientation_is_not_looked_for() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
