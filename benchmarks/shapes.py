@@ -1,6 +1,6 @@
 """Which simple shapes a model of digits takes for known: single circles, and checkerboards of few fields.
 
-    python -m benchmarks.shapes model_store/equivae-mnist/1
+    python -m benchmarks.shapes model_store/equivae-mnist/2
 
 The rings of the evaluation (training/negatives.py) are two or three within each other, since one may well be a zero.
 Its checkerboards fill the model's frame; these are pictures of several sizes, framed as the service frames them.

@@ -4,7 +4,7 @@ says what is out of date.
 These pages are written by hand, except for their rendered blocks:
 
     <!-- rendered from
-    {% set m = model("equivae-mnist/1") %}
+    {% set m = model("equivae-mnist/2") %}
     | error | {{ m.test.error_distance | places(2) }} % |
     -->
     | error | 0.33 % |

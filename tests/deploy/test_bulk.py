@@ -16,6 +16,7 @@ from tests.server import running_server
 
 ROOT = Path(__file__).parents[2]
 MODEL = "equivae-mnist"
+(VERSION,) = (ROOT / "model_store" / MODEL).iterdir()
 
 
 def test_the_same_number_is_the_same_picture() -> None:
@@ -29,7 +30,7 @@ def test_the_same_number_is_the_same_picture() -> None:
 
 
 def test_what_is_no_picture_has_its_problem_and_the_others_their_answers() -> None:
-    classify = Classifier(ROOT / "model_store" / MODEL / "1")
+    classify = Classifier(VERSION)
     (good,) = draw({"id": np.array([3])})["data"]
     pictures = [b"", good, b"no picture", good[:100]]
     rows = classify({"name": np.arange(4), "data": pictures})
@@ -42,8 +43,8 @@ def test_what_is_no_picture_has_its_problem_and_the_others_their_answers() -> No
 
 
 def test_its_answers_are_the_services(tmp_path: Path) -> None:
-    folder = tmp_path / MODEL / "1"
-    shutil.copytree(ROOT / "model_store" / MODEL / "1", folder)
+    folder = tmp_path / MODEL / VERSION.name
+    shutil.copytree(VERSION, folder)
     drawn = draw({"id": np.arange(5)})
     pictures = [*drawn["data"], *((ROOT / "examples" / name).read_bytes() for name in ("page-3.jpg", "large-2.png"))]
     rows = Classifier(folder)({"name": np.arange(len(pictures)), "data": pictures})
