@@ -150,7 +150,7 @@ def test_a_blank_a_ring_and_a_checkerboard_are_novel(client: httpx.Client) -> No
     pictures = {
         "blank": np.zeros((28, 28), np.uint8),
         "white": np.full((28, 28), 255, np.uint8),
-        "ring": np.where(abs(radius - 12) < 1.2, 255, 0).astype(np.uint8),
+        **{f"ring of {size}": np.where(abs(radius - size) < 1.2, 255, 0).astype(np.uint8) for size in (6, 8, 9.5, 12)},
         "checkerboard": (((rows // 2 + columns // 2) % 2) * 255).astype(np.uint8),
     }
     novel = classify(client, "equivae-mnist", pictures.values(), lambda result: str(result["novelty"]["is_novel"]))
