@@ -19,6 +19,7 @@ import onnx
 import onnxruntime
 import torch
 from onnxscript.optimizer import optimize, remove_unused_nodes
+from onnxscript.rewriter import rewrite
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
@@ -135,7 +136,6 @@ def _to_onnx(graph: Graph, spec: InputSpec) -> onnx.ModelProto:
             output_names=list(graph.outputs),
             dynamic_shapes=tuple({0: torch.export.Dim("N")} for _ in graph.inputs),
             verbose=False,
-            optimize=False,  # done once, in `_simplified`
         )
         assert program is not None  # None comes back only where a file name was given
         proto = _simplified(program.model_proto)
@@ -145,9 +145,8 @@ def _to_onnx(graph: Graph, spec: InputSpec) -> onnx.ModelProto:
 def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
     """With what depends on weights alone worked out, however large it is: the exporter keeps convolutions apart from
     batch norms where a weight is reshaped. And without shapes that are computed, see `_expand_by_constants`.
-    The optimiser ends by itself after a round without a change; the largest graphs change in three.
     """
-    proto = optimize(proto, num_iterations=4, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
+    proto = rewrite(optimize(proto, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE))
     _expand_by_constants(proto)
     remove_unused_nodes(proto)
     return proto
