@@ -51,5 +51,6 @@ def in_batch_weights(labels: Tensor, limit: int, generator: torch.Generator) -> 
         raise ValueError("an image is alone of its class in the batch: complements in the batch need balanced order")
     m = torch.randint(1, limit + 1, (count,), generator=generator).minimum(available)
     scores = torch.rand((count, count), generator=generator) + others
-    rank = torch.argsort(torch.argsort(scores, 1, descending=True), 1)
-    return (rank < m[:, None]).float() / m[:, None]
+    most = int(m.max())
+    shares = (torch.arange(most) < m[:, None]).float() / m[:, None]
+    return torch.zeros((count, count)).scatter_(1, scores.topk(most, 1).indices, shares)

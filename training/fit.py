@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from training import checkpoint, datasets
 from training.config import Config, Fit, Optimiser, Precision
@@ -176,7 +176,7 @@ class Loop:
         self.optimiser = make_optimiser(self.module, self.fit.optimiser)
         self.model, self.stepper = fabric.setup(self.module, self.optimiser)
         self.model.mark_forward_method("loss")
-        self.average = make_average(self.module, self.fit.ema)
+        self.average = None if self.fit.ema is None else Average(self.module, self.fit.ema)
         self.progress = Progress()
         # Class means for the validations on the way; the last one takes the whole training set.
         self.reference = first_of_each_class(splits.train, REFERENCE_IMAGES)
@@ -227,8 +227,12 @@ class Loop:
         indices = self.plan.indices(t)
         share = len(indices) // self.fabric.world_size
         indices = indices[rank * share : (rank + 1) * share]
-        # Layers that draw for themselves, such as dropout, take the global generator.
-        torch.manual_seed(derived_seed(seed, Stream.NOISE, t, rank))
+        # Layers that draw for themselves, such as dropout, take the device's global generator. (torch.manual_seed
+        # would remember a call, with its traceback, for every kind of device that is not in use.)
+        own_seed = derived_seed(seed, Stream.NOISE, t, rank)
+        torch.default_generator.manual_seed(own_seed)
+        if self.fabric.device.type == "cuda":
+            torch.cuda.manual_seed(own_seed)
         batch = self.module.batch(self.splits.train, indices, generator(seed, Stream.BATCH, t, rank))
         device = self.fabric.device
         batch = {
@@ -245,7 +249,7 @@ class Loop:
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update_parameters(self.module)
+            self.average.update()
         return {name: value.detach() for name, value in terms.items()}
 
     def _accumulate(self, terms: dict[str, Tensor]) -> None:
@@ -370,18 +374,30 @@ def make_optimiser(module: torch.nn.Module, config: Optimiser) -> torch.optim.Op
     return kind(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def make_average(module: torch.nn.Module, decay: float | None) -> AveragedModel | None:
+class Average(AveragedModel):
     """Exponential moving average of weights and buffers, so that batch norm's statistics fit the averaged weights.
 
-    The decay rises as (1 + n) / (10 + n) to its value: the first steps are forgotten even in a short run.
+    The decay rises as (1 + n) / (10 + n) to its value: the first steps are forgotten even in a short run. Counters
+    are taken over as they are.
     """
-    if decay is None:
-        return None
-    highest = decay
 
-    def update(averaged: Any, current: Any, count: Any) -> None:
-        n = float(count)
-        lerp = get_ema_multi_avg_fn(min(highest, (1 + n) / (10 + n)))  # type: ignore[no-untyped-call]
-        lerp(averaged, current, count)
+    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        super().__init__(module, use_buffers=True)
+        self.decay = decay
+        # A run changes its tensors but never replaces them; to walk through both modules for them at every step, as
+        # AveragedModel does, takes a tenth of a small model's step.
+        both = [[tensor.detach() for tensor in (*m.parameters(), *m.buffers())] for m in (self.module, module)]
+        pairs = list(zip(*both, strict=True))
+        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._others = [pair for pair in pairs if not pair[0].is_floating_point()]
 
-    return AveragedModel(module, multi_avg_fn=update, use_buffers=True)
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the module's present state in."""
+        n = int(self.n_averaged)
+        decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
+        averaged, current = (list(tensors) for tensors in zip(*self._floats, strict=True))
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+        for own, other in self._others:
+            own.copy_(other)
+        self.n_averaged += 1

@@ -25,7 +25,7 @@ from rich.console import Console
 from training import checkpoint, datasets
 from training.config import Config, load_config
 from training.errors import DeviceError, RunError
-from training.fit import make_average, make_fabric, train
+from training.fit import Average, make_fabric, train
 from training.models.equivae import EquiVAE
 from training.run import load_run, open_folder, read_metrics
 
@@ -131,19 +131,17 @@ def test_the_seed_decides_everything(make_config: MakeConfig, tmp_path: Path) ->
 
 def test_the_average_is_the_exponential_moving_one() -> None:
     layer = torch.nn.BatchNorm1d(2)
-    average = make_average(layer, 0.6)
-    assert average is not None
+    average = Average(layer, 0.6)
     expected = torch.zeros(2)
     for n in range(8):
         with torch.no_grad():
             layer.weight.copy_(torch.tensor([n, n * n], dtype=torch.float32))
             layer.running_mean.fill_(n)  # type: ignore[union-attr]
-        average.update_parameters(layer)
+        average.update()
         decay = min(0.6, (1 + n) / (10 + n)) if n else 0.0
         expected = decay * expected + (1 - decay) * layer.weight.detach()
     assert torch.allclose(average.module.weight, expected)  # type: ignore[arg-type]
     assert torch.allclose(average.module.running_mean, expected[0])  # type: ignore[arg-type]
-    assert make_average(layer, None) is None
 
 
 def script_errors(errors: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,13 +241,12 @@ class EquiVAE(Model):
     def _judge(self, images: Tensor) -> Tensor:
         """f_inv as in evaluation, differentiable in the images alone: [N,C,H,W] -> [N,D]"""
         network = nn.Sequential(self.body, self.head)
-        fixed = {name: value.detach() for name, value in (*network.named_parameters(), *network.named_buffers())}
-        was_training = self.training
-        network.eval()
+        network.eval().requires_grad_(False)
         try:
-            return torch.func.functional_call(network, fixed, (images,))
+            embeddings: Tensor = network(images)
         finally:
-            network.train(was_training)
+            network.train(self.training).requires_grad_(True)
+        return embeddings
 
     # --- the parts ------------------------------------------------------------------------------------------------
 
