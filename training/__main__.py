@@ -130,17 +130,19 @@ def train(
 ) -> None:
     """Train a model into a run folder."""
     with explained():
+        use_data_folder(data)
+        if resume and restart:
+            raise ConfigError("--resume and --restart exclude each other")
         from training.config import load_config
+
+        chosen = load_config(config, set_ or ())
+        if seed is not None:
+            chosen = chosen.with_seed(seed)
+        # Only now: PyTorch takes seconds to import, and what is wrong with a configuration is said at once.
         from training.fit import prepare
         from training.fit import train as fit
         from training.run import default_folder
 
-        use_data_folder(data)
-        if resume and restart:
-            raise ConfigError("--resume and --restart exclude each other")
-        chosen = load_config(config, set_ or ())
-        if seed is not None:
-            chosen = chosen.with_seed(seed)
         if check:
             prepare(chosen)
             return
@@ -189,10 +191,11 @@ def seeds(
     """Train one configuration under many seeds; seeds that are finished are not trained again."""
     with explained():
         from training.config import load_config
-        from training.seeds import run_seeds
 
         use_data_folder(data)
         chosen = load_config(config, set_ or ())
+        from training.seeds import run_seeds
+
         wanted = [first, *(others or ())]
         rows = run_seeds(chosen, wanted, output, runs, test=test, benchmark_epochs=benchmark_epochs, console=Console())
         part = "test" if test else "validation"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -50,6 +49,8 @@ def leave_one_out_distances(embeddings: Tensor, labels: Tensor, num_classes: int
 
 def fit_temperature(distances: Tensor, labels: Tensor) -> float:
     """The T in e^-7..e^7 of least mean cross-entropy of softmax(-distances / T)."""
+    from scipy.optimize import minimize_scalar  # slow to import, and only a finished training asks for it
+
     distances = distances.double()
 
     def nats(log_temperature: float) -> float:

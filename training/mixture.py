@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 __all__ = ["matched_accuracy", "mixture_kl", "mutual_information", "responsibilities"]
@@ -40,6 +39,8 @@ def mutual_information(one: Tensor, other: Tensor) -> Tensor:
 
 def matched_accuracy(assigned: Tensor, labels: Tensor) -> float:
     """Share in [0,1] that the best one-to-one matching of clusters and classes gets right (Hungarian algorithm)."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and training does without
+
     size = int(max(assigned.max(), labels.max())) + 1
     counts = torch.bincount(assigned * size + labels, minlength=size**2).reshape(size, size).numpy()
     rows, columns = linear_sum_assignment(-counts)

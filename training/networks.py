@@ -22,8 +22,6 @@ __all__ = [
     "strided_sides",
 ]
 
-Pool = Literal["flatten", "depthwise"]
-
 
 def exactly(images: Tensor) -> AbstractContextManager[object]:
     """Coordinates need all their digits: no reduced precision in here."""
@@ -103,7 +101,7 @@ class ConvBody(nn.Module):
         strides: Sequence[int],
         kernel: int,
         norm: bool = False,
-        pool: Pool = "flatten",
+        pool: Literal["flatten", "depthwise"] = "flatten",
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []

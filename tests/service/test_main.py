@@ -1,6 +1,7 @@
 """The command line: start, check, and a clear message with a non-zero status for everything that is wrong."""
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -19,9 +21,36 @@ from service.settings import ENV_PREFIX, Settings, option_name
 from tests.service import tiny
 from tests.service.process import ROOT, run, started
 
+Ended = subprocess.CompletedProcess[str]
+Here = Callable[..., Ended]
 
-def test_help_documents_every_option() -> None:
-    result = run("--help")
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Here]:
+    """As `run`, in this process, which has everything imported: for what ends before it serves."""
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+        monkeypatch.delenv(name)
+    loggers = [logging.getLogger(name) for name in (None, "equipoise", "uvicorn", "python_multipart", "PIL")]
+    levels = [logger.level for logger in loggers]
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+    def run_here(*arguments: str, **extra: str) -> Ended:
+        with monkeypatch.context() as patch:
+            for name, value in extra.items():
+                patch.setenv(name, value)
+            try:
+                status = command_line.main(arguments)
+            except SystemExit as end:  # argparse's way
+                status = int(end.code or 0)
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    yield run_here
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def test_help_documents_every_option(here: Here) -> None:
+    result = here("--help")
     assert result.returncode == 0
     text = re.sub(r"-\s*\n\s+", "-", result.stdout)
     flat = " ".join(text.split())
@@ -39,22 +68,22 @@ def test_nothing_is_kept_about_the_machine_or_its_user(tmp_path: Path) -> None:
     assert list(home.iterdir()) == []
 
 
-def test_check_loads_and_verifies_every_model(tmp_path: Path) -> None:
+def test_check_loads_and_verifies_every_model(tmp_path: Path, here: Here) -> None:
     folder = tiny.write(tmp_path)
-    assert run("check", "--model-store", str(tmp_path)).returncode == 0
+    assert here("check", "--model-store", str(tmp_path)).returncode == 0
     (folder / "embed.onnx").write_bytes(b"")
-    result = run("check", "--model-store", str(tmp_path), "--log-format", "json")
+    result = here("check", "--model-store", str(tmp_path), "--log-format", "json")
     assert result.returncode == 1
     refused = [json.loads(line) for line in result.stderr.splitlines()][0]
     assert (refused["level"], refused["message"], refused["model"]) == ("error", "model refused", "tiny")
     assert "embed.onnx has 0 bytes" in refused["reason"]
 
 
-def test_check_goes_on_below_the_version_that_would_serve(tmp_path: Path) -> None:
+def test_check_goes_on_below_the_version_that_would_serve(tmp_path: Path, here: Here) -> None:
     (tiny.write(tmp_path) / "embed.onnx").write_bytes(b"")
     for _ in range(2):
         tiny.write(tmp_path)
-    result = run("check", "--model-store", str(tmp_path), "--log-format", "json")
+    result = here("check", "--model-store", str(tmp_path), "--log-format", "json")
     assert result.returncode == 1
     lines = [json.loads(line) for line in result.stderr.splitlines()]
     told = [(line["message"], line["version"]) for line in lines if "version" in line]
@@ -62,45 +91,45 @@ def test_check_goes_on_below_the_version_that_would_serve(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("command", ["serve", "check"])
-def test_an_empty_or_missing_store(tmp_path: Path, command: str) -> None:
-    result = run(command, "--model-store", str(tmp_path))
+def test_an_empty_or_missing_store(tmp_path: Path, command: str, here: Here) -> None:
+    result = here(command, "--model-store", str(tmp_path))
     assert result.returncode == 1
     assert f"the model store {tmp_path} has no model" in result.stderr
-    result = run(command, "--model-store", str(tmp_path / "nowhere"))
+    result = here(command, "--model-store", str(tmp_path / "nowhere"))
     assert result.returncode == 1
     assert "is not a folder" in result.stderr
 
 
-def test_a_missing_store_is_not_waited_for(tmp_path: Path) -> None:
-    result = run("--model-store", str(tmp_path / "nowhere"), "--wait-for-models", "true")
+def test_a_missing_store_is_not_waited_for(tmp_path: Path, here: Here) -> None:
+    result = here("--model-store", str(tmp_path / "nowhere"), "--wait-for-models", "true")
     assert (result.returncode, "is not a folder" in result.stderr) == (1, True)
 
 
-def test_wrong_settings() -> None:
-    result = run("--port", "abc")
+def test_wrong_settings(here: Here) -> None:
+    result = run("--port", "abc")  # a process: its status and line reach the shell
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "--port=abc" in result.stderr
-    result = run(EQUIPOISE_PROT="1")
+    result = here(EQUIPOISE_PROT="1")
     assert result.returncode == 2
     assert "did you mean EQUIPOISE_PORT?" in result.stderr
-    result = run("--no-such-option", "1")
+    result = here("--no-such-option", "1")
     assert result.returncode == 2 and "unrecognized arguments: --no-such-option" in result.stderr
-    result = run("chek")
+    result = here("chek")
     assert result.returncode == 2 and "chek: no such command; choose from serve, check, key" in result.stderr
 
 
-def test_a_port_in_use(tmp_path: Path) -> None:
+def test_a_port_in_use(tmp_path: Path, here: Here) -> None:
     tiny.write(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        result = run("--model-store", str(tmp_path), "--port", str(port))
+        result = here("--model-store", str(tmp_path), "--port", str(port))
     assert result.returncode == 1
     assert result.stderr == f"error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
 
-def test_a_host_that_is_not_ours(tmp_path: Path) -> None:
+def test_a_host_that_is_not_ours(tmp_path: Path, here: Here) -> None:
     tiny.write(tmp_path)
-    result = run("--model-store", str(tmp_path), "--host", "203.0.113.1", EQUIPOISE_ALLOW_ANONYMOUS="1")
+    result = here("--model-store", str(tmp_path), "--host", "203.0.113.1", EQUIPOISE_ALLOW_ANONYMOUS="1")
     assert result.returncode == 1
     assert "cannot listen on 203.0.113.1:8000" in result.stderr
 

@@ -5,7 +5,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from training.augment import AugmentConfig, augment, outliers
+from training.augment import augment, outliers
+from training.augment_config import AugmentConfig
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -6,8 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from training.augment import AugmentConfig
-from training.networks import Pool
+from training.augment_config import AugmentConfig
 
 __all__ = [
     "ConvBodyConfig",
@@ -31,7 +30,7 @@ class ConvBodyConfig(_Config):
     strides: tuple[int, ...] = (1, 2, 2, 2, 2)
     kernel: int = 5
     norm: bool = False
-    pool: Pool = "flatten"
+    pool: Literal["flatten", "depthwise"] = "flatten"
     hidden: int = 128
 
     @model_validator(mode="after")

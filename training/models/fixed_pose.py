@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -97,6 +96,8 @@ class FixedPoseModel(Model):
     @torch.no_grad()
     def calibrate(self, train: LabelledImages, validation: LabelledImages) -> None:
         """Find the clusters: k-means on the embeddings of the training images as they are shown, best of ten starts."""
+        from sklearn.cluster import KMeans  # slow to import, and the other models do without
+
         self.eval()
         embeddings = torch.cat([self.embed(images) for images in self._observed(train)]).cpu().double().numpy()
         found = KMeans(self.config.clusters, n_init=10, random_state=self.config.pose_seed).fit(embeddings)

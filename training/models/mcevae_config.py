@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from training.augment import AugmentConfig
+from training.augment_config import AugmentConfig
 from training.models.lifted_config import LiftedConfig
 
 DISTORTION = {

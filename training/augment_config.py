@@ -1,0 +1,24 @@
+"""The `augment` section of a configuration. Without torch: a mistake in a configuration is said at once."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["AugmentConfig"]
+
+
+class AugmentConfig(BaseModel):
+    """Ranges of the random changes; every value is drawn uniformly in +- the range, once an image."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rotation_degrees: float = Field(0.0, ge=0, le=180)
+    shear_degrees: float = Field(0.0, ge=0, lt=60)
+    scale: float = Field(0.0, ge=0, lt=1, description="each axis by its own factor in 1 +- scale")
+    shift: float = Field(0.0, ge=0, le=0.5, description="share of the side")
+    elastic: float = Field(0.0, ge=0, description="standard deviation of the displacement in pixels")
+    elastic_cells: int = Field(4, ge=2, description="knots of the displacement field a side")
+    contrast: float = Field(0.0, ge=0, lt=1, description="grey values to the power of exp(+-contrast)")
+    colours: float = Field(0.0, ge=0, le=1, description="share of the images whose channels are shuffled and negated")
+    erase: float = Field(0.0, ge=0, le=1, description="share of the images that lose a random square")
+    unchanged: float = Field(0.0, ge=0, lt=1, description="share of the images that are left as they are")
