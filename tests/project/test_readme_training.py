@@ -1,8 +1,9 @@
 """The README's trainings are run, every command in order."""
 
-import os
+import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -10,10 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from typer.testing import CliRunner
 
 from service.settings import Settings
 from tests.project.readme import EXAMPLES, ROOT, compare_text, environment
 from tests.server import running_server
+from training import probes
+from training.__main__ import app
+
+PROGRAM = ".venv/bin/python -m training "
 
 
 @pytest.mark.timeout(300)
@@ -24,11 +30,17 @@ from tests.server import running_server
         ("runs/mine", ["train", "evaluate", "export"], "my-model"),
     ],
 )
-def test_training_on_a_folder_of_ones_own(run: str, verbs: list[str], model: str, tmp_path: Path) -> None:
-    training = [command for command, _, _ in EXAMPLES if command.startswith(".venv/bin/python -m training")]
+def test_training_on_a_folder_of_ones_own(
+    run: str, verbs: list[str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, which has PyTorch imported: `make train` below runs the same verbs as processes."""
+    training = [command for command, _, _ in EXAMPLES if command.startswith(PROGRAM)]
     commands = [command for command in training if run in command.split()]
     assert [command.split()[3] for command in commands] == verbs
     (tmp_path / "training").symlink_to(ROOT / "training")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(probes, "neural_head", partial(probes.neural_head, steps=20))
+    monkeypatch.setattr(probes, "JUDGE_EPOCHS", 1)
     digits = load_digits()
     for index, (pixels, label) in enumerate(zip(digits.images[:360], digits.target, strict=False)):
         folder = tmp_path / "my-pictures" / f"class-{label % 3}"
@@ -41,10 +53,9 @@ def test_training_on_a_folder_of_ones_own(run: str, verbs: list[str], model: str
             "evaluate": " --benchmark-epochs 0 --samples 20",
             "export": "",
         }
-        line = command.replace(".venv/bin/python", sys.executable) + short[command.split()[3]]
-        env = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        words = shlex.split(command.removeprefix(PROGRAM) + short[command.split()[3]])
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
     picture = next((tmp_path / "my-pictures").rglob("*.png")).read_bytes()
     path = "/classify" if model == "my-model" else "/canonicalize"
     headers = {"content-type": "image/png"}
