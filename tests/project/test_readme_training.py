@@ -68,7 +68,9 @@ def test_training_on_a_folder_of_ones_own(
 def test_make_train_makes_a_served_model(tmp_path: Path) -> None:
     ((_, language, answer),) = [example for example in EXAMPLES if example[0] == "make train"]
     assert language == "text"
-    env = environment(RUNS=str(tmp_path / "runs"), STORE=str(tmp_path / "store"))
+    # Half the recipe's steps come to the error that the README prints; 600 came to 2.3 %.
+    shorter = {"EQUIPOISE_TRAINING_SET": "fit.steps=1000", "EQUIPOISE_TRAINING_EVALUATE_BENCHMARK_EPOCHS": "0"}
+    env = environment(RUNS=str(tmp_path / "runs"), STORE=str(tmp_path / "store"), **shorter)
     done = subprocess.run(["make", "train"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     # Rounding differs between processors and so does the course of a training: three of 216 images are 1.4 points.
