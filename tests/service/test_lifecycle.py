@@ -161,14 +161,6 @@ def test_what_was_accepted_is_finished(tiny_store: Path, stop: signal.Signals) -
         assert process.wait(timeout=20) == 0
 
 
-def test_a_second_signal_ends_the_wait(tiny_store: Path) -> None:
-    with service(tiny_store, "--drain-seconds", "600") as (process, url):
-        process.send_signal(signal.SIGTERM)
-        until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 503)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
-
-
 @contextmanager
 def faulty(store: Path, folder: Path, *options: str, **given: object) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     fault = folder / "fault"
@@ -219,10 +211,15 @@ def test_a_full_disk_under_the_log(tmp_path: Path) -> None:
         assert process.wait(timeout=20) == 0
 
 
-def test_nothing_is_written_to_disk(tiny_store: Path) -> None:
+def test_nothing_is_written_to_disk_and_a_second_signal_ends_the_wait(tiny_store: Path) -> None:
     """In a folder where nothing can be written, nor in the one for temporary files; a form of a megabyte included."""
-    with service(tiny_store, cwd="/proc", env=environment(TMPDIR="/proc", HOME="/proc")) as (_, url):
+    nowhere = environment(TMPDIR="/proc", HOME="/proc")
+    with service(tiny_store, "--drain-seconds", "600", cwd="/proc", env=nowhere) as (process, url):
         form = [("images", tiny.png()), ("images", bytes(1_000_000))]
         response = httpx.post(f"{url}/classify", files=form, trust_env=False, timeout=30)
         assert response.status_code == 200
         assert "label" in response.json()["results"][0] and "problem" in response.json()["results"][1]
+        process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 503)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
