@@ -27,7 +27,7 @@ from training.__main__ import INTERRUPTED, app
 ROOT = Path(__file__).parents[2]
 MODEL = "equivae-digits"
 CHECKPOINT_STEPS = 5
-SMALLER = ("fit.steps=50", f"fit.checkpoint_steps={CHECKPOINT_STEPS}")
+SMALLER = ("fit.steps=70", f"fit.checkpoint_steps={CHECKPOINT_STEPS}")
 WAIT_SECONDS = 120
 PICTURE = (ROOT / "examples" / "digit-7.png").read_bytes()
 
@@ -76,7 +76,7 @@ class Job:
     def run_here(self, container: Container) -> Result:
         """The same in this process, which has PyTorch imported; of a container with the image's entry point."""
         words, given = self.command(container)
-        return CliRunner().invoke(app, words[3:], env=given | self._extra)
+        return CliRunner().invoke(app, words[3:], env=given | self._extra, catch_exceptions=False)
 
     def _here(self, word: str) -> str:
         for there, here in self._paths.items():
