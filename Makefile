@@ -7,7 +7,8 @@ RUNS ?= runs
 STORE ?= model_store
 TARGET ?= cpu
 # Tests side by side, one thread each: one more than the cores, as some of them wait for processes and time limits. The
-# exporter formats a traceback for each of thousands of nodes, which costs less without the columns.
+# exporter formats a traceback for each of thousands of nodes, which costs less without the columns. Bytecode is kept even
+# where the environment forbids it: every tester would compile all modules anew.
 TESTERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 bin := $(VENV)/bin
 install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
@@ -18,7 +19,7 @@ serve: $(VENV)/.serve  ## start the service on http://127.0.0.1:8000 with the sh
 	@exec $(bin)/python -m service --host $(HOST) --port $(PORT) --model-store $(STORE)
 
 test: $(VENV)/.test  ## the whole test suite
-	OMP_NUM_THREADS=1 PYTHONNODEBUGRANGES=1 $(bin)/python -m pytest -q --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONNODEBUGRANGES=1 PYTHONDONTWRITEBYTECODE= $(bin)/python -m pytest -q --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test  ## formatting, lint, types, import directions
 	$(bin)/ruff check .

@@ -1,5 +1,6 @@
 """python -m training: train, seeds, evaluate, figures, export."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -81,7 +82,10 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     # The first process of a container is not ended by SIGTERM otherwise, and every eviction would wait for the kill.
     signal.signal(signal.SIGTERM, interrupt)
-    app()
+    try:
+        app()
+    finally:
+        gc.freeze()  # the interpreter's last garbage collection would take a second to walk over all of PyTorch
 
 
 def use_data_folder(folder: Path | None) -> None:
