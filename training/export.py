@@ -12,7 +12,7 @@ from rich.console import Console
 from contract.manifest import OPSET, Manifest, ModelCard, verify, write_model_folder
 from training.errors import RunError
 from training.graphs import export_graphs
-from training.models.registry import KINDS, graphs
+from training.models.registry import KINDS, graphs, whole
 from training.run import MODEL_FILE, LoadedRun, load_run
 
 __all__ = ["export_run"]
@@ -32,7 +32,7 @@ def export_run(run: Path, store: Path, licence: str | None = None, console: Cons
     """
     loaded = load_run(run)
     kind = loaded.config.model.kind
-    exported = export_graphs(graphs(kind, loaded.model), loaded.input)
+    exported = export_graphs(graphs(kind, loaded.model), loaded.input, whole(kind, loaded.model))
     card = ModelCard(
         name=loaded.config.name,
         kind=KINDS[kind].family,

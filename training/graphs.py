@@ -61,8 +61,12 @@ class Exported:
     parity: dict[Capability, float]
 
 
-def export_graphs(capabilities: Mapping[Capability, Graph], spec: InputSpec) -> Exported:
+def export_graphs(capabilities: Mapping[Capability, Graph], spec: InputSpec, whole: Graph | None = None) -> Exported:
     """Export and check every graph of a model on the CPU, in evaluation mode.
+
+    Args:
+        whole: a graph of the same model with the outputs of several of them at once, which are then cut out of it: the
+            exporter takes seconds for each.
 
     Raises:
         ExportError: a graph differs from torch, or is not what a model folder may hold.
@@ -72,7 +76,7 @@ def export_graphs(capabilities: Mapping[Capability, Graph], spec: InputSpec) -> 
     contents: dict[str, bytes] = {}
     parity: dict[Capability, float] = {}
     golden: dict[str, Any] = {}  # Any: numpy's stub takes the names of **arrays for its own options
-    protos = _protos(capabilities, spec)
+    protos = _protos(capabilities, spec, whole)
     for capability, graph in capabilities.items():
         data = protos[capability].SerializeToString()
         _check_graph(capability, data, graph)
@@ -96,32 +100,37 @@ def digit_pictures(spec: InputSpec, count: int) -> Tensor:
     return resized.expand(-1, spec.channels, -1, -1).contiguous()
 
 
-def _protos(capabilities: Mapping[Capability, Graph], spec: InputSpec) -> dict[Capability, onnx.ModelProto]:
-    """A graph whose outputs another one has too is cut out of it: the exporter takes seconds for each."""
+def _protos(
+    capabilities: Mapping[Capability, Graph], spec: InputSpec, whole: Graph | None
+) -> dict[Capability, onnx.ModelProto]:
+    """A graph whose outputs another one has too is cut out of it."""
     protos: dict[Capability, onnx.ModelProto] = {}
+    exported = [] if whole is None else [(whole, _to_onnx(whole, spec))]
     for capability, graph in sorted(capabilities.items(), key=lambda entry: -len(entry[1].outputs)):
-        graph.cpu().eval()
-        wholes = (
-            protos[name]
-            for name in protos
-            if capabilities[name].inputs == graph.inputs and set(graph.outputs) <= set(capabilities[name].outputs)
+        wider = (
+            _part(proto, graph)
+            for other, proto in exported
+            if set(graph.inputs) <= set(other.inputs) and set(graph.outputs) <= set(other.outputs)
         )
-        whole = next(wholes, None)
-        protos[capability] = _to_onnx(graph, spec) if whole is None else _part(whole, graph.outputs)
+        protos[capability] = next(wider, None) or _to_onnx(graph, spec)
+        exported.append((graph, protos[capability]))
     return protos
 
 
-def _part(whole: onnx.ModelProto, outputs: tuple[str, ...]) -> onnx.ModelProto:
-    """What some of a graph's outputs take of it."""
+def _part(whole: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
+    """What the outputs of `graph` take of a wider one."""
     part = onnx.ModelProto()
     part.CopyFrom(whole)
     del part.graph.output[:]
-    part.graph.output.extend(value for name in outputs for value in whole.graph.output if value.name == name)
+    part.graph.output.extend(value for name in graph.outputs for value in whole.graph.output if value.name == name)
     remove_unused_nodes(part)
+    del part.graph.input[:]
+    part.graph.input.extend(value for name in graph.inputs for value in whole.graph.input if value.name == name)
     return part
 
 
 def _to_onnx(graph: Graph, spec: InputSpec) -> onnx.ModelProto:
+    graph.cpu().eval()
     # A batch of 1 would be taken for a constant.
     pictures = torch.rand(3 * len(graph.inputs), spec.channels, spec.height, spec.width)
     example = tuple(_inputs(graph, pictures, 3).values())
@@ -135,16 +144,18 @@ def _to_onnx(graph: Graph, spec: InputSpec) -> onnx.ModelProto:
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
             dynamic_shapes=tuple({0: torch.export.Dim("N")} for _ in graph.inputs),
+            optimize=False,
             verbose=False,
         )
         assert program is not None  # None comes back only where a file name was given
         proto = _simplified(program.model_proto)
+    _name_outputs(proto, graph.outputs)
     return _stripped(proto)
 
 
 def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """With what depends on weights alone worked out, however large it is: the exporter keeps convolutions apart from
-    batch norms where a weight is reshaped. And without shapes that are computed, see `_expand_by_constants`.
+    """With what depends on weights alone worked out, however large it is: the exporter itself keeps convolutions apart
+    from batch norms where a weight is reshaped. And without shapes that are computed, see `_expand_by_constants`.
     """
     proto = rewrite(optimize(proto, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE))
     _expand_by_constants(proto)
@@ -177,6 +188,15 @@ def _expand_by_constants(proto: onnx.ModelProto) -> None:
             sizes = np.array([size.dim_value or 1 for size in wanted], np.int64)
             proto.graph.initializer.append(onnx.numpy_helper.from_array(sizes, name))
             node.input[1] = name
+
+
+def _name_outputs(proto: onnx.ModelProto, names: tuple[str, ...]) -> None:
+    """Give outputs their names back, in place: two that are one tensor leave the optimiser under names of its own."""
+    for output, name in zip(proto.graph.output, names, strict=True):
+        for node in proto.graph.node:
+            for values in (node.input, node.output):
+                values[:] = [name if value == output.name else value for value in values]
+        output.name = name
 
 
 def _stripped(proto: onnx.ModelProto) -> onnx.ModelProto:

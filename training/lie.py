@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from contract.geometry import Group
 
-__all__ = ["DIMENSIONS", "compose", "exponential", "generators", "grid", "inverse", "resample"]
+__all__ = ["DIMENSIONS", "compose", "exponential", "generators", "grid", "inverse", "resample", "shift_factor"]
 
 _ROTATION = [[0, 1, 0], [-1, 0, 0]]
 _X, _Y = [[0, 0, 1], [0, 0, 0]], [[0, 0, 0], [0, 0, 1]]
@@ -75,6 +75,22 @@ def exponential(group: Group, coefficients: Tensor) -> Tensor:
             return _affine(log_x, rotation + shear, -rotation, log_y, x, y)
         case _:
             assert_never(group)
+
+
+def shift_factor(rotation: Tensor, log_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What the exponential of SE2, or SIM2, makes of the coefficients x and y: along and across [N] with the shift
+
+        along x + across y, along y - across x.
+
+    With w = log_scale + i rotation and complex shifts it is (exp(w) - 1) / w = exp(w/2) sinh(w/2) / (w/2). The second
+    form loses no digits near 0, as the first does.
+    """
+    if log_scale is None:
+        return _sinc(rotation), torch.sin(rotation / 2) * _sinc(rotation / 2)
+    half_angle, half_scale = rotation / 2, log_scale / 2
+    real, imaginary = _complex_sinhc(half_scale, half_angle)
+    growth, cos, sin = torch.exp(half_scale), torch.cos(half_angle), torch.sin(half_angle)
+    return growth * (cos * real - sin * imaginary), growth * (cos * imaginary + sin * real)
 
 
 def inverse(matrix: Tensor) -> Tensor:
@@ -140,21 +156,13 @@ def _turned(cos: Tensor, sin: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _rigid(rotation: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    along, across = _sinc(rotation), torch.sin(rotation / 2) * _sinc(rotation / 2)
+    along, across = shift_factor(rotation)
     return _turned(torch.cos(rotation), torch.sin(rotation), along * x + across * y, along * y - across * x)
 
 
 def _similarity(rotation: Tensor, x: Tensor, y: Tensor, log_scale: Tensor) -> Tensor:
-    """With w = log_scale + i rotation and complex shifts: exp(w), and (exp(w) - 1) / w = exp(w/2) sinh(w/2) / (w/2).
-
-    The second form loses no digits near 0, as the first does.
-    """
-    half_angle, half_scale = rotation / 2, log_scale / 2
-    sinhc_real, sinhc_imaginary = _complex_sinhc(half_scale, half_angle)
-    growth, cos, sin = torch.exp(half_scale), torch.cos(half_angle), torch.sin(half_angle)
-    along = growth * (cos * sinhc_real - sin * sinhc_imaginary)
-    across = growth * (cos * sinhc_imaginary + sin * sinhc_real)
-    scale = growth**2
+    along, across = shift_factor(rotation, log_scale)
+    scale = torch.exp(log_scale)
     return _turned(
         scale * torch.cos(rotation), scale * torch.sin(rotation), along * x + across * y, along * y - across * x
     )

@@ -83,7 +83,7 @@ def test_the_frame_is_upright_without_any_label(run: LoadedRun, digits: torch.Te
 
 def test_the_canonical_picture_looks_like_the_rectified_one(run: LoadedRun, digits: torch.Tensor) -> None:
     with torch.no_grad():
-        _, canonical, rectified = run.model.canonicalize(digits)
+        _, canonical, rectified, _ = run.model.canonicalize(digits)
     fit = ((canonical - rectified) ** 2).flatten(1).sum(1).mean()
     other = ((canonical - rectified.roll(1, 0)) ** 2).flatten(1).sum(1).mean()
     assert float(fit) < 0.85 * float(other)
@@ -161,7 +161,7 @@ def test_export_has_poses_and_pictures_at_any_batch(run: LoadedRun, digits: torc
         assert operators["GridSample"] == {"transform": 1, "embed": 2, "canonicalize": 2}[capability]
     session = onnxruntime.InferenceSession(folder / "canonicalize.onnx", providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        pose, canonical, rectified = run.model.canonicalize(turned)
+        pose, canonical, rectified, _ = run.model.canonicalize(turned)
     for count in (1, 2, 9):
         got = session.run(None, {"image": turned[:count].numpy()})
         for value, want in zip(got, (*pose, canonical, rectified), strict=True):

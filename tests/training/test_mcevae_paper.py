@@ -242,7 +242,8 @@ def test_the_pose_follows_the_projects_convention(splits: Splits) -> None:
         model.pose_heads.mean[2].bias.copy_(torch.tensor([math.pi / 6, 0.2, -0.1]))
         model.pose_heads.log_variance[2].bias.copy_(torch.tensor([9.0, -2, -2]))
         images = splits.train.images[:5].float() / 255
-        pose, canonical, rectified = model.canonicalize(images)
+        pose, canonical, rectified, embedding = model.canonicalize(images)
+        assert torch.equal(embedding, model.embed(images))
     turned = torch.tensor([[0.8660, 0.5], [-0.5, 0.8660]])
     torch.testing.assert_close(pose.matrix[:, :, :2], turned.expand(5, 2, 2), rtol=0, atol=1e-4)
     torch.testing.assert_close(pose.matrix, lie.exponential("SE2", pose.coefficients))

@@ -59,7 +59,7 @@ def test_dark_ink_and_colour_with_a_background_of_their_own() -> None:
     picture = torch.full((1, 3, 16, 16), 0.8)
     picture[:, :, 5:12, 7:9] = torch.tensor([0.1, 0.3, 0.6])[None, :, None, None]
     with torch.no_grad():
-        pose, canonical, rectified = model.canonicalize(picture)
+        pose, canonical, rectified, _ = model.canonicalize(picture)
     # What comes in from outside is the paper's colour.
     assert torch.allclose(rectified[0, :, 0, 0], picture[0, :, 0, 0], atol=0.02)
     assert torch.allclose(canonical[0, :, 0, 0], picture[0, :, 0, 0], atol=0.02)

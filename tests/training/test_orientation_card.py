@@ -101,7 +101,7 @@ def test_reconstruction_and_clusters_by_hand(report: Report, loaded: LoadedRun, 
     known = Limits(90, 0.1).draw(len(upright), 0)
     shown = observe(upright, known)
     with torch.no_grad():
-        pose, canonical, _ = loaded.model.canonicalize(shown)
+        pose, canonical, *_ = loaded.model.canonicalize(shown)
         found = loaded.model.clusters(shown).argmax(1)
     rebuilt = resample(canonical, inverse(pose.matrix), padding="border")
     assert report.value("reconstruction_mse") == pytest.approx(float(((rebuilt - shown) ** 2).mean()), rel=1e-3)

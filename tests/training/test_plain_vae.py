@@ -52,7 +52,8 @@ def test_it_learns_and_finds_clusters(method: str, group: str, data: LabelledIma
     model.calibrate(data, data)
     images = data.images[:50].float() / 255
     assert model.clusters(images).sum(1).tolist() == [1.0] * 50
-    pose, canonical, rectified = model.canonicalize(images)
+    pose, canonical, rectified, embedding = model.canonicalize(images)
+    assert torch.equal(embedding, model.embed(images))
     assert canonical.shape == rectified.shape == images.shape
     found = float(pose.coefficients.detach().abs().max())
     assert found == 0 if method == "beta" else found > 0

@@ -11,7 +11,7 @@ from contract.manifest import InputSpec
 from training.datasets import LabelledImages
 from training.datasets import digits as small_digits
 from training.graphs import export_graphs
-from training.lie import DIMENSIONS, compose, inverse, resample
+from training.lie import DIMENSIONS, compose, exponential, inverse, resample
 from training.models.rotation import wrapped
 from training.models.symmetry_config import TwoStageConfig
 from training.models.symmetry_graphs import Augment
@@ -82,10 +82,11 @@ def test_both_stages_learn(group: Group, data: LabelledImages) -> None:
 
 def test_the_middle_goes_where_the_ink_is() -> None:
     model = make("AFF5")
-    coefficients = model._resolved(
+    coefficients, matrix = model._resolved(
         torch.tensor([0.0, 2.5, -3.1]), torch.tensor([[0.1, -0.2]] * 3), torch.tensor([[0.2, -0.1]] * 3)
     )
-    assert torch.allclose(model._matrix(coefficients)[:, :, 2], torch.tensor([[0.1, -0.2]] * 3), atol=1e-5)
+    assert torch.allclose(matrix[:, :, 2], torch.tensor([[0.1, -0.2]] * 3), atol=1e-5)
+    assert torch.allclose(exponential("AFF5", coefficients), matrix, atol=1e-5)
     assert torch.allclose(coefficients[:, 0], torch.tensor([0.0, 2.5, -3.1]))
 
 
@@ -139,7 +140,7 @@ def test_a_turn_of_the_picture_turns_the_pose(data: LabelledImages) -> None:
     known = similarity(turn, torch.zeros(30, 2))
     with torch.no_grad():
         before, after = model._found(images), model._found(move(images, known, mode="bicubic"))
-        middle = (model._matrix(after) - compose(known, model._matrix(before)))[:, :, 2]
-    gap = torch.rad2deg(wrapped(after[:, 0] - before[:, 0] - turn)).abs()
+        middle = (after.matrix - compose(known, before.matrix))[:, :, 2]
+    gap = torch.rad2deg(wrapped(after.coefficients[:, 0] - before.coefficients[:, 0] - turn)).abs()
     assert float(gap.median()) < 3
     assert float(middle.abs().max()) < 0.05

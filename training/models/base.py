@@ -59,4 +59,4 @@ class Graph(nn.Module):
 
     inputs: ClassVar[tuple[str, ...]] = ("image",)
     noise: tuple[int, int] | None = None  # S and G of the input `noise` [N,S,G], standard normal, of a graph that draws
-    outputs: ClassVar[tuple[str, ...]]
+    outputs: tuple[str, ...]

@@ -11,7 +11,7 @@ from training.models.fixed_pose import FixedPoseModel
 from training.models.mcevae import MCEVAE
 from training.models.mcevae_inference import Canonical, Pose
 
-__all__ = ["Canonicalize", "Embed", "Transform"]
+__all__ = ["Canonicalize", "Embed", "Transform", "Whole"]
 
 POSE = ("coefficients", "coefficients_std", "matrix", "modes", "weights")
 
@@ -41,7 +41,7 @@ class Canonicalize(_PoseGraph):
     outputs = (*POSE, "canonical", "rectified")
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        pose, canonical, rectified = self.model.canonicalize(image)
+        pose, canonical, rectified, _ = self.model.canonicalize(image)
         return (*pose, canonical, rectified)
 
 
@@ -54,3 +54,14 @@ class Embed(Graph):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.model.embed(image)
+
+
+class Whole(_PoseGraph):
+    """Everything that the others give."""
+
+    outputs = (*Canonicalize.outputs, *Embed.outputs)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        pose, canonical, rectified, embedding = self.model.canonicalize(image)
+        assert embedding is not None
+        return (*pose, canonical, rectified, embedding)

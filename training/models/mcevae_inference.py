@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from contract.manifest import InputSpec
 from training import mixture
-from training.lie import exponential, grid, inverse, resample
+from training.lie import exponential, grid, inverse, resample, shift_factor
 from training.models.base import Model
 from training.models.lifted import Lifted
 from training.models.lifted_config import LiftedConfig
@@ -26,6 +26,7 @@ from training.models.moments import Moments, moments
 from training.models.polar import AngleNet, PolarSampler
 from training.models.rotation import bin_angles, deviation, find_modes, range_prior, wrapped
 from training.networks import exactly
+from training.turned import similarity
 
 __all__ = ["Canonical", "Inference", "Pose", "Seen"]
 
@@ -50,11 +51,14 @@ class Pose(NamedTuple):
 
 
 class Canonical(NamedTuple):
-    """A pose, the decoder's picture and the input resampled through the pose's matrix, both [N,C,S,S] in [0,1]."""
+    """A pose, the decoder's picture and the input resampled through the pose's matrix, both [N,C,S,S] in [0,1], and of
+    a model that has one the invariant embedding [N,D].
+    """
 
     pose: Pose
     canonical: Tensor
     rectified: Tensor
+    embedding: Tensor | None = None
 
 
 class Seen(NamedTuple):
@@ -171,16 +175,16 @@ class Inference(Model):
         if self.config.group == "SO2":
             return rotation[:, None]
         rest = [log_scale] if self.config.group == "SIM2" else []
-        none = 0 * rotation  # not zeros_like, which exports as a subgraph of shapes
-        one = none + 1
-        # The shift of an exponential is V (x, y), V a complex factor: what it makes of (1, 0) tells it.
-        along, across = exponential(self.config.group, torch.stack([rotation, one, none, *rest], 1))[:, :, 2].unbind(1)
+        along, across = shift_factor(rotation, *rest)
         square = along**2 + across**2
         x, y = centre.unbind(1)
-        return torch.stack([rotation, (along * x + across * y) / square, (along * y - across * x) / square, *rest], 1)
+        return torch.stack([rotation, (along * x - across * y) / square, (along * y + across * x) / square, *rest], 1)
 
     def _matrix(self, rotation: Tensor, centre: Tensor, log_scale: Tensor) -> Tensor:
-        return exponential(self.config.group, self._coefficients(rotation, centre, log_scale))
+        """The exponential of these coefficients: [N,2,3]"""
+        if self.config.group == "SO2":
+            return exponential("SO2", rotation[:, None])
+        return similarity(rotation, centre, torch.exp(log_scale) if self.config.group == "SIM2" else 1.0)
 
     def _zoom(self, matrix: Tensor) -> Tensor:
         """From coordinates of the canonical window instead of the whole frame: [N,2,3]"""
@@ -252,13 +256,14 @@ class Inference(Model):
         return deviation((self.prior / self.prior.sum())[None], torch.zeros(1).to(self.prior))
 
     def canonicalize(self, images: Tensor) -> Canonical:
-        """[N,C,S,S] -> pose, canonical picture and rectified picture."""
+        """[N,C,S,S] -> pose, canonical picture, rectified picture and the mean of z_c."""
         seen = self._see(images)
         pose = self._pose(seen)
         rectified = resample(seen.ink, pose.matrix)
         cluster, z = self.encoder(self._cropped(rectified))
         canonical = self._decoded(cluster[0], z[0], seen.background)
-        return Canonical(pose, canonical.clamp(0.0, 1.0), (rectified + seen.background).clamp(0.0, 1.0))
+        rectified = (rectified + seen.background).clamp(0.0, 1.0)
+        return Canonical(pose, canonical.clamp(0.0, 1.0), rectified, cluster[0])
 
     def _cropped(self, rectified: Tensor) -> Tensor:
         margin = (self.input.height - self.window) // 2

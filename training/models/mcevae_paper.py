@@ -224,11 +224,12 @@ class MCEVAEPaper(FixedPoseModel):
         return Pose(mean, std, matrix, matrix.unsqueeze(1), torch.ones_like(mean[:, :1]))
 
     def canonicalize(self, images: Tensor) -> Canonical:
-        """[N,C,S,S] -> pose, the decoder's image, and the input resampled through the pose."""
+        """[N,C,S,S] -> pose, the decoder's image, the input resampled through the pose, and z_c."""
         features = self.encoder(images)
         pose = self._pose(features)
-        canonical = self.decode(self.content.mean(features), self.style.mean(features))
-        return Canonical(pose, canonical, resample(images, pose.matrix))
+        content = self.content.mean(features)
+        canonical = self.decode(content, self.style.mean(features))
+        return Canonical(pose, canonical, resample(images, pose.matrix), content)
 
     def embed(self, images: Tensor) -> Tensor:
         """z_c: [N,C,S,S] -> [N,n_C]"""

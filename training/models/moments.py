@@ -24,14 +24,20 @@ _ARCTAN = (
 
 
 class Moments(NamedTuple):
-    """Of N pictures: mass [N] in full pixels, centroid [N,2], root mean square radius [N], and of the main axis, along
-    which the ink spreads most, the angle [N] in [-pi/2, pi/2], counter-clockwise as seen.
+    """Of N pictures: mass [N] in full pixels, centroid [N,2], root mean square radius [N], and how much more the ink
+    spreads along x than along y, and along the diagonal that falls to the right than along the other: [N,2].
     """
 
     mass: Tensor
     centre: Tensor
     radius: Tensor
-    axis: Tensor
+    elongation: Tensor
+
+    @property
+    def axis(self) -> Tensor:
+        """The angle [N] of the main axis, along which the ink spreads most, in [-pi/2, pi/2], counter-clockwise."""
+        level, falling = self.elongation.unbind(1)
+        return -0.5 * arctan2(falling, level)
 
 
 def moments(weight: Tensor) -> Moments:
@@ -46,7 +52,7 @@ def moments(weight: Tensor) -> Moments:
     xy = ((weight @ centres) @ centres) / some - x * y
     radius = torch.sqrt((xx + yy).clamp_min(1e-12))
     # y points down, so that a positive xy is an axis that falls to the right.
-    return Moments(mass, torch.stack([x, y], 1), radius, -0.5 * arctan2(2 * xy, xx - yy))
+    return Moments(mass, torch.stack([x, y], 1), radius, torch.stack([xx - yy, 2 * xy], 1))
 
 
 def arctan2(y: Tensor, x: Tensor) -> Tensor:

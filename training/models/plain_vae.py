@@ -140,11 +140,11 @@ class PlainVAE(FixedPoseModel):
         return Pose(q.tau, std, matrix, matrix.unsqueeze(1), torch.ones_like(q.tau[:, :1]))
 
     def canonicalize(self, images: Tensor) -> Canonical:
-        """[N,C,S,S] -> pose, z decoded without a transform, and the input resampled through the pose."""
+        """[N,C,S,S] -> pose, z decoded without a transform, the input resampled through the pose, and z."""
         q = self.posterior(images)
         pose = self._pose(q)
         upright = torch.eye(2, 3, dtype=q.z.dtype, device=q.z.device).expand(len(images), 2, 3)
-        return Canonical(pose, self.decode(q.z, upright), resample(images, pose.matrix))
+        return Canonical(pose, self.decode(q.z, upright), resample(images, pose.matrix), q.z)
 
     def embed(self, images: Tensor) -> Tensor:
         """z: [N,C,S,S] -> [N,Z]"""

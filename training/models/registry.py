@@ -19,7 +19,7 @@ from training.models.symmetry import Symmetry
 from training.models.symmetry_two_stage import SymmetryTwoStage
 from training.models.upright import Upright
 
-__all__ = ["KINDS", "Kind", "build", "graphs"]
+__all__ = ["KINDS", "Kind", "build", "graphs", "whole"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,13 @@ class Kind:
     """One kind of model.
 
     family: what the manifest calls it. make: config, input and number of classes -> model. graphs: a capability -> the
-    graph made from a model of this kind.
+    graph made from a model of this kind. whole: one graph with the outputs of all, of which they can be cut.
     """
 
     family: Literal["equivae", "mcevae", "symmetry"]
     make: Callable[[Any, InputSpec, int], Model]
     graphs: dict[Capability, Callable[[Any], Graph]]
+    whole: Callable[[Any], Graph] | None = None
 
 
 def _equivae(config: EquiVAEConfig, input: InputSpec, num_classes: int) -> EquiVAE:
@@ -55,10 +56,15 @@ KINDS: dict[str, Kind] = {
             "recombine": equivae_graphs.Recombine,
         },
     ),
-    "mcevae": Kind(family="mcevae", make=MCEVAE, graphs=_POSE_GRAPHS),
-    "mcevae_paper": Kind(family="mcevae", make=MCEVAEPaper, graphs=_POSE_GRAPHS),
-    "plain_vae": Kind(family="mcevae", make=PlainVAE, graphs=_POSE_GRAPHS),
-    "symmetry": Kind(family="symmetry", make=Symmetry, graphs={**_POSE_GRAPHS, "augment": symmetry_graphs.Augment}),
+    "mcevae": Kind(family="mcevae", make=MCEVAE, graphs=_POSE_GRAPHS, whole=mcevae_graphs.Whole),
+    "mcevae_paper": Kind(family="mcevae", make=MCEVAEPaper, graphs=_POSE_GRAPHS, whole=mcevae_graphs.Whole),
+    "plain_vae": Kind(family="mcevae", make=PlainVAE, graphs=_POSE_GRAPHS, whole=mcevae_graphs.Whole),
+    "symmetry": Kind(
+        family="symmetry",
+        make=Symmetry,
+        graphs={**_POSE_GRAPHS, "augment": symmetry_graphs.Augment},
+        whole=symmetry_graphs.Whole,
+    ),
     "symmetry_two_stage": Kind(
         family="symmetry",
         make=SymmetryTwoStage,
@@ -67,6 +73,7 @@ KINDS: dict[str, Kind] = {
             "canonicalize": mcevae_graphs.Canonicalize,
             "augment": symmetry_graphs.Augment,
         },
+        whole=symmetry_graphs.Whole,
     ),
     "upright": Kind(
         family="mcevae",
@@ -84,3 +91,9 @@ def build(config: Any, input: InputSpec, num_classes: int) -> Model:
 def graphs(kind: str, model: Model) -> dict[Capability, Graph]:
     """One graph a capability of the model."""
     return {capability: make(model) for capability, make in KINDS[kind].graphs.items()}
+
+
+def whole(kind: str, model: Model) -> Graph | None:
+    """The graph of the model of which those of its capabilities can be cut, where the kind has one."""
+    make = KINDS[kind].whole
+    return None if make is None else make(model)

@@ -13,9 +13,9 @@ from torch import Tensor
 __all__ = ["COVERAGE", "bin_angles", "calibrated", "deviation", "find_modes", "range_prior", "wrapped"]
 
 # Half width of the Hann window that smooths the posterior and refines a mode.
-WINDOW = math.radians(30)
+WINDOW = 30 / 360  # of a turn
 # What lies nearer to a mode than this belongs to it and cannot be another mode.
-BASIN = math.radians(45)
+BASIN = 45 / 360
 ROUNDS = 4
 COVERAGE = 0.683  # of the errors lie within one standard deviation
 FLAT = math.pi / math.sqrt(3)  # deviation of the uniform posterior
@@ -54,35 +54,41 @@ def find_modes(posterior: Tensor, count: int, ranked: Tensor | None = None) -> t
         ranked: [N,B], the posterior under a prior, by which the modes are chosen and weighted. A prior that falls off
             would draw them to one side: it does not take part in refining them.
     """
-    angles = bin_angles(posterior.shape[1]).to(posterior)
-    smoothing = _hann(wrapped(angles[:, None] - angles))
+    # In turns, so that a difference wraps by three operations, each of which an exported graph has for every round.
+    places = torch.arange(posterior.shape[1]).to(posterior) / posterior.shape[1]
+    smoothing = _hann(_shortest(places[:, None] - places))
     left = posterior if ranked is None else ranked
-    found, weights = [], []
+    found: list[Tensor] = []
+    weights: list[Tensor] = []
     for _ in range(count):
-        smooth = left @ smoothing
-        height, best = smooth.max(1)
-        mode = _refined(posterior, angles, angles[best])
-        found.append(mode)
+        if found:
+            outside = (_shortest(places - found[-1]).abs() > BASIN).to(left)
+            left, posterior = left * outside, posterior * outside
+        height, best = (left @ smoothing).max(1, keepdim=True)
+        found.append(_refined(posterior, places, places[best]))
         weights.append(height)
-        outside = (wrapped(angles - mode[:, None]).abs() > BASIN).to(left)
-        left, posterior = left * outside, posterior * outside
-    weight = torch.stack(weights, 1)
-    return torch.stack(found, 1), weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
+    weight = torch.cat(weights, 1)
+    return wrapped(2 * math.pi * torch.cat(found, 1)), weight / weight.sum(1, keepdim=True).clamp_min(1e-12)
 
 
-def _hann(difference: Tensor) -> Tensor:
+def _shortest(turns: Tensor) -> Tensor:
+    """The same turn in [-1/2, 1/2)."""
+    return turns - torch.floor(turns + 0.5)
+
+
+def _hann(turns: Tensor) -> Tensor:
     """Twice the window's value: 1 + cos(pi d / WINDOW) within it, and nothing beyond."""
-    return 1 + torch.cos((difference.abs() * (math.pi / WINDOW)).clamp_max(math.pi))
+    return 1 + torch.cos((turns * (math.pi / WINDOW)).clamp(-math.pi, math.pi))
 
 
-def _refined(posterior: Tensor, angles: Tensor, start: Tensor) -> Tensor:
-    """Mean shift from `start` [N]; differentiable through the last mean."""
-    mode = start
-    for _ in range(ROUNDS):
-        difference = wrapped(angles - mode.detach()[:, None])
-        weights = posterior * _hann(difference)
-        mode = mode.detach() + (weights * difference).sum(1) / weights.sum(1).clamp_min(1e-12)
-    return wrapped(mode)
+def _refined(posterior: Tensor, places: Tensor, start: Tensor) -> Tensor:
+    """Mean shift from `start` [N,1]; differentiable through the last mean."""
+    mode, known = start, posterior.detach()
+    for index in range(ROUNDS):
+        difference = _shortest(places - mode)
+        weights = (posterior if index == ROUNDS - 1 else known) * _hann(difference)
+        mode = mode + (weights * difference).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp_min(1e-12)
+    return mode
 
 
 def deviation(posterior: Tensor, mode: Tensor) -> Tensor:

@@ -190,20 +190,25 @@ class Symmetry(Model):
         return Pose(angles[:, :1], std[:, None], modes[:, 0], modes, weights)
 
     def canonicalize(self, images: Tensor) -> Canonical:
-        """[N,C,S,S] -> pose, prototype and the picture turned back."""
-        prototype = self.prototype(self.latent(images))
+        """[N,C,S,S] -> pose, prototype, the picture turned back, and the mean of q(z|x)."""
+        z = self.latent(images)
+        prototype = self.prototype(z)
         pose = self._pose(images, prototype)
-        return Canonical(pose, prototype, resample(images, pose.matrix).clamp(0, 1))
+        return Canonical(pose, prototype, resample(images, pose.matrix).clamp(0, 1), z)
 
     def augment(self, images: Tensor, noise: Tensor) -> Tensor:
         """Plausible variants: images [N,C,S,S], standard normal noise [N,S,G] -> matrices [N,S,2,3].
 
         See `training.models.symmetry_parts.variants`.
         """
+        return self.everything(images, noise)[1]
+
+    def everything(self, images: Tensor, noise: Tensor) -> tuple[Canonical, Tensor]:
+        """What `canonicalize` and `augment` give."""
         assert isinstance(self.prior, PoseFlow)
-        prototype = self.prototype(self.latent(images))
-        drawn = self.prior.transform(self.context(prototype), noise.transpose(0, 1)).transpose(0, 1)
-        return variants(self._pose(images, prototype).matrix, drawn, self.config.group)
+        canonical = self.canonicalize(images)
+        drawn = self.prior.transform(self.context(canonical.canonical), noise.transpose(0, 1)).transpose(0, 1)
+        return canonical, variants(canonical.pose.matrix, drawn, self.config.group)
 
     def latent(self, images: Tensor) -> Tensor:
         """The mean of q(z|x), which no rotation changes: [N,Z]"""

@@ -24,7 +24,7 @@ unequal scales, where matrices and coefficients compose, the highest mode of p(r
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,13 @@ if TYPE_CHECKING:
 __all__ = ["SymmetryTwoStage"]
 
 MOST_LOG_SCALE = 0.7  # of either axis
+
+
+class Transform(NamedTuple):
+    """Coefficients [N,G], and the matrix [N,2,3] that is their exponential."""
+
+    coefficients: Tensor
+    matrix: Tensor
 
 
 class SymmetryTwoStage(Model):
@@ -132,9 +139,7 @@ class SymmetryTwoStage(Model):
             seen = move(self._blurred(pictures, progress), random)
         logits, centre = self._log_posterior(seen)
         rotation = find_modes(torch.softmax(logits, 1), 1)[0][:, 0]
-        coefficients = self._coefficients(seen, rotation, centre)
-        with exactly(views):
-            found = self._matrix(coefficients)
+        found = self._transform(seen, rotation, centre).matrix
         others = [value.roll(count, 0) for value in (random, found, logits)]  # the next transform of the same pictures
         with exactly(views):
             turn = wrapped(_rotation(random) - _rotation(others[0]))
@@ -189,13 +194,11 @@ class SymmetryTwoStage(Model):
         random = random.transpose(0, 1).reshape(-1, 2, 3)
         pictures = views.repeat(number, 1, 1, 1)
         seen = move(pictures, random)
-        coefficients = self._found(seen)
-        back = compose(inverse(random), self._matrix(coefficients))
+        back = compose(inverse(random), self._found(seen).matrix)
         prototypes = resample(pictures, back)
         rotation, centre = _rotation(back), back[:, :, 2]
-        own = self._found(pictures)
-        scales = own[:, 3:] if self.config.group == "AFF5" else None
-        return self._resolved(rotation, centre, scales), prototypes
+        scales = self._found(pictures).coefficients[:, 3:] if self.config.group == "AFF5" else None
+        return self._resolved(rotation, centre, scales).coefficients, prototypes
 
     # --- the parts ------------------------------------------------------------------------------------------------
 
@@ -228,40 +231,39 @@ class SymmetryTwoStage(Model):
             polar = self.correlator.polar(pictures, centre)
         return self.angle_net(polar).float(), centre
 
-    def _found(self, pictures: Tensor) -> Tensor:
-        """Coefficients of A(x): [N,C,S,S] -> [N,G]"""
+    def _found(self, pictures: Tensor) -> Transform:
+        """A(x) of [N,C,S,S]"""
         logits, centre = self._log_posterior(pictures)
         rotation = find_modes(torch.softmax(logits, 1), 1)[0][:, 0]
-        return self._coefficients(pictures, rotation, centre)
+        return self._transform(pictures, rotation, centre)
 
-    def _coefficients(self, pictures: Tensor, rotation: Tensor, centre: Tensor) -> Tensor:
+    def _transform(self, pictures: Tensor, rotation: Tensor, centre: Tensor) -> Transform:
         scales = None
         if self.config.group == "AFF5":
             with exactly(pictures):
                 none = 0 * centre
-                upright = resample(pictures, exponential("AFF5", self._resolved(rotation, centre, none)))
+                upright = resample(pictures, self._resolved(rotation, centre, none).matrix)
             scales = MOST_LOG_SCALE * torch.tanh(self.scale_head(self.scale_body(upright)).float())
         with exactly(pictures):
             return self._resolved(rotation, centre, scales)
 
-    def _resolved(self, rotation: Tensor, centre: Tensor, scales: Tensor | None) -> Tensor:
-        """The coefficients [N,G] of that rotation and those scales whose transform takes the middle to `centre`."""
+    def _resolved(self, rotation: Tensor, centre: Tensor, scales: Tensor | None) -> Transform:
+        """Of that rotation and those scales the transform that takes the middle to `centre`."""
         group = self.config.group
         if group == "SO2":
-            return rotation[:, None]
+            return Transform(rotation[:, None], exponential(group, rotation[:, None]))
         rest = [] if scales is None else [*scales.unbind(1)]
         none = 0 * rotation  # not zeros_like, which exports as a subgraph of shapes
         one = none + 1
         # The shift of an exponential is V (x, y), V a matrix: what it makes of (1, 0) and (0, 1) tells it.
         both = torch.stack([torch.stack([rotation, *unit, *rest], 1) for unit in ((one, none), (none, one))], 1)
-        a, c, b, d = exponential(group, both.flatten(0, 1))[:, :, 2].reshape(-1, 4).unbind(1)
+        matrices = exponential(group, both.flatten(0, 1)).reshape(-1, 2, 2, 3)
+        a, c, b, d = matrices[:, :, :, 2].flatten(1).unbind(1)
         x, y = centre.unbind(1)
         determinant = a * d - b * c
         # Near half a turn of nothing but rotation V stays invertible: |V|^2 = (2 sin(t/2) / t)^2 > 0.4.
-        return torch.stack([rotation, (d * x - b * y) / determinant, (a * y - c * x) / determinant, *rest], 1)
-
-    def _matrix(self, coefficients: Tensor) -> Tensor:
-        return exponential(self.config.group, coefficients)
+        coefficients = [rotation, (d * x - b * y) / determinant, (a * y - c * x) / determinant, *rest]
+        return Transform(torch.stack(coefficients, 1), torch.cat([matrices[:, 0, :, :2], centre[:, :, None]], 2))
 
     def _log_density(self, prototype: Tensor, eta: Tensor) -> Tensor:
         return self.prior.log_prob(self.features(prototype.flatten(1)), eta)
@@ -278,11 +280,12 @@ class SymmetryTwoStage(Model):
         """[N,C,S,S] -> the transform of each picture, with its modes; after `calibrate`."""
         return self._looked_at(images)[0]
 
-    def _looked_at(self, images: Tensor) -> tuple[Pose, Tensor, Tensor, Tensor]:
-        """The pose; the prototype as the flow knows it, the coefficients about it, and by how much upright is off."""
+    def _looked_at(self, images: Tensor) -> tuple[Pose, Tensor, Transform]:
+        """The pose; the prototype as the flow knows it, and the transform about it."""
         config = self.config
-        eta = self._found(images)
-        prototype = resample(images, self._matrix(eta))
+        found = self._found(images)
+        eta = found.coefficients
+        prototype = resample(images, found.matrix)
         density = self._rotation_density(prototype)
         polar = self.correlator.polar(prototype)
         # How much x^ turned by each bin looks like itself, and how likely the pose is that it would mean.
@@ -296,14 +299,13 @@ class SymmetryTwoStage(Model):
         std = calibrated(deviation(posterior, angles[:, 0]), self.std_factor)
         flat = rotations.reshape(-1)
         spread = 0 * rotations[:, :, None]
-        middle = self._matrix(eta)[:, :, 2]
-        centres = (middle[:, None] + spread).reshape(-1, 2)
+        centres = (found.matrix[:, None, :, 2] + spread).reshape(-1, 2)
         scales = (eta[:, None, 3:] + spread).reshape(-1, 2) if config.group == "AFF5" else None
-        coefficients = self._resolved(flat, centres, scales)
-        modes = self._matrix(coefficients).reshape(-1, config.modes, 2, 3)
+        coefficients, matrices = self._resolved(flat, centres, scales)
+        modes = matrices.reshape(-1, config.modes, 2, 3)
         best = coefficients.reshape(-1, config.modes, coefficients.shape[1])[:, 0]
         stds = torch.cat([std[:, None], 0 * eta[:, 1:] + self.rest_std], 1)
-        return Pose(best, stds, modes[:, 0], modes, weights), prototype, eta, upright
+        return Pose(best, stds, modes[:, 0], modes, weights), prototype, found
 
     def _density_about(self, density: Tensor, bins: Tensor, rotation: Tensor) -> Tensor:
         """log p at rotation + every bin, between bins a straight line: [N,A], [A], [N] -> [N,A]"""
@@ -315,20 +317,25 @@ class SymmetryTwoStage(Model):
 
     def canonicalize(self, images: Tensor) -> Canonical:
         """[N,C,S,S] -> pose and rectified picture, which is the canonical one too: there is no decoder."""
-        pose = self.pose(images)
-        rectified = resample(images, pose.matrix).clamp(0, 1)
-        return Canonical(pose, rectified, rectified)
+        return _rectified(images, self.pose(images))
 
     def augment(self, images: Tensor, noise: Tensor) -> Tensor:
         """Plausible variants: images [N,C,S,S], standard normal noise [N,S,G] -> matrices [N,S,2,3].
 
         See `training.models.symmetry_parts.variants`.
         """
-        eta = self._found(images)
-        found = self._matrix(eta)
-        context = self.features(resample(images, found).flatten(1))
+        found = self._found(images).matrix
+        return self._variants(found, resample(images, found), noise)
+
+    def _variants(self, found: Tensor, prototype: Tensor, noise: Tensor) -> Tensor:
+        context = self.features(prototype.flatten(1))
         drawn = self.prior.transform(context, noise.transpose(0, 1)).transpose(0, 1)
         return variants(found, drawn, self.config.group)
+
+    def everything(self, images: Tensor, noise: Tensor) -> tuple[Canonical, Tensor]:
+        """What `canonicalize` and `augment` give."""
+        pose, prototype, found = self._looked_at(images)
+        return _rectified(images, pose), self._variants(found.matrix, prototype, noise)
 
     # --- over a data set ------------------------------------------------------------------------------------------
 
@@ -363,8 +370,7 @@ class SymmetryTwoStage(Model):
 
     def _plain(self, images: Tensor) -> Pose:
         """The pose in the first stage's own frame."""
-        eta = self._found(images)
-        matrix = self._matrix(eta)
+        eta, matrix = self._found(images)
         return Pose(eta, 0 * eta + 1, matrix, matrix[:, None], 0 * eta[:, :1] + 1)
 
     @torch.no_grad()
@@ -380,9 +386,14 @@ class SymmetryTwoStage(Model):
             turn = uniform(len(images), math.pi, source).to(images)
             known = exponential("SO2", turn[:, None])
             before, after = self._found(images), self._found(move(images, known))
-            middle = (self._matrix(after) - compose(known, self._matrix(before)))[:, :, 2]
-            gaps.append(torch.cat([middle, after[:, 3:] - before[:, 3:]], 1))
+            middle = (after.matrix - compose(known, before.matrix))[:, :, 2]
+            gaps.append(torch.cat([middle, after.coefficients[:, 3:] - before.coefficients[:, 3:]], 1))
         self.rest_std.copy_(torch.cat(gaps).std(0) / math.sqrt(2))
+
+
+def _rectified(images: Tensor, pose: Pose) -> Canonical:
+    rectified = resample(images, pose.matrix).clamp(0, 1)
+    return Canonical(pose, rectified, rectified)
 
 
 def _rotation(matrix: Tensor) -> Tensor:

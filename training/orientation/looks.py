@@ -58,7 +58,7 @@ def poses(model: PoseModel, images: Tensor) -> Pose:
 
 def canonicals(model: PoseModel, images: Tensor) -> Canonical:
     def look(chunk: Tensor) -> tuple[Tensor, ...]:
-        pose, canonical, rectified = model.canonicalize(chunk)
+        pose, canonical, rectified, _ = model.canonicalize(chunk)
         return (canonical, rectified, *pose)
 
     canonical, rectified, *pose = _over(model, look, images)
