@@ -112,7 +112,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of the small configuration; to be copied before anything is written into it."""
     folder = tmp_path_factory.mktemp("finished")
     values = copy.deepcopy(SMALL)
-    values["fit"]["steps"] = 150
+    values["fit"] |= {"steps": 150, "checkpoint_steps": 75}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     train(load_config(path), folder / "run", console=Console(file=io.StringIO()))
@@ -123,10 +123,13 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finish_pose_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Train a small model of poses of this `model` section; the run's folder."""
 
-    def finish(model: dict[str, Any], select: str = "rotation_error_60") -> Path:
+    def finish(
+        model: dict[str, Any], select: str = "rotation_error_60", steps: int = SMALL_POSE["fit"]["steps"]
+    ) -> Path:
         folder = tmp_path_factory.mktemp("pose")
         path = folder / "config.yaml"
-        path.write_text(yaml.safe_dump({**SMALL_POSE, "model": model, "fit": {**SMALL_POSE["fit"], "select": select}}))
+        fit = {**SMALL_POSE["fit"], "select": select, "steps": steps}
+        path.write_text(yaml.safe_dump({**SMALL_POSE, "model": model, "fit": fit}))
         train(load_config(path), folder / "run", console=Console(file=io.StringIO()))
         return folder / "run"
 

@@ -42,11 +42,12 @@ def splits(run: Path) -> Splits:
 
 @pytest.fixture(scope="module")
 def reported(run: Path) -> tuple[Report, str]:
-    """The report and what was printed; pages and the judge are made small."""
+    """The report and what was printed; pages, the judge and the neural head are made small."""
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PAGES_READ", 10)
-        patch.setattr(probes.independent_cnn, "__defaults__", (0, 100))
+        patch.setattr(probes.independent_cnn, "__defaults__", (0, 20))
+        patch.setattr(probes.neural_head, "__defaults__", (100,))
         report = evaluate(run, options=QUICK, console=Console(file=said, width=200))
     return report, said.getvalue()
 

@@ -134,7 +134,7 @@ def test_calibration_covers_two_thirds_of_the_errors(run: LoadedRun, digits: tor
 
 
 def test_a_supervised_model_knows_the_whole_circle(tmp_path: Path) -> None:
-    run = small_run(tmp_path, 220, group="SO2", shift=0.0, supervised=True, rotation_degrees=180, pose=LIFTED)
+    run = small_run(tmp_path, 110, group="SO2", shift=0.0, supervised=True, rotation_degrees=180, pose=LIFTED)
     digits = run.splits().validation.images.float() / 255
     rotation = uniform(len(digits), math.pi, seeded())
     with torch.no_grad():

@@ -47,7 +47,7 @@ def quick(run: Path, **options: Any) -> Report:
         patch.setattr(card, "ORBIT_IMAGES", 20)
         patch.setattr(card, "ORBIT_MEMBERS", 6)
         patch.setattr(card, "VAE_EPOCHS", 1)
-        patch.setattr(probes.independent_cnn, "__defaults__", (0, 20))
+        patch.setattr(probes.independent_cnn, "__defaults__", (0, 5))
         return evaluate(run, options=Options(**options), console=Console(file=io.StringIO(), width=200))
 
 
@@ -163,7 +163,7 @@ def test_pictures_that_are_turned_already_are_shown_as_they_are(supervised: Path
 
 def test_model_without_latents_has_the_lines_that_need_none(finish_pose_run: Callable[..., Path]) -> None:
     extractor = {"kind": "polar", "radii": 5, "angles": 32, "width": 8, "kernel": 3, "dilations": [1]}
-    report = quick(finish_pose_run({"kind": "upright", "extractor": extractor}, "rotation_error"), limit=30)
+    report = quick(finish_pose_run({"kind": "upright", "extractor": extractor}, "rotation_error", steps=10), limit=30)
     names = {figure.name for figure in report.figures}
     assert {"absolute_error", "rotation_error_60", "rotation_error_180", "orbit_psnr_rectified"} <= names
     assert not {name for name in names if name.startswith(("invariance", "clustering"))}
@@ -171,7 +171,7 @@ def test_model_without_latents_has_the_lines_that_need_none(finish_pose_run: Cal
 
 def test_a_model_that_finds_no_pose_has_no_line_of_it_fed_back(finish_pose_run: Callable[..., Path]) -> None:
     values = {"kind": "plain_vae", "method": "beta", "group": "SE2", "shift": 0.1}
-    report = quick(finish_pose_run(values, "reconstruction"), limit=30)
+    report = quick(finish_pose_run(values, "reconstruction", steps=10), limit=30)
     assert "recanonicalisation" not in {figure.name for figure in report.figures}
     assert all(math.isfinite(figure.value) for figure in report.figures)
     assert report.value("rotation_error_60") == report.value("identity_error_60")

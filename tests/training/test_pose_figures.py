@@ -63,7 +63,7 @@ def test_decoded_mean_of_a_cluster_is_the_decoders(finished_pose_run: Path) -> N
 def test_model_without_latents_has_the_figures_that_need_none(finish_pose_run: Callable[..., Path]) -> None:
     """Also of pictures that are turned already: there is no upright truth to show."""
     extractor = {"kind": "polar", "radii": 5, "angles": 32, "width": 8, "kernel": 3, "dilations": [1]}
-    run = load_run(finish_pose_run({"kind": "upright", "extractor": extractor}, "rotation_error"))
+    run = load_run(finish_pose_run({"kind": "upright", "extractor": extractor}, "rotation_error", steps=10))
     data = run.splits().validation
     assert set(pose_figures.pose_figures(run, data, 0)) == {"pictures", "angles"}
     turns = torch.linspace(-3, 3, len(data))

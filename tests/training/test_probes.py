@@ -100,9 +100,9 @@ def test_benchmark_cnn_has_the_encoders_body_and_new_weights(splits: Splits) -> 
 
 
 def test_judge_is_cached_for_the_same_data_and_seed_only(splits: Splits, tmp_path: Path) -> None:
-    first = probes.independent_cnn(tmp_path, splits, steps=80)
+    first = probes.independent_cnn(tmp_path, splits, steps=40)
     stamp = (tmp_path / probes.JUDGE_FILE).stat().st_mtime_ns
-    again = probes.independent_cnn(tmp_path, splits, steps=80)
+    again = probes.independent_cnn(tmp_path, splits, steps=40)
     assert (tmp_path / probes.JUDGE_FILE).stat().st_mtime_ns == stamp
     assert again.validation_error == first.validation_error < 20
     images = splits.validation.images

@@ -16,8 +16,8 @@ from training.run import read_metrics
 def runs(finish_pose_run: Callable[..., Path]) -> dict[str, Path]:
     of_all = {"group": "SE2", "shift": 0.1}
     return {
-        "beta": finish_pose_run({"kind": "plain_vae", "method": "beta", **of_all}, "reconstruction"),
-        "MCE": finish_pose_run({"kind": "mcevae_paper", "transforms": 1, **of_all}, "reconstruction"),
+        "beta": finish_pose_run({"kind": "plain_vae", "method": "beta", **of_all}, "reconstruction", steps=25),
+        "MCE": finish_pose_run({"kind": "mcevae_paper", "transforms": 1, **of_all}, "reconstruction", steps=25),
     }
 
 
@@ -43,7 +43,7 @@ def test_the_figures_of_two_runs(runs: dict[str, Path], tmp_path: Path, monkeypa
 def test_runs_on_other_data_are_refused(
     runs: dict[str, Path], finish_pose_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = finish_pose_run({"kind": "plain_vae", "method": "beta", "rotation_degrees": 45}, "reconstruction")
+    other = finish_pose_run({"kind": "plain_vae", "method": "beta", "rotation_degrees": 45}, "reconstruction", steps=5)
     for folder, message in (
         (other, "other was not trained on pictures of +-90 degrees"),
         (tmp_path, "not a run"),
