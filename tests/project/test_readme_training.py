@@ -41,18 +41,20 @@ def test_training_on_a_folder_of_ones_own(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(probes, "neural_head", partial(probes.neural_head, steps=20))
     monkeypatch.setattr(probes, "JUDGE_EPOCHS", 1)
+    # The commands stand as they are but for their length: few steps on small pictures show the path whole, and one
+    # mode the export.
+    train = " --set fit.steps=12 --set data.size=8 --set data.channels=1"
+    short = {
+        "train": train if "evaluate" in verbs else f"{train} --set model.modes=1",
+        "evaluate": " --benchmark-epochs 0 --samples 20",
+        "export": "",
+    }
     digits = load_digits()
     for index, (pixels, label) in enumerate(zip(digits.images[:360], digits.target, strict=False)):
         folder = tmp_path / "my-pictures" / f"class-{label % 3}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray((pixels * 15).astype(np.uint8)).resize((40, 30)).save(folder / f"{index}.png")
     for command in commands:
-        # The commands stand as they are but for their length: few steps on small pictures show the path whole.
-        short = {
-            "train": " --set fit.steps=12 --set data.size=8 --set data.channels=1",
-            "evaluate": " --benchmark-epochs 0 --samples 20",
-            "export": "",
-        }
         words = shlex.split(command.removeprefix(PROGRAM) + short[command.split()[3]])
         done = CliRunner().invoke(app, words, catch_exceptions=False)
         assert done.exit_code == 0, done.output
