@@ -1,6 +1,7 @@
 """Every group by the same properties: identity, inverse, composition, the series, gradients, pictures."""
 
 import math
+import warnings
 
 import numpy as np
 import onnx
@@ -258,32 +259,41 @@ def test_a_positive_shift_moves_what_is_seen_right_or_down(group: Group, axis: i
 # --- export ---------------------------------------------------------------------------------------------------------
 
 
-class Turn(nn.Module):
-    def __init__(self, group: Group) -> None:
-        super().__init__()
-        self.group = group
+class Turns(nn.Module):
+    """Pictures under a transform of every group."""
 
-    def forward(self, images: Tensor, coefficients: Tensor) -> Tensor:
-        return resample(images, exponential(self.group, coefficients))
+    def forward(self, images: Tensor, *coefficients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(
+            resample(images, exponential(group, each)) for group, each in zip(GROUPS, coefficients, strict=True)
+        )
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_exports_without_a_subgraph_of_shapes_and_runs_at_any_batch(group: Group) -> None:
-    example = (torch.rand(3, 1, 12, 12), drawn(group, 3, dtype=torch.float32))
-    program = torch.onnx.export(
-        Turn(group),
-        example,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["images", "coefficients"],
-        dynamic_shapes=({0: torch.export.Dim("N")},) * 2,
-        verbose=False,
-    )
+@pytest.fixture(scope="module")
+def exported() -> onnx.ModelProto:
+    example = (torch.rand(3, 1, 12, 12), *(drawn(group, 3, dtype=torch.float32) for group in GROUPS))
+    batch = {0: torch.export.Dim("N")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Turns(),
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images", *GROUPS],
+            output_names=[f"{group}_turned" for group in GROUPS],
+            dynamic_shapes=(batch, (batch,) * len(GROUPS)),
+            verbose=False,
+        )
     assert program is not None
-    proto: onnx.ModelProto = program.model_proto
-    assert {node.op_type for node in proto.graph.node}.isdisjoint({"Shape", "AffineGrid", "Loop", "Sinh", "Cosh"})
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return program.model_proto
+
+
+def test_exports_without_a_subgraph_of_shapes_and_runs_at_any_batch(group: Group, exported: onnx.ModelProto) -> None:
+    assert {node.op_type for node in exported.graph.node}.isdisjoint({"Shape", "AffineGrid", "Loop", "Sinh", "Cosh"})
+    session = onnxruntime.InferenceSession(exported.SerializeToString(), providers=["CPUExecutionProvider"])
     for count in (1, 7):
-        images, coefficients = torch.rand(count, 1, 12, 12), near_singular(group)[-count:].float()
-        (got,) = session.run(None, {"images": images.numpy(), "coefficients": coefficients.numpy()})
-        np.testing.assert_allclose(got, Turn(group)(images, coefficients).numpy(), atol=1e-5)
+        images = torch.rand(count, 1, 12, 12)
+        coefficients = {name: near_singular(name)[-count:].float() for name in GROUPS}
+        inputs = {"images": images.numpy(), **{name: value.numpy() for name, value in coefficients.items()}}
+        (got,) = session.run([f"{group}_turned"], inputs)
+        np.testing.assert_allclose(got, resample(images, exponential(group, coefficients[group])).numpy(), atol=1e-5)
