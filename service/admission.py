@@ -55,8 +55,10 @@ class Door:
     def is_shut(self) -> bool:
         return self._budget.is_full(self._coming) and not self._life.draining
 
-    def let_in(self) -> None:
-        """Count a request that the app answers: a thousand may arrive in one turn."""
+    def let_in(self, method: bytes, path: bytes) -> None:
+        """Count a request that the app answers, if it is to ask for a permit: a thousand may arrive in one turn."""
+        if not _endpoint(method, path):
+            return
         if not self._coming:
             asyncio.get_running_loop().call_soon(self._forget)
         self._coming += 1

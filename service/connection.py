@@ -40,7 +40,7 @@ class Door(Protocol):
     @property
     def is_shut(self) -> bool: ...
 
-    def let_in(self) -> None:
+    def let_in(self, method: bytes, path: bytes) -> None:
         """Told of every request that goes to the app."""
 
     def refuse(self, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> bytes | None:
@@ -269,7 +269,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             return
         super().on_headers_complete()
         if door is not None:
-            door.let_in()
+            door.let_in(self.parser.get_method(), self.url.partition(b"?")[0])
 
     def on_body(self, body: bytes) -> None:
         self.untold = 0

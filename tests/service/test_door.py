@@ -135,7 +135,8 @@ def test_requests_of_one_turn_are_counted_before_they_ask_for_room() -> None:
         shut = []
         for _ in range(4):
             shut.append(door.is_shut)
-            door.let_in()
+            door.let_in(b"GET", b"/metrics")  # asks for none
+            door.let_in(b"POST", b"/classify")
         await asyncio.sleep(0)
         return [*shut, door.is_shut]
 
