@@ -56,7 +56,9 @@ class Door:
         return self._budget.is_full(self._coming) and not self._life.draining
 
     def let_in(self, method: bytes, path: bytes) -> None:
-        """Count a request that the app answers, if it is to ask for a permit: a thousand may arrive in one turn."""
+        """Count a request that the app answers, if its path as it is spelled asks for a permit: a thousand may arrive
+        in one turn.
+        """
         if not _endpoint(method, path):
             return
         if not self._coming:

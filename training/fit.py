@@ -4,6 +4,7 @@ A model offers `prepare`, `batch`, `loss`, `validate` and `calibrate` (training/
 decided by training/plan.py, and what is kept of it by training/checkpoint.py.
 """
 
+import copy
 import math
 import time
 from contextlib import ExitStack
@@ -15,7 +16,6 @@ import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from training import checkpoint, datasets
 from training.config import Config, Fit, Optimiser, Precision
@@ -374,21 +374,25 @@ def make_optimiser(module: torch.nn.Module, config: Optimiser) -> torch.optim.Op
     return kind(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-class Average(AveragedModel):
+class Average(torch.nn.Module):
     """Exponential moving average of weights and buffers, so that batch norm's statistics fit the averaged weights.
 
     The decay rises as (1 + n) / (10 + n) to its value: the first steps are forgotten even in a short run. Counters
     are taken over as they are.
     """
 
+    n_averaged: Tensor
+
     def __init__(self, module: torch.nn.Module, decay: float) -> None:
-        super().__init__(module, use_buffers=True)
+        super().__init__()
+        self.module = copy.deepcopy(module)
+        self.register_buffer("n_averaged", torch.tensor(0))
         self.decay = decay
         # A run changes its tensors but never replaces them; to walk through both modules for them at every step, as
-        # AveragedModel does, takes a tenth of a small model's step.
+        # torch's AveragedModel does, takes a tenth of a small model's step.
         both = [[tensor.detach() for tensor in (*m.parameters(), *m.buffers())] for m in (self.module, module)]
         pairs = list(zip(*both, strict=True))
-        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._averaged, self._current = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
         self._others = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
@@ -396,8 +400,7 @@ class Average(AveragedModel):
         """Take the module's present state in."""
         n = int(self.n_averaged)
         decay = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        averaged, current = (list(tensors) for tensors in zip(*self._floats, strict=True))
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        torch._foreach_lerp_(self._averaged, self._current, 1 - decay)
         for own, other in self._others:
             own.copy_(other)
         self.n_averaged += 1

@@ -154,8 +154,9 @@ def _to_onnx(graph: Graph, spec: InputSpec) -> onnx.ModelProto:
 
 
 def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """With what depends on weights alone worked out, however large it is: the exporter itself keeps convolutions apart
-    from batch norms where a weight is reshaped. And without shapes that are computed, see `_expand_by_constants`.
+    """With what depends on weights alone worked out, however large it is: within the optimiser's own limits
+    convolutions stay apart from batch norms where a weight is reshaped. And without shapes that are computed, see
+    `_expand_by_constants`.
     """
     proto = rewrite(optimize(proto, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE))
     _expand_by_constants(proto)
@@ -193,7 +194,7 @@ def _expand_by_constants(proto: onnx.ModelProto) -> None:
 def _name_outputs(proto: onnx.ModelProto, names: tuple[str, ...]) -> None:
     """Give outputs their names back, in place: two that are one tensor leave the optimiser under names of its own."""
     for output, name in zip(proto.graph.output, names, strict=True):
-        for node in proto.graph.node:
+        for node in proto.graph.node if output.name != name else ():
             for values in (node.input, node.output):
                 values[:] = [name if value == output.name else value for value in values]
         output.name = name

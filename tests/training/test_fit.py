@@ -139,11 +139,13 @@ def test_the_average_is_the_exponential_moving_one() -> None:
         with torch.no_grad():
             layer.weight.copy_(torch.tensor([n, n * n], dtype=torch.float32))
             layer.running_mean.fill_(n)  # type: ignore[union-attr]
+            layer.num_batches_tracked.fill_(10 * n)  # type: ignore[union-attr]
         average.update()
         decay = min(0.6, (1 + n) / (10 + n)) if n else 0.0
         expected = decay * expected + (1 - decay) * layer.weight.detach()
     assert torch.allclose(average.module.weight, expected)  # type: ignore[arg-type]
     assert torch.allclose(average.module.running_mean, expected[0])  # type: ignore[arg-type]
+    assert int(average.module.num_batches_tracked) == 70  # type: ignore[arg-type]
 
 
 def script_errors(errors: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,9 +261,8 @@ def test_the_papers_order_goes_on_bit_for_bit(
 ) -> None:
     config = make_config("fit.steps=60", *ENCODED)
     with monkeypatch.context() as patch:
-        interrupt_at(
-            45, patch
-        )  # after the checkpoint of step 42, within an epoch: 38 steps of 32 images, then 19 of 64
+        # After the checkpoint of step 42, within an epoch: 38 steps of 32 images, then 19 of 64.
+        interrupt_at(45, patch)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "interrupted")
     goes_on_bit_for_bit(config, tmp_path / "interrupted")

@@ -12,9 +12,9 @@ from training.datasets import LabelledImages
 from training.datasets import digits as small_digits
 from training.graphs import export_graphs
 from training.lie import DIMENSIONS, compose, exponential, inverse, resample
+from training.models.registry import graphs, whole
 from training.models.rotation import wrapped
 from training.models.symmetry_config import TwoStageConfig
-from training.models.symmetry_graphs import Augment
 from training.models.symmetry_two_stage import SymmetryTwoStage
 from training.turned import move, similarity
 
@@ -124,12 +124,15 @@ def test_the_ablation_compares_transforms(data: LabelledImages) -> None:
     assert float(terms["mse"].detach()) > 0.01 and float(terms["turn"].detach()) == 0
 
 
-def test_the_affine_flow_exports(data: LabelledImages) -> None:
-    model = make("AFF5")
+@pytest.mark.timeout(400)
+def test_the_affine_model_exports(data: LabelledImages) -> None:
+    model = make("AFF5", modes=1)
     model.prepare(data)
-    exported = export_graphs({"augment": Augment(model)}, model.input)
-    assert exported.parity["augment"] < 1e-4
+    capabilities = graphs("symmetry_two_stage", model)
+    exported = export_graphs(capabilities, model.input, whole("symmetry_two_stage", model))
+    assert set(exported.graphs) == {"transform", "canonicalize", "augment"} and max(exported.parity.values()) < 1e-4
     assert exported.graphs["augment"].inputs[1].shape == ("N", 4, 5)
+    assert [tensor.name for tensor in exported.graphs["canonicalize"].inputs] == ["image"]
 
 
 def test_a_turn_of_the_picture_turns_the_pose(data: LabelledImages) -> None:

@@ -181,7 +181,7 @@ class Inference(Model):
         return torch.stack([rotation, (along * x - across * y) / square, (along * y + across * x) / square, *rest], 1)
 
     def _matrix(self, rotation: Tensor, centre: Tensor, log_scale: Tensor) -> Tensor:
-        """The exponential of these coefficients: [N,2,3]"""
+        """The exponential of `_coefficients` [N,2,3], whose shift is known and need not be computed from them."""
         if self.config.group == "SO2":
             return exponential("SO2", rotation[:, None])
         return similarity(rotation, centre, torch.exp(log_scale) if self.config.group == "SIM2" else 1.0)

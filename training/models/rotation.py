@@ -12,9 +12,9 @@ from torch import Tensor
 
 __all__ = ["COVERAGE", "bin_angles", "calibrated", "deviation", "find_modes", "range_prior", "wrapped"]
 
-# Half width of the Hann window that smooths the posterior and refines a mode.
-WINDOW = 30 / 360  # of a turn
-# What lies nearer to a mode than this belongs to it and cannot be another mode.
+# Half width of the Hann window that smooths the posterior and refines a mode, as a share of a turn.
+WINDOW = 30 / 360
+# What lies nearer to a mode than this share of a turn belongs to it and cannot be another mode.
 BASIN = 45 / 360
 ROUNDS = 4
 COVERAGE = 0.683  # of the errors lie within one standard deviation
@@ -82,7 +82,7 @@ def _hann(turns: Tensor) -> Tensor:
 
 
 def _refined(posterior: Tensor, places: Tensor, start: Tensor) -> Tensor:
-    """Mean shift from `start` [N,1]; differentiable through the last mean."""
+    """Mean shift from `start` [N,1], in turns as `places` [B]; differentiable through the last mean."""
     mode, known = start, posterior.detach()
     for index in range(ROUNDS):
         difference = _shortest(places - mode)

@@ -52,7 +52,7 @@ __all__ = ["SymmetryTwoStage"]
 MOST_LOG_SCALE = 0.7  # of either axis
 
 
-class Transform(NamedTuple):
+class Found(NamedTuple):
     """Coefficients [N,G], and the matrix [N,2,3] that is their exponential."""
 
     coefficients: Tensor
@@ -231,13 +231,13 @@ class SymmetryTwoStage(Model):
             polar = self.correlator.polar(pictures, centre)
         return self.angle_net(polar).float(), centre
 
-    def _found(self, pictures: Tensor) -> Transform:
+    def _found(self, pictures: Tensor) -> Found:
         """A(x) of [N,C,S,S]"""
         logits, centre = self._log_posterior(pictures)
         rotation = find_modes(torch.softmax(logits, 1), 1)[0][:, 0]
         return self._transform(pictures, rotation, centre)
 
-    def _transform(self, pictures: Tensor, rotation: Tensor, centre: Tensor) -> Transform:
+    def _transform(self, pictures: Tensor, rotation: Tensor, centre: Tensor) -> Found:
         scales = None
         if self.config.group == "AFF5":
             with exactly(pictures):
@@ -247,11 +247,11 @@ class SymmetryTwoStage(Model):
         with exactly(pictures):
             return self._resolved(rotation, centre, scales)
 
-    def _resolved(self, rotation: Tensor, centre: Tensor, scales: Tensor | None) -> Transform:
+    def _resolved(self, rotation: Tensor, centre: Tensor, scales: Tensor | None) -> Found:
         """Of that rotation and those scales the transform that takes the middle to `centre`."""
         group = self.config.group
         if group == "SO2":
-            return Transform(rotation[:, None], exponential(group, rotation[:, None]))
+            return Found(rotation[:, None], exponential(group, rotation[:, None]))
         rest = [] if scales is None else [*scales.unbind(1)]
         none = 0 * rotation  # not zeros_like, which exports as a subgraph of shapes
         one = none + 1
@@ -263,7 +263,7 @@ class SymmetryTwoStage(Model):
         determinant = a * d - b * c
         # Near half a turn of nothing but rotation V stays invertible: |V|^2 = (2 sin(t/2) / t)^2 > 0.4.
         coefficients = [rotation, (d * x - b * y) / determinant, (a * y - c * x) / determinant, *rest]
-        return Transform(torch.stack(coefficients, 1), torch.cat([matrices[:, 0, :, :2], centre[:, :, None]], 2))
+        return Found(torch.stack(coefficients, 1), torch.cat([matrices[:, 0, :, :2], centre[:, :, None]], 2))
 
     def _log_density(self, prototype: Tensor, eta: Tensor) -> Tensor:
         return self.prior.log_prob(self.features(prototype.flatten(1)), eta)
@@ -280,7 +280,7 @@ class SymmetryTwoStage(Model):
         """[N,C,S,S] -> the transform of each picture, with its modes; after `calibrate`."""
         return self._looked_at(images)[0]
 
-    def _looked_at(self, images: Tensor) -> tuple[Pose, Tensor, Transform]:
+    def _looked_at(self, images: Tensor) -> tuple[Pose, Tensor, Found]:
         """The pose; the prototype as the flow knows it, and the transform about it."""
         config = self.config
         found = self._found(images)
