@@ -35,7 +35,7 @@ from training.flow import PoseFlow
 from training.lie import DIMENSIONS, compose, exponential, inverse, resample
 from training.models.base import Model
 from training.models.mcevae import FLIP_DEGREES, PROBE_DEGREES
-from training.models.mcevae_inference import Canonical, Pose
+from training.models.mcevae_inference import Canonical, Pose, without_decoder
 from training.models.moments import moments
 from training.models.polar import AngleNet
 from training.models.rotation import bin_angles, calibrated, deviation, find_modes, wrapped
@@ -317,7 +317,7 @@ class SymmetryTwoStage(Model):
 
     def canonicalize(self, images: Tensor) -> Canonical:
         """[N,C,S,S] -> pose and rectified picture, which is the canonical one too: there is no decoder."""
-        return _rectified(images, self.pose(images))
+        return without_decoder(images, self.pose(images))
 
     def augment(self, images: Tensor, noise: Tensor) -> Tensor:
         """Plausible variants: images [N,C,S,S], standard normal noise [N,S,G] -> matrices [N,S,2,3].
@@ -335,7 +335,7 @@ class SymmetryTwoStage(Model):
     def everything(self, images: Tensor, noise: Tensor) -> tuple[Canonical, Tensor]:
         """What `canonicalize` and `augment` give."""
         pose, prototype, found = self._looked_at(images)
-        return _rectified(images, pose), self._variants(found.matrix, prototype, noise)
+        return without_decoder(images, pose), self._variants(found.matrix, prototype, noise)
 
     # --- over a data set ------------------------------------------------------------------------------------------
 
@@ -389,11 +389,6 @@ class SymmetryTwoStage(Model):
             middle = (after.matrix - compose(known, before.matrix))[:, :, 2]
             gaps.append(torch.cat([middle, after.coefficients[:, 3:] - before.coefficients[:, 3:]], 1))
         self.rest_std.copy_(torch.cat(gaps).std(0) / math.sqrt(2))
-
-
-def _rectified(images: Tensor, pose: Pose) -> Canonical:
-    rectified = resample(images, pose.matrix).clamp(0, 1)
-    return Canonical(pose, rectified, rectified)
 
 
 def _rotation(matrix: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from contract.manifest import InputSpec
 from training.augment import outliers
-from training.lie import exponential, resample
+from training.lie import exponential
 from training.models.base import Model
 from training.models.lifted import DRAWS, Lifted
-from training.models.mcevae_inference import Canonical, Pose
+from training.models.mcevae_inference import Canonical, Pose, without_decoder
 from training.models.polar import AngleNet, PolarSampler
 from training.models.rotation import COVERAGE, bin_angles, calibrated, deviation, find_modes, wrapped
 from training.models.upright_config import PolarConfig, UprightConfig
@@ -148,9 +148,7 @@ class Upright(Model):
 
     def canonicalize(self, images: Tensor) -> Canonical:
         """[N,C,S,S] -> pose and rectified picture, which is the canonical one too."""
-        pose = self.pose(images)
-        rectified = resample(images, pose.matrix).clamp(0, 1)
-        return Canonical(pose, rectified, rectified)
+        return without_decoder(images, self.pose(images))
 
     # --- over a data set ------------------------------------------------------------------------------------------
 
