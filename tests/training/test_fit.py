@@ -25,9 +25,10 @@ from typer.testing import CliRunner
 
 from training import checkpoint, datasets
 from training.__main__ import app
+from training.average import Average
 from training.config import Config, load_config
 from training.errors import DeviceError, RunError
-from training.fit import Average, make_fabric, train
+from training.fit import make_fabric, train
 from training.models.equivae import EquiVAE
 from training.run import load_run, open_folder, read_metrics
 
