@@ -8,14 +8,16 @@
   with status 200, full load is the mean of before and after. By default there is room for each of 1,024 clients with
   single pictures; `singles_refused` lets pictures wait for 1.3 times as long as full load takes (queue_seconds), so
   that most are refused. `goodput_by_formula` is what is left of full load when every refusal takes its time: that of
-  the same requests, connections and rate where all are refused.
+  the same requests over as many connections where all are refused.
+- Connections: single pictures over 64 and over 1,024 connections without a pause, of the service, of the HTTP floor and
+  of the raw ASGI mark: what so many at once cost whoever serves them. The CPU time an answer, by turns.
 - Fairness: single pictures, alone and beside requests of 1,000.
 - Drain: SIGTERM under load; every request is answered, the process exits with 0.
 - Swaps: new versions under load, two different models by turns; every answer is held to the model of the version that
   it names. Memory before, meanwhile and after.
 
 The server has one core and the clients the other; on a busy machine read ratios, not rates. `--only` measures some
-parts and leaves the others of the JSON as they are. With the defaults about seven minutes.
+parts and leaves the others of the JSON as they are. With the defaults about nine minutes.
 """
 
 import argparse
@@ -51,7 +53,7 @@ CLIENTS = 64
 OVERLOAD = 4
 IN_BATCH = 32
 WAIT = 1.3  # times full load's, for single pictures, so that there are refusals
-PARTS = ("refusals", "batches", "singles", "singles_refused", "fairness", "drain", "swaps")
+PARTS = ("refusals", "batches", "singles", "singles_refused", "connections", "fairness", "drain", "swaps")
 _CONNECTIONS = 1024
 # A run of a graph never ends, so that one request holds the only place in the queue.
 _FULL = """
@@ -114,7 +116,7 @@ def overload(
         timer.join()
         full.append(load(target, request, CLIENTS, short))
     with refusing(server, cores, picture) as target:
-        _, refusal_us = _cost(target, request, short / 2, _CONNECTIONS, offered)
+        _, refusal_us = _cost(target, request, short / 2, _CONNECTIONS)
     refused = over.rate(429)
     full_rate = statistics.mean(tally.rate(200) for tally in full)
     full_p99 = statistics.mean(tally.milliseconds(99) for tally in full)
@@ -191,13 +193,29 @@ def refusing(server: Server, cores: Cores, picture: bytes) -> Iterator[Target]:
         target.process.kill()  # it would wait for its hanging run
 
 
-def _cost(
-    target: Target, request: bytes, seconds: float, connections: int, per_second: float | None = None
-) -> tuple[Tally, float]:
-    """The server's CPU time an answer, microseconds; what else runs on the machine weighs less on it than on a rate."""
+def _cost(target: Target, request: bytes, seconds: float, connections: int) -> tuple[Tally, float]:
+    """The server's CPU time an answer, microseconds, when it has no pause, as in overload: to be woken for every single
+    one would cost more. What else runs on the machine weighs less on it than on a rate.
+    """
     before = cpu_seconds(target.process.pid)
-    tally = load(target, request, connections, seconds, per_second)
+    tally = load(target, request, connections, seconds)
     return tally, (cpu_seconds(target.process.pid) - before) / sum(tally.statuses().values()) * 1e6
+
+
+def connections(servers: Sequence[Server], cores: Cores, picture: bytes, seconds: float) -> dict[str, Any]:
+    """The CPU time an answer, microseconds, over few connections and over many; medians of three."""
+    request = post("/classify", "image/png", picture)
+    figures: dict[str, Any] = {"many": _CONNECTIONS, "few": CLIENTS}
+    for server in servers:
+        costs: dict[int, list[float]] = {CLIENTS: [], _CONNECTIONS: []}
+        with running(server, cores, picture) as target:
+            load(target, request, CLIENTS, 1.0)
+            for _ in range(3):
+                for count, found in costs.items():
+                    found.append(_cost(target, request, seconds, count)[1])
+        few, many = (statistics.median(found) for found in costs.values())
+        figures[server.name] = {"few_us": few, "many_us": many, "ratio": many / few}
+    return figures
 
 
 def fairness(server: Server, cores: Cores, picture: bytes, seconds: float) -> dict[str, Any]:
@@ -362,6 +380,7 @@ def main() -> int:
         "batches": lambda: overload(server, cores, picture, IN_BATCH, seconds),
         "singles": lambda: overload(server, cores, picture, 1, seconds),
         "singles_refused": lambda: overload(server, cores, picture, 1, seconds, WAIT),
+        "connections": lambda: connections([server, *marks(folder)[:2]], cores, picture, short),
         "fairness": lambda: fairness(server, cores, picture, short),
         "drain": lambda: drain(server, cores, picture, short),
         "swaps": lambda: swaps(server, [folder, second], cores, picture, arguments.swaps),
