@@ -2,8 +2,8 @@
 
 ROOT is the image's unpacked root, IMAGE.json what `buildah inspect --type image` says of it. The service is started as
 the image says (entry point, environment, numeric user), without capabilities, on a root mounted read-only with only
-/tmp writable, as process 1 of a process namespace; every endpoint is called over HTTP, and every kind of warp, which
-would end a process whose OpenCV lacks something; it is sent the image's stop signal, and must end with 0. Standard
+/tmp writable, as process 1 of a process namespace; every endpoint of its OpenAPI document is called over HTTP, and every
+kind of warp, which would end a process whose OpenCV lacks something; it is sent the image's stop signal, and must end with 0. Standard
 library only: it runs with the machine's own Python.
 """
 
@@ -21,6 +21,7 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -136,10 +137,14 @@ def png(colour_type: int, bits: int, side: int = SIDE) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def get(url: str, body: bytes | None = None, media_type: str = "image/png") -> dict:
+def ask(url: str, body: bytes | None = None, media_type: str = "image/png") -> bytes:
     headers = {} if body is None else {"Content-Type": media_type}
     with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10) as answer:
-        return json.load(answer)
+        return answer.read()
+
+
+def get(url: str, body: bytes | None = None, media_type: str = "image/png") -> dict:
+    return json.loads(ask(url, body, media_type))
 
 
 def wait_ready(url: str, process: subprocess.Popen) -> float:
@@ -172,16 +177,49 @@ def check_process(pid: int, user: str, *, isolated: bool) -> None:
         assert set(writable) <= {"/tmp", "/proc", "/dev", "/dev/null", "/dev/urandom"}, f"writable: {writable}"
 
 
-def check_answers(url: str) -> str:
-    """Every endpoint answers; the label that /classify gives."""
+def check_endpoints(url: str) -> str:
+    """Every endpoint of /openapi.json answers, and loading and unloading are refused, as nobody has an admin key; the
+    label that /classify gives.
+    """
     body = PICTURE.read_bytes()
-    label = get(f"{url}/classify", body)["label"]
+    said = get(f"{url}/classify", body)
+    label = said["label"]
     assert label == "7", f"/classify said {label}"
-    assert get(f"{url}/embed", body)["embedding"]
-    assert get(f"{url}/transform", body)["matrix"]
+    asked = {("/classify", "post")}
+
+    def post(path: str, body: bytes, media_type: str = "image/png") -> dict:
+        asked.add((path, "post"))
+        return get(url + path.format_map(said), body, media_type)
+
+    assert post("/embed", body)["embedding"]
+    assert post("/transform", body)["matrix"]
+    assert post("/canonicalize", body)["upright"]["data"]
+    assert post("/augment", body)["variants"]
     content, style = (base64.b64encode(path.read_bytes()).decode() for path in (PICTURE, STYLE))
     pair = json.dumps({"content": {"data": content}, "style": {"data": style}}).encode()
-    assert get(f"{url}/recombine", pair, "application/json")["image"]["data"]
+    assert post("/recombine", pair, "application/json")["image"]["data"]
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [content]}
+    message = json.dumps({"inputs": [tensor]}).encode()
+    for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"):
+        assert post(path, message, "application/json")["outputs"], path
+    assert post("/v2/repository/index", b"{}", "application/json")
+    for path in ("/v2/repository/models/{model}/load", "/v2/repository/models/{model}/unload"):
+        try:
+            post(path, b"{}", "application/json")
+        except urllib.error.HTTPError as error:
+            assert error.code == 403, f"{path}: {error.code}"
+        else:
+            raise AssertionError(f"{path} is open to everybody")
+    offered = {(path, method) for path, methods in get(f"{url}/openapi.json")["paths"].items() for method in methods}
+    for path, method in offered:
+        if method == "get":
+            assert ask(url + path.format_map(said)), f"{path} said nothing"
+            asked.add((path, method))
+    assert asked == offered, f"not asked, or not offered: {sorted(asked ^ offered)}"
+    return label
+
+
+def check_warps(url: str) -> None:
     for kind, resample, fill in itertools.product(KINDS, RESAMPLE, FILL):
         answer = get(f"{url}/canonicalize?resample={resample}&fill={fill}", png(*kind))
         assert answer["upright"]["width"] >= SIDE, (kind, resample, fill)
@@ -189,7 +227,6 @@ def check_answers(url: str) -> str:
         for undo in ("rotation", "all"):
             answer = get(f"{url}/canonicalize?undo={undo}", png(*KINDS[0], side))
             assert answer["upright"]["width"] and answer["upright"]["height"], (side, undo)
-    return label
 
 
 def check_refusal(root: Path, config: dict, *, isolated: bool) -> None:
@@ -212,7 +249,8 @@ def check_service(root: Path, config: dict, *, isolated: bool) -> None:
         seconds = wait_ready(url, process)
         pid = innermost(process.pid)
         check_process(pid, config["User"].partition(":")[0], isolated=isolated)
-        label = check_answers(url)
+        label = check_endpoints(url)
+        check_warps(url)
         health = config["Healthcheck"]["Test"]
         assert health[0] == "CMD", "health check not in exec form"
         assert subprocess.run(in_root(root, config, health[1:], isolated=False)).returncode == 0, "health check fails"

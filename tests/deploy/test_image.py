@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from service.settings import Settings
+from tests.server import part_of_store, running_server
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 
@@ -78,6 +81,14 @@ def test_what_is_not_locked_is_not_in_an_image(tmp_path: Path, installed: list[s
     for name in installed:
         (tmp_path / name).mkdir()
     assert runpy.run_path(str(ROOT / "docker" / "check_image.py"))["not_locked"](tmp_path, lock) == loose
+
+
+def test_every_endpoint_is_asked_in_a_built_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # its pictures
+    check = runpy.run_path("docker/check_image.py")
+    store = part_of_store(ROOT / "model_store", ["equivae-mnist", "mcevae-mnist-so2", "symmetry-mnist"], tmp_path)
+    with running_server(Settings(model_store=store)) as url:
+        assert check["check_endpoints"](url) == "7"
 
 
 def test_opencv_is_asked_for_nothing_that_its_stand_ins_lack() -> None:
