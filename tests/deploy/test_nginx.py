@@ -1,7 +1,6 @@
 """The configuration of nginx on one Docker host: nginx takes it, and follows the replicas by their name."""
 
 import re
-import shutil
 import socket
 import struct
 import subprocess
@@ -16,14 +15,16 @@ from socketserver import BaseRequestHandler, ThreadingUDPServer
 
 import pytest
 
+from benchmarks.replicas import NGINX
+
 FOLDER = Path(__file__).parents[2] / "docker" / "nginx"
 SERVER, REPLICAS = ((FOLDER / name).read_text() for name in ("equipoise.conf", "replicas.conf"))
 
 
 def nginx_version() -> tuple[int, ...]:
-    if shutil.which("nginx") is None:
+    if not Path(NGINX).exists():
         return ()
-    shown = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr
+    shown = subprocess.run([NGINX, "-v"], capture_output=True, text=True, check=True).stderr
     return tuple(map(int, re.findall(r"nginx/(\d+)\.(\d+)\.(\d+)", shown)[0]))
 
 
@@ -38,7 +39,7 @@ def nginx(folder: Path, server: str, replicas: str) -> list[str]:
     paths = "".join(f"{kind}_temp_path {folder};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     whole = f"pid {folder}/pid;\nerror_log {folder}/errors;\nevents {{}}\nhttp {{\n{paths}{server}}}\n"
     (folder / "nginx.conf").write_text(whole)
-    return ["nginx", "-e", str(folder / "errors"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    return [NGINX, "-e", str(folder / "errors"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
 
 
 @pytest.mark.skipif(not FOUND, reason="NOT RUN: nginx is not installed")
