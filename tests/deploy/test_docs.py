@@ -6,13 +6,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import yaml
 
 from service.settings import ENV_PREFIX, Settings
-from tests.deploy.manifests import load, of_kind
+from tests.deploy.manifests import load, of_kind, pods
 from tests.deploy.rules import Service
 from tests.service import tiny
 
@@ -108,7 +108,8 @@ def test_kubectl_understands_every_command(line: str, tmp_path: Path) -> None:
     for name in ("keys.txt", "tls.crt", "tls.key"):
         (tmp_path / name).write_text("")
     (tmp_path / "my-model.yaml").write_text("")
-    (tmp_path / "data").mkdir()
+    for folder in ("data", "model_store/my-model/1"):
+        (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "k8s").symlink_to(ROOT / "k8s")
     if "secret tls" in line:
         certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=equipoise.example.com"]
@@ -122,6 +123,14 @@ def test_kubectl_understands_every_command(line: str, tmp_path: Path) -> None:
         assert (made["kind"], made["metadata"]["name"], [*made["data"]]) == ("Secret", "equipoise-api-keys", ["keys"])
     else:
         assert done.returncode != 0 and "refused" in done.stderr, done.stderr
+
+
+def test_files_come_to_where_the_pod_has_a_claim() -> None:
+    (pod,) = pods(load("training-files"))
+    mounted = {mount["mountPath"] for mount in pod.spec["containers"][0]["volumeMounts"]}
+    lines = [line for line in kubectl_lines("deploy") if " cp " in line or " exec " in line]
+    paths = [PurePosixPath(path) for line in lines for path in re.findall(r"(?<=[ :])/\S+", line)]
+    assert {f"/{path.parts[1]}" for path in paths} == mounted
 
 
 def test_the_targets_that_are_built_are_the_dockerfiles() -> None:
