@@ -124,7 +124,8 @@ def classify_all(options: argparse.Namespace) -> None:
     import ray
 
     folder = options.model_store / options.model
-    folder /= str(versions(folder)[-1])
+    version = versions(folder)[-1]
+    folder /= str(version)
     make_folder(options.answers)
     start_ray(options.workers)
     pictures = ray.data.read_parquet(str(options.pictures)).select_columns(["name", "data"])
@@ -145,7 +146,7 @@ def classify_all(options: argparse.Namespace) -> None:
     if options.kill_one and killer.is_alive():
         raise SystemExit("error: it was over before a worker could be killed: take more pictures")
     found = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "workers": options.workers}
-    found |= {"model": options.model, "killed": int(options.kill_one), "seconds": round(seconds, 1)}
+    found |= {"model": options.model, "version": version, "killed": int(options.kill_one), "seconds": round(seconds, 1)}
     found |= compare(options.pictures, options.answers)
     rate = found["pictures"] / seconds
     print(f"{found['pictures']:,} pictures, each answered once, in {seconds:.1f} s: {rate:,.0f} a second")

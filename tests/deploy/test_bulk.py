@@ -1,5 +1,6 @@
 """The bulk example gives the service's answers; that Ray runs it, and recovers, is a command of docs/bulk.md."""
 
+import json
 import re
 import shutil
 from io import BytesIO
@@ -59,6 +60,12 @@ def test_its_answers_are_the_services(tmp_path: Path) -> None:
             assert rows["novelty"][number] == pytest.approx(said["novelty"]["score"], abs=1e-3)
             embedding = client.post("/embed", content=picture).raise_for_status().json()["embedding"]
             np.testing.assert_allclose(rows["embedding"][number], embedding, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["bulk", "bulk-killed"])
+def test_the_figures_are_of_the_shipped_model(name: str) -> None:
+    found = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    assert (found["model"], str(found["version"])) == (MODEL, VERSION.name)
 
 
 def test_every_requirement_is_pinned() -> None:
