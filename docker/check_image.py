@@ -2,9 +2,9 @@
 
 ROOT is the image's unpacked root, IMAGE.json what `buildah inspect --type image` says of it. The service is started as
 the image says (entry point, environment, numeric user), without capabilities, on a root mounted read-only with only
-/tmp writable, as process 1 of a process namespace; every endpoint of its OpenAPI document is called over HTTP, and every
-kind of warp, which would end a process whose OpenCV lacks something; it is sent the image's stop signal, and must end with 0. Standard
-library only: it runs with the machine's own Python.
+/tmp writable, as process 1 of a process namespace; every endpoint of its OpenAPI document is called over HTTP, and
+every kind of warp, which would end a process whose OpenCV lacks something; it is sent the image's stop signal, and must
+end with 0. Standard library only: it runs with the machine's own Python.
 """
 
 import argparse
