@@ -1,13 +1,20 @@
 """What the inference endpoints answer, against NumPy, over a real socket."""
 
 import base64
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
+from service import inference
 from tests.service import tiny
 from tests.service.conftest import MAX_IMAGES
 
@@ -139,3 +146,32 @@ def test_an_exif_orientation_is_applied_unless_it_is_to_be_ignored(client: httpx
     assert (upright["width"], upright["height"], upright["orientation_applied"]) == (20, 40, True)
     stored = post(client, "/embed?exif=ignore", picture)["input"]
     assert (stored["width"], stored["height"], stored["orientation_applied"]) == (40, 20, False)
+
+
+def test_others_are_answered_while_a_large_answer_is_written(
+    serve: Callable[..., str], tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = 0
+    begun = threading.Event()
+    head = inference.head
+
+    def slow_head(*arguments: Any) -> dict[str, Any]:
+        nonlocal written
+        written += 1
+        if written == 100:
+            begun.set()
+        time.sleep(0.001)
+        return head(*arguments)
+
+    monkeypatch.setattr(inference, "head", slow_head)
+    count = 800
+    body = {"images": [encoded(PIXELS[0])] * count}
+    with (
+        httpx.Client(base_url=serve(tiny_store), trust_env=False, timeout=30) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        large = pool.submit(client.post, "/embed", json=body)
+        assert begun.wait(20)
+        assert client.get("/healthz").status_code == 200
+        assert written < count
+        assert len(large.result().json()["results"]) == count
