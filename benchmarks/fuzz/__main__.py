@@ -6,7 +6,8 @@ A service of its own gets damaged pictures (every format, damaged in its pieces 
 JSON, forms and tensor messages of wrong sizes; a process of its own reads damaged model folders. Every answer is held
 to be a 200 or a documented 4xx with its problem. An answer later than two seconds is asked for once more, alone, and
 counts if it takes two seconds of CPU time: on a busy machine a request of two hundred pictures waits for its turn.
-`--only KIND NUMBER` writes the one request of that number to standard output. With the defaults about twenty minutes.
+The JSON names all that were late; `--only KIND NUMBER` writes the one request of that number to standard output. With
+the defaults about twenty minutes.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from benchmarks.fuzz.asking import Findings, ask_all
 from benchmarks.fuzz.folders import FolderFindings, try_folders
 from benchmarks.fuzz.requests import MAKERS, make
 from benchmarks.load import ROOT, Cores, Target, cpu_seconds, running, tree_pss_mb
-from benchmarks.serving import picture
+from benchmarks.serving import machine, picture
 
 _PARTS = 20
 # What a damaged header claims is decoded up to here; a photograph's default would make a slow machine of a fast one.
@@ -50,8 +51,10 @@ def fuzz(target: Target, kinds: dict[str, int], seed: int) -> tuple[Findings, li
 def figures(
     seed: int, findings: Findings, memory: list[float], folders: FolderFindings, seconds: float
 ) -> dict[str, Any]:
-    """memory: of twentieths of the run. slow, busy: see `Findings`."""
+    """memory: of twentieths of the run. slow: kind, number, CPU seconds; busy: how many more were late."""
+    slow = findings.slow()
     return {
+        "machine": machine(),
         "seed": seed,
         "requests": findings.count(),
         "statuses": {
@@ -60,8 +63,9 @@ def figures(
         },
         "problems": dict(findings.types.most_common()),
         "wrong": findings.wrong[:100],
-        "slow": findings.slow,
-        "busy": findings.busy,
+        "slow": [(late.kind, late.number, late.cpu_seconds) for late in slow],
+        "busy": len(findings.late) - len(slow),
+        "late": [late._asdict() for late in findings.late],
         "longest_seconds": round(findings.longest_seconds, 2),
         "memory_mb": [round(size, 1) for size in memory],
         "folders": sum(folders.outcomes.values()) + len(folders.crashes) + len(folders.hangs),
@@ -102,7 +106,7 @@ def main() -> int:
     print(text)
     if arguments.json:
         arguments.json.write_text(text + "\n")
-    return 1 if findings.wrong or findings.slow or folders.bad() else 0
+    return 1 if findings.wrong or findings.slow() or folders.bad() else 0
 
 
 if __name__ == "__main__":

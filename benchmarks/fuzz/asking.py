@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import orjson
 
@@ -16,23 +17,31 @@ SLOW_SECONDS = 2.0
 _PROBLEM = "urn:equipoise:problem:"
 
 
+class Late(NamedTuple):
+    """A request whose answer took over two seconds. cpu_seconds: the service's, asked for once more and alone."""
+
+    kind: str
+    number: int
+    seconds: float
+    cpu_seconds: float
+
+
 @dataclass
 class Findings:
-    """What came back. statuses: of every kind of damage. wrong: (kind, number, what is wrong with its answer).
-
-    slow: (kind, number, seconds) of answers that took over two seconds, and, asked for once more and alone, over two
-    seconds of the service's CPU time. busy: answers that took as long and did not: the machine had other things to do.
-    """
+    """What came back. statuses: of every kind of damage. wrong: (kind, number, what is wrong with its answer)."""
 
     statuses: dict[str, Counter[int]] = field(default_factory=dict)
     types: Counter[str] = field(default_factory=Counter)
     wrong: list[tuple[str, int, str]] = field(default_factory=list)
-    slow: list[tuple[str, int, float]] = field(default_factory=list)
-    busy: int = 0
+    late: list[Late] = field(default_factory=list)
     longest_seconds: float = 0.0
 
     def count(self) -> int:
         return sum(sum(found.values()) for found in self.statuses.values())
+
+    def slow(self) -> list[Late]:
+        """Late for want of speed; of the others the machine had other things to do."""
+        return [late for late in self.late if late.cpu_seconds > SLOW_SECONDS]
 
 
 async def ask_all(
@@ -48,7 +57,7 @@ async def ask_all(
     cpu_seconds: what the service has spent so far.
     """
     left = _interleaved(numbers)
-    late: list[tuple[str, int]] = []
+    late: list[tuple[str, int, float]] = []
 
     async def client() -> None:
         connection = Connection(port)
@@ -56,18 +65,16 @@ async def ask_all(
             seconds = await _ask_one(connection, kind, number, seed, findings)
             findings.longest_seconds = max(findings.longest_seconds, seconds)
             if seconds > SLOW_SECONDS:
-                late.append((kind, number))
+                late.append((kind, number, seconds))
         connection.close()
 
     await asyncio.gather(*(client() for _ in range(connections)))
     alone = Connection(port)
-    for kind, number in late:
+    for kind, number, seconds in late:
         before = cpu_seconds()
         await _ask_one(alone, kind, number, seed, again := Findings())
-        if again.wrong or cpu_seconds() - before > SLOW_SECONDS:
-            findings.slow.append((kind, number, cpu_seconds() - before))
-        else:
-            findings.busy += 1
+        findings.late.append(Late(kind, number, round(seconds, 2), round(cpu_seconds() - before, 2)))
+        findings.wrong += again.wrong
     alone.close()
 
 

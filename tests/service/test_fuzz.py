@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,7 +28,7 @@ def ask(url: str, numbers: dict[str, range]) -> Findings:
 
 def test_no_damaged_request_gets_more_than_a_documented_4xx(url: str, client: httpx.Client) -> None:
     findings = ask(url, {kind: range(400 if kind == "picture" else 100) for kind in MAKERS})
-    assert findings.wrong == [] and findings.slow == []
+    assert findings.wrong == [] and findings.slow() == []
     assert findings.count() == 800
     statuses = Counter[int]()
     for found in findings.statuses.values():
@@ -49,6 +50,19 @@ def test_a_failure_would_be_noticed(url: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("service.inference.images.accept", lambda picture, limits: 1 / 0)
     findings = ask(url, {"picture": range(20)})
     assert len(findings.wrong) >= 10 and "internal-error" in findings.wrong[0][2]
+
+
+def test_a_late_answer_is_named_with_the_time_that_its_request_takes_alone(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.fuzz.asking.SLOW_SECONDS", 0.0)
+    clock = count(step=2)  # seconds of CPU time, looked at before and after a request
+    findings = Findings()
+    asyncio.run(ask_all(urlsplit(url).port or 0, {"json": range(5)}, SEED, 2, findings, lambda: float(next(clock))))
+    assert sorted(late[:2] for late in findings.late) == [("json", number) for number in range(5)]
+    assert {late.cpu_seconds for late in findings.late} == {2.0} and findings.slow() == findings.late
+    monkeypatch.setattr("benchmarks.fuzz.asking.SLOW_SECONDS", 2.0)
+    assert findings.slow() == []
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
