@@ -288,7 +288,10 @@ def main() -> int:
             print(f"\n{name}\n\n{table(figures[name])}", flush=True)
     if arguments.json:
         kept = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-        arguments.json.write_text(json.dumps(kept | {"machine": machine()} | figures, indent=1) + "\n")
+        taken = {"machine": machine(), "model": "/".join(bench.folder.parts[-2:])}
+        taken |= {"seconds": arguments.seconds, "repeats": arguments.repeats}
+        kept["taken"] = kept.get("taken", {}) | dict.fromkeys(figures, taken)
+        arguments.json.write_text(json.dumps(kept | figures, indent=1) + "\n")
     return 0
 
 

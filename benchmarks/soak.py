@@ -20,7 +20,6 @@ import asyncio
 import base64
 import json
 import os
-import platform
 import random
 import re
 import shutil
@@ -44,6 +43,7 @@ from benchmarks.contenders import ours
 from benchmarks.fuzz.requests import MAKERS, make
 from benchmarks.load import ROOT, Cores, Target, running, tree_pss_mb
 from benchmarks.overload import write_version
+from benchmarks.serving import machine
 from benchmarks.serving import picture as golden_picture
 
 STORE = ROOT / "model_store"
@@ -303,7 +303,7 @@ def run(minutes: float) -> dict[str, Any]:
     failed = judge(soak, left, before, after) + ([] if alive else ["the service ended"])
     return {
         "minutes": minutes,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[1]:.1f} over five minutes",
+        "machine": f"{machine()}, load {os.getloadavg()[1]:.1f} over five minutes",
         "answers": {kind: dict(sorted(found.items())) for kind, found in soak.statuses.items()},
         "good_by_quarter": soak.good_by_quarter,
         "swaps": soak.swaps,
