@@ -1,6 +1,6 @@
 """What OpenTelemetry costs a request: off, on for none, for one in a hundred, for all.
 
-    python -m benchmarks.tracing [--seconds 3] [--repeats 5]
+    python -m benchmarks.tracing [--seconds 3] [--repeats 5] [--json results/tracing.json]
 
 CPU time of the service a small picture, medians over runs that take turns; 64 clients, a collector that takes what it
 gets. Off is the service as it starts by itself: nothing of OpenTelemetry is imported, and the end of a request walks
@@ -8,17 +8,19 @@ through an empty tuple.
 """
 
 import argparse
+import json
 import statistics
 import sys
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from benchmarks.clients import Clients, post
 from benchmarks.contenders import ours
 from benchmarks.load import ROOT, Cores, Target, cpu_seconds, running
-from benchmarks.serving import model_folder
+from benchmarks.serving import machine, model_folder
 from benchmarks.serving import picture as golden_picture
 
 CLIENTS = 64
@@ -49,6 +51,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0, help="a run (default: 3)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each (default: 5)")
+    parser.add_argument("--json", type=Path, help="write the figures there as well")
     arguments = parser.parse_args()
     folder = model_folder(ROOT / "model_store", "equivae-digits")
     png, cores, server = golden_picture(folder), Cores(), ours(folder)
@@ -71,6 +74,9 @@ def main() -> int:
     for name, values in found.items():
         print(f"| {name} | {statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f}) |")
     collector.shutdown()
+    if arguments.json:
+        rows = {name: {"cpu_us": statistics.median(values), "runs": values} for name, values in found.items()}
+        arguments.json.write_text(json.dumps({"machine": machine(), "measured": rows}, indent=1) + "\n")
     return 0
 
 
