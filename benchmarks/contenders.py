@@ -61,9 +61,10 @@ def peers(folder: Path, scratch: Path) -> list[Server]:
     litserve = [str(lit / "python"), str(PEERS / "litserve_server.py"), "{port}"]
     bentoml = [str(bento / "bentoml"), "serve", "bentoml_service:Peer", "--port", "{port}", "--host", "127.0.0.1"]
     as_json = {"content_type": "application/json", "encode": _json_base64}
+    fast = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
     return [
-        Server("LitServe 0.2.19, batch_timeout 0", [*litserve, "0"], model, **as_json),  # type: ignore[arg-type]
-        Server("LitServe 0.2.19, batch_timeout 5 ms", [*litserve, "0.005"], model, **as_json),  # type: ignore[arg-type]
+        Server("LitServe 0.2.19, fast_queue, batch_timeout 0", [*litserve, "0"], model, **as_json),  # type: ignore[arg-type]
+        Server("LitServe 0.2.19, fast_queue, batch_timeout 5 ms", [*litserve, "0.005"], model, **as_json),  # type: ignore[arg-type]
         Server(
             "BentoML 1.4.39",
             [*bentoml, "--quiet"],
@@ -82,7 +83,11 @@ def peers(folder: Path, scratch: Path) -> list[Server]:
             encode=_v2_bytes,
             read=lambda answer: json.loads(answer["outputs"][0]["data"][0]),
         ),
-        Server("Ray Serve 2.60.0", [str(ray / "python"), str(PEERS / "ray_app.py"), "{port}"], model),
+        Server(
+            "Ray Serve 2.60.0, throughput-optimized, HAProxy",
+            [str(ray / "python"), str(PEERS / "ray_app.py"), "{port}"],
+            model | fast,
+        ),
     ]
 
 

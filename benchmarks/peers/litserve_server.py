@@ -1,4 +1,9 @@
-"""LitServe: base64 in JSON, batches of what is waiting. `litserve_server.py PORT BATCH_TIMEOUT_SECONDS`"""
+"""LitServe: base64 in JSON, batches of what is waiting. `litserve_server.py PORT BATCH_TIMEOUT_SECONDS`
+
+`fast_queue=True` is documented for more than a hundred requests a second; 0.2.19 ignores it (its issue 751) and keeps
+the queues of multiprocessing. With ZeroMQ put in by hand, 64 clients, two cores of an AMD EPYC with AVX-512: 1,300
+requests/s instead of 1,090 at a batch_timeout of 5 ms, no difference at 0.
+"""
 
 import base64
 import sys
@@ -30,7 +35,7 @@ class Api(litserve.LitAPI):
 
 if __name__ == "__main__":
     api = Api(max_batch_size=BATCH, batch_timeout=float(sys.argv[2]), api_path="/classify")
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, fast_queue=True)
     server.run(
         host="127.0.0.1", port=int(sys.argv[1]), num_api_servers=1, generate_client_file=False, log_level="error"
     )

@@ -1,4 +1,11 @@
-"""Ray Serve: the raw body, `@serve.batch` of what is waiting. `ray_app.py PORT`"""
+"""Ray Serve: the raw body, `@serve.batch` of what is waiting. `ray_app.py PORT`
+
+Its documented high throughput is two environment variables, read when its processes start: by
+RAY_SERVE_THROUGHPUT_OPTIMIZED=1 user code and router share the replica's event loop, the log is buffered and messages
+go by gRPC; by RAY_SERVE_ENABLE_HA_PROXY=1 the HAProxy that comes with it hands requests to the replica, instead of a
+proxy in Python. At 1, 8 and 64 clients, two cores of an AMD EPYC with AVX-512, requests/s: 138, 186, 270 without, 149,
+223, 260 by the first, 745, 1,124, 1,224 by the second, 974, 1,411, 1,378 by both.
+"""
 
 import signal
 import sys
