@@ -1,5 +1,6 @@
 """An engine is refused for anything that does not agree with its manifest or its golden cases."""
 
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,29 @@ def test_an_output_whose_rows_do_not_follow_the_batch() -> None:
     model.graph.node.append(helper.make_node("Compress", ["whole", "first_four"], ["embedding"], axis=0))
     with pytest.raises(EngineError, match=r"of a batch of 8, embedding has shape \(4, 4\)"):
         make(model)
+
+
+def test_graphs_share_the_memory_of_their_runs() -> None:
+    model = tiny.embed_model()
+    model.graph.node[1].output[0] = "whole"
+    for name, array in {"often": np.array([1, 1 << 14]), "rows": np.array([1]), "nothing": np.float32([0])}.items():
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    model.graph.node.extend(
+        [
+            helper.make_node("Tile", ["flat", "often"], ["large"]),  # 4 MB a row
+            helper.make_node("ReduceMax", ["large", "rows"], ["most"]),
+            helper.make_node("Mul", ["most", "nothing"], ["zeros"]),
+            helper.make_node("Add", ["whole", "zeros"], ["embedding"]),
+        ]
+    )
+    engines = [make(model)]
+    before = resident_mb()
+    engines.append(make(model))
+    assert resident_mb() - before < 16 * 4 / 2
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
 def test_another_opset_than_the_manifest_says() -> None:
