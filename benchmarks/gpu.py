@@ -25,7 +25,7 @@ from service.cpus import usable_cpus
 from service.devices import CPU, Device, DeviceUnavailable, find_devices
 from service.engine import EngineOptions
 from service.images import write_picture
-from service.model_folder import read_version
+from service.model_folder import read_version, warm
 
 GRAPHS = (
     "equivae-mnist.classify",
@@ -47,6 +47,7 @@ def by_batch(name: str, capability: str, device: Device, seconds: float) -> dict
     """Pictures a second of a graph alone, by batch, the copies to the device and back included."""
     options = EngineOptions(usable_cpus(), LARGEST, 0.0, device)
     _, engines = read_version(folder_of(name), [options])
+    warm(engines)
     (engine,) = engines[capability]
     rates = {}
     for power in range(LARGEST.bit_length()):

@@ -1,4 +1,4 @@
-"""One ONNX graph on one device, ready to run: checked against its manifest, held to its golden cases, warmed, timed."""
+"""One ONNX graph on one device: checked against its manifest, held to its golden cases; then warmed and timed."""
 
 import functools
 import math
@@ -80,6 +80,11 @@ class EngineOptions:
     inline_seconds: float
     device: Device = CPU
 
+    @property
+    def cores(self) -> int:
+        """That a run takes: beside a GPU one is enough, since it only starts kernels."""
+        return self.threads if self.device == CPU else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Golden:
@@ -93,7 +98,7 @@ class Engine:
     """A session of ONNX Runtime. On the CPU `run` is thread-safe; on a GPU it is the affair of the device's one thread.
 
     Attributes:
-        max_batch: most rows in one run.
+        max_batch: most rows in one run; it and the next two are known from `warm` on.
         inline_batch: most rows of a run that is short enough for the event loop; 0: none is, as on a GPU.
         run_seconds: time of a run of `max_batch` rows, measured when warm.
         nodes: how many nodes of the graph, as ONNX Runtime has optimised it, each execution provider runs.
@@ -102,7 +107,7 @@ class Engine:
     """
 
     def __init__(self, graph: bytes, spec: GraphSpec, opset: int, golden: Golden, options: EngineOptions) -> None:
-        """Make the session, hold it to its manifest and its golden cases, warm it.
+        """Make the session, hold it to its manifest and its golden cases.
 
         Raises:
             EngineError: any of these fails.
@@ -112,13 +117,13 @@ class Engine:
         self.output_names = [output.name for output in spec.outputs]
         self._input_names = [tensor.name for tensor in spec.inputs]
         self.lost = ""
+        self._options = options
         self._session = _session(graph, options)
         self.nodes, self.strays = _placement(self._session, options.device)
         _check_signature("input", spec.inputs, self._session.get_inputs())
         _check_signature("output", spec.outputs, self._session.get_outputs())
         self._bindings = self._bind(options) if options.device != CPU else {}
         self._check_golden(golden)
-        self.max_batch, self.run_seconds, self.inline_batch = self._warm(options)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """One run: arrays [n, ...] in the order of the manifest's inputs -> arrays [n, ...] in that of its outputs."""
@@ -172,14 +177,17 @@ class Engine:
                 worst = float(np.max(np.abs(got - wanted)))
                 raise EngineError(f"the graph does not reproduce its golden cases: {name} is off by {worst:.3g}")
 
-    def _warm(self, options: EngineOptions) -> tuple[int, float, int]:
+    def warm(self) -> None:
         """Run the buckets (1, 2, 4, ... max_batch) and choose `max_batch`, its seconds and `inline_batch`: the largest
         batch that keeps the event loop responsive, for all runs where it is enough; where it is not, larger ones are
         the thread's.
 
         What lies above a `max_batch` that is inline is never run, and is not warmed.
+
+        Raises:
+            EngineError: a batch does not run, or not to the manifest's shapes.
         """
-        short = not self._bindings
+        options, short = self._options, not self._bindings
         chosen, taken, own, inline = 0, 0.0, 0.0, 0
         for size in _buckets(options.max_batch):
             if short and chosen >= _ENOUGH_IN_A_BATCH and _GROWTH * own > options.inline_seconds:
@@ -192,7 +200,7 @@ class Engine:
                 short = False
             chosen, taken = size, seconds
             inline = size if short else inline
-        return chosen, taken, inline
+        self.max_batch, self.run_seconds, self.inline_batch = chosen, taken, inline
 
     def _time_run(self, size: int, limit: float) -> tuple[float, float]:
         """Seconds of a run: of this thread's CPU time, which no other work on the machine lengthens, and by the clock.
@@ -242,8 +250,7 @@ def _session(graph: bytes, engine_options: EngineOptions) -> Any:
 
     device = engine_options.device
     options = onnxruntime.SessionOptions()
-    # Beside a GPU one thread is enough: it only starts kernels.
-    options.intra_op_num_threads = engine_options.threads if device == CPU else 1
+    options.intra_op_num_threads = engine_options.cores
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     # Spinning threads eat the quota of a container between requests.

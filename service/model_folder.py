@@ -1,6 +1,7 @@
 """The model folders on disk: which there are, whether one has changed, and one of them read and verified."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import numpy as np
 
 from contract.manifest import GOLDEN_FILE, Manifest, ManifestError, verify, versions
 from service.engine import Array, Engine, EngineError, EngineOptions, Golden
+
+Version = tuple[Manifest, dict[str, list[Engine]]]
+"""Its manifest, and its engines by capability, one for each device."""
 
 Signature = tuple[tuple[str, int, int], ...]
 """Name, size and time of every file of a folder: another one where anything in it was written anew."""
@@ -66,9 +70,9 @@ def sign(folder: Path) -> Signature:
     return tuple(sorted((name, fact.st_size, fact.st_mtime_ns) for name, fact in facts))
 
 
-def read_version(folder: Path, options: Sequence[EngineOptions]) -> tuple[Manifest, dict[str, list[Engine]]]:
-    """A version's manifest and its engines by capability, one for each of the options: every file verified, every graph
-    warm and held to its golden cases where it will run.
+def read_version(folder: Path, options: Sequence[EngineOptions]) -> Version:
+    """A version, with an engine a graph for each of the options: every file verified, every graph held to its golden
+    cases where it will run. `warm` makes them ready to serve.
 
     Raises:
         ManifestError, EngineError, OSError: the folder is refused; the message is the reason.
@@ -78,13 +82,31 @@ def read_version(folder: Path, options: Sequence[EngineOptions]) -> tuple[Manife
     engines: dict[str, list[Engine]] = {}
     for capability, spec in manifest.graphs.items():
         graph = (folder / spec.file).read_bytes()
-        try:
+        with _named(capability):
             engines[capability] = [
                 Engine(graph, spec, manifest.opset, _golden_of(golden, capability), wanted) for wanted in options
             ]
-        except EngineError as error:
-            raise EngineError(f"{capability}: {error}") from error
     return manifest, engines
+
+
+def warm(engines: Mapping[str, Sequence[Engine]]) -> None:
+    """Warm a version's engines and choose their batches, one after the other.
+
+    Raises:
+        EngineError: the version is refused; the message is the reason.
+    """
+    for capability, those in engines.items():
+        with _named(capability):
+            for engine in those:
+                engine.warm()
+
+
+@contextmanager
+def _named(capability: str) -> Iterator[None]:
+    try:
+        yield
+    except EngineError as error:
+        raise EngineError(f"{capability}: {error}") from error
 
 
 def _read_golden(path: Path) -> dict[str, Array]:

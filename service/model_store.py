@@ -9,7 +9,7 @@ import asyncio
 import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from service.batching import Batcher
 from service.engine import Engine, EngineError, EngineOptions
 from service.errors import CapabilityNotFound, ModelNotFound, ModelRefused, NotAlive, NotReady, VersionNotFound
 from service.life import Life
-from service.model_folder import EmptyStore, Refusal, Signature, find, read_version, sign
+from service.model_folder import EmptyStore, Refusal, Signature, Version, find, read_version, sign, warm
 
 CAPABILITIES: tuple[str, ...] = get_args(Capability)
 
@@ -111,6 +111,9 @@ class ModelStore:
     def load_all(self, *, every_version: bool = False) -> None:
         """Load the highest good version of every model; for the start, before anything serves.
 
+        The highest versions are read side by side. Only then are they warmed, one after the other, since that takes
+        the time of runs by the clock.
+
         every_version: load the older ones as well, to hear of each of them; the highest good one still serves.
 
         Raises:
@@ -120,9 +123,14 @@ class ModelStore:
         found, refusals = find(self.root)
         for refusal in refusals:
             self._refuse(refusal)
+        with ThreadPoolExecutor(self.options[0].cores, "start") as side_by_side:
+            ahead = {
+                (name, numbers[0]): side_by_side.submit(self._verify, name, numbers[0])
+                for name, numbers in found.items()
+            }
         for name, numbers in found.items():
             for number in numbers:
-                model = self._read(name, number)
+                model = self._read(name, number, ahead.pop((name, number), None))
                 if model is None:
                     continue
                 self.observer.loaded(model)
@@ -215,13 +223,17 @@ class ModelStore:
         """The first good one of these versions; the others are refused."""
         return next((model for number in numbers if (model := self._read(name, number)) is not None), None)
 
-    def _read(self, name: str, number: int) -> LoadedModel | None:
-        """A version, ready to serve; None where it is refused."""
+    def _verify(self, name: str, number: int) -> Version:
         folder = self._folder(name, number)
         self._seen[name, number] = sign(folder)
+        return read_version(folder, self.options)
+
+    def _read(self, name: str, number: int, ahead: Future[Version] | None = None) -> LoadedModel | None:
+        """A version, ready to serve; None where it is refused. ahead: it has been verified already."""
         self.refused = [entry for entry in self.refused if (entry.model, entry.version) != (name, number)]
         try:
-            manifest, engines = read_version(folder, self.options)
+            manifest, engines = ahead.result() if ahead else self._verify(name, number)
+            warm(engines)
         except Exception as error:  # whatever is wrong with one folder, the others are served
             reason = str(error) if isinstance(error, ManifestError | EngineError | OSError) else repr(error)
             self._refuse(Refusal(name, number, reason.replace(str(self.root), "<store>")))  # clients read it

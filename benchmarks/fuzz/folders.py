@@ -17,7 +17,7 @@ from benchmarks.fuzz.pieces import scramble
 from benchmarks.fuzz.requests import damaged_document, written
 from contract.manifest import ManifestError
 from service.engine import EngineError, EngineOptions
-from service.model_folder import read_version
+from service.model_folder import read_version, warm
 
 _PATIENCE_SECONDS = 60.0
 _FIRST_SECONDS = 60.0  # to start the process
@@ -95,7 +95,8 @@ def _read_folders(pipe: Connection) -> None:
     """The reader's life: a path in, an outcome out."""
     while (path := pipe.recv()) is not None:
         try:
-            read_version(Path(path), [_OPTIONS])
+            _, engines = read_version(Path(path), [_OPTIONS])
+            warm(engines)
             outcome = "accepted"
         except (ManifestError, EngineError) as error:
             outcome = type(error).__name__

@@ -17,7 +17,7 @@ from service import engine as engine_module
 from service.binding import Binding, host_buffer
 from service.devices import CPU, Device, DeviceUnavailable, find_devices, why_not
 from service.engine import Engine, EngineOptions, Golden
-from service.model_folder import read_version
+from service.model_folder import read_version, warm
 from service.settings import Settings
 from tests.service import tiny
 from tests.service.process import run
@@ -221,6 +221,7 @@ def test_shipped_models_on_a_gpu(name: str, marked: str) -> None:
     (device,) = find_devices(marked).found
     _, on_gpu = read_version(folder, [EngineOptions(1, 32, 1.0, device)])
     _, on_cpu = read_version(folder, [EngineOptions(1, 32, 1.0)])
+    warm(on_gpu)
     random = np.random.default_rng(0)
     with ThreadPoolExecutor(1) as thread:
         for capability, graph in read_manifest(folder).graphs.items():

@@ -20,7 +20,9 @@ GOLDEN = Golden({"image": CASES["embed/in/image"]}, {"embedding": CASES["embed/o
 
 
 def make(model: onnx.ModelProto, golden: Golden = GOLDEN, options: EngineOptions = OPTIONS, opset: int = 18) -> Engine:
-    return Engine(model.SerializeToString(), tiny.SPECS["embed"], opset, golden, options)
+    made = Engine(model.SerializeToString(), tiny.SPECS["embed"], opset, golden, options)
+    made.warm()
+    return made
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 32])

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import numpy as np
 import onnx
 import pytest
 
-from service import model_folder
-from service.model_folder import EmptyStore, find
+from service import model_folder, model_store
+from service.engine import Engine, EngineOptions
+from service.model_folder import EmptyStore, Version, find
 from service.settings import Settings
 from tests.server import loading_server
 from tests.service import tiny
@@ -182,6 +184,36 @@ def test_the_highest_good_version_serves(tmp_path: Path, serve: Serve) -> None:
     answer = get(f"{url}/models").json()
     assert [(model["name"], model["version"]) for model in answer["models"]] == [("tiny", 2)]
     assert [(refusal["model"], refusal["version"]) for refusal in answer["refused"]] == [("tiny", 3)]
+
+
+def test_at_the_start_models_are_read_side_by_side_and_warmed_one_after_the_other(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is: a model is warmed when nothing else runs. What is said of them is in the order of their names."""
+    for name in "abcd":
+        tiny.write(tmp_path, name=name)
+    flip_a_byte(tmp_path / "a" / "1")
+    two, read, warm = threading.Barrier(2), model_folder.read_version, Engine.warm
+    done: list[str] = []
+
+    def read_with_another(folder: Path, options: list[EngineOptions]) -> Version:
+        two.wait(20)
+        done.append("read")
+        return read(folder, options)
+
+    def warm_alone(engine: Engine) -> None:
+        assert threading.current_thread().name.startswith("loader")
+        done.append("warmed")
+        warm(engine)
+
+    monkeypatch.setattr(model_store, "read_version", read_with_another)
+    monkeypatch.setattr(Engine, "warm", warm_alone)
+    caplog.set_level(logging.INFO, "equipoise")
+    answer = get(f"{serve(tmp_path, inference_threads=2)}/models").json()
+    assert [model["name"] for model in answer["models"]] == ["b", "c", "d"]
+    assert done == ["read"] * 4 + ["warmed"] * 3 * len(tiny.SPECS)
+    said = [(record.message, record.facts["model"]) for record in caplog.records if record.message.startswith("model ")]  # type: ignore[attr-defined]
+    assert said == [("model refused", "a"), *(("model loaded", name) for name in "bcd")]
 
 
 def test_no_good_model_is_not_ready_with_the_reason(tmp_path: Path, serve: Serve) -> None:
