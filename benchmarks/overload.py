@@ -9,8 +9,9 @@
   single pictures; `singles_refused` lets pictures wait for 1.3 times as long as full load takes (queue_seconds), so
   that most are refused. `goodput_by_formula` is what is left of full load when every refusal takes its time: that of
   the same requests over as many connections where all are refused.
-- Connections: single pictures over 64 and over 1,024 connections without a pause, of the service, of the HTTP floor and
-  of the raw ASGI mark: what so many at once cost whoever serves them. The CPU time an answer, by turns.
+- Connections: single pictures over 64 and over 1,024 connections without a pause and over 1,024 at four times the rate,
+  of the service, of the HTTP floor and of the raw ASGI mark: what so many at once cost whoever serves them. The CPU time
+  an answer, by turns of seconds, so that what else the machine does weighs on all three; of the service its stages too.
 - Fairness: single pictures, alone and beside requests of 1,000.
 - Drain: SIGTERM under load; every request is answered, the process exits with 0.
 - Swaps: new versions under load, two different models by turns; every answer is held to the model of the version that
@@ -55,6 +56,7 @@ IN_BATCH = 32
 WAIT = 1.3  # times full load's, for single pictures, so that there are refusals
 PARTS = ("refusals", "batches", "singles", "singles_refused", "connections", "fairness", "drain", "swaps")
 _CONNECTIONS = 1024
+_TURNS = 5
 # A run of a graph never ends, so that one request holds the only place in the queue.
 _FULL = """
 import sys, time
@@ -193,28 +195,38 @@ def refusing(server: Server, cores: Cores, picture: bytes) -> Iterator[Target]:
         target.process.kill()  # it would wait for its hanging run
 
 
-def _cost(target: Target, request: bytes, seconds: float, connections: int) -> tuple[Tally, float]:
+def _cost(
+    target: Target, request: bytes, seconds: float, connections: int, per_second: float | None = None
+) -> tuple[Tally, float]:
     """The server's CPU time an answer, microseconds, when it has no pause, as in overload: to be woken for every single
     one would cost more. What else runs on the machine weighs less on it than on a rate.
     """
     before = cpu_seconds(target.process.pid)
-    tally = load(target, request, connections, seconds)
+    tally = load(target, request, connections, seconds, per_second)
     return tally, (cpu_seconds(target.process.pid) - before) / sum(tally.statuses().values()) * 1e6
 
 
 def connections(servers: Sequence[Server], cores: Cores, picture: bytes, seconds: float) -> dict[str, Any]:
-    """The CPU time an answer, microseconds, over few connections and over many; medians of three."""
+    """The CPU time an answer and of its stages, microseconds, over few connections, over many, and over many at
+    OVERLOAD times the rate; medians of five turns. The first of the servers is ours, which alone knows its stages.
+    """
     request = post("/classify", "image/png", picture)
     figures: dict[str, Any] = {"many": _CONNECTIONS, "few": CLIENTS}
     for server in servers:
-        costs: dict[int, list[float]] = {CLIENTS: [], _CONNECTIONS: []}
         with running(server, cores, picture) as target:
-            load(target, request, CLIENTS, 1.0)
-            for _ in range(3):
-                for count, found in costs.items():
-                    found.append(_cost(target, request, seconds, count)[1])
-        few, many = (statistics.median(found) for found in costs.values())
-        figures[server.name] = {"few_us": few, "many_us": many, "ratio": many / few}
+            rate = load(target, request, CLIENTS, 1.0).rate(200)
+            loads = {"few": (CLIENTS, None), "many": (_CONNECTIONS, None), "overload": (_CONNECTIONS, OVERLOAD * rate)}
+            turns: dict[str, list[dict[str, float]]] = {name: [] for name in loads}
+            for _ in range(_TURNS):
+                for name, (count, per_second) in loads.items():
+                    before = target.metrics() if server is servers[0] else None
+                    tally, cost = _cost(target, request, seconds, count, per_second)
+                    stages = {} if before is None else parts(before, target.metrics())
+                    turns[name].append({"answers a second": tally.rate(200), "all, us": cost} | stages)
+        figures[server.name] = {
+            name: {part: statistics.median(turn[part] for turn in found) for part in found[0]}
+            for name, found in turns.items()
+        }
     return figures
 
 
