@@ -8,9 +8,11 @@ from PIL import Image
 
 from contract.components import label_components
 from contract.paper import Map, Paper, fit_paper
+from contract.turned import inset
 
 WORK_SIDE = 512  # pixels of the longer side at which a page is searched
-_EDGE = 0.06  # share of a side: what touches the edge and stays in here is the scanner's, not the writer's
+_EDGE = 0.06  # share of the shorter side: what touches the edge and stays in here is the scanner's, not the writer's
+_LINE = 0.025  # of the shorter side: the outermost edge, where a scanner leaves a line, tells no polarity
 _LEAST_CONTRAST = 0.06  # of the full range: fainter marks are shade, not ink
 _NOISE = 5.0  # standard deviations of the paper
 _FAINT = 0.15  # of the ink's strength: where a stroke's soft edge ends
@@ -45,10 +47,12 @@ def read_page(grey: Image.Image, polarity: str | None = None) -> Page:
     reduction = max(1, -(-max(grey.size) // WORK_SIDE))
     work = np.asarray(grey.reduce(reduction) if reduction > 1 else grey, np.float32)
     height, width = work.shape
-    paper = fit_paper(work)
+    depth = inset(work)
+    paper = fit_paper(work, depth)
     level = paper.over((0, 0, width, height), (width, height), (width, height))
     residual = work - level
-    polarity = polarity or _polarity(residual, paper.noise)
+    residual[depth <= 0] = 0
+    polarity = polarity or _polarity(residual[depth > _LINE * min(height, width)], paper.noise)
     grain = _NOISE * paper.noise
     ink = np.where(
         residual < -grain if polarity == "dark" else residual > grain, strength_of_ink(work, level, polarity), 0
@@ -59,8 +63,8 @@ def read_page(grey: Image.Image, polarity: str | None = None) -> Page:
         return blank
     strength = _strength(strong)
     floor, solid = max(_FAINT * strength, _LEAST_CONTRAST), max(_STRONG * strength, _LEAST_CONTRAST)
-    content, box = _content(ink, floor, solid)
-    core, core_box = _content(ink, solid, solid)
+    content, box = _content(ink, depth, floor, solid)
+    core, core_box = _content(ink, depth, solid, solid)
     if _area(box) > _MOST_FRINGE * _area(core_box):  # not a soft edge but a shadow that touches the content
         content, box, floor = core, core_box, solid
     if not content.any():
@@ -99,17 +103,16 @@ def strength_of_ink(grey: Map, paper: Map, polarity: str) -> Map:
 
 
 def _polarity(residual: Map, noise: float) -> str:
-    """Ink is what stands out more from the paper; the outermost edge, where a scanner leaves a line, is not asked."""
-    height, width = residual.shape
-    rows, columns = round(0.02 * height), round(0.02 * width)
-    inner = residual[rows : height - rows, columns : width - columns]
+    """Ink is what stands out more from the paper; `residual` [n] is brightness beyond the paper's."""
     threshold = max(4.0 * noise, 8.0)
-    darker = np.square(inner[inner < -threshold]).sum()
-    lighter = np.square(inner[inner > threshold]).sum()
+    darker = np.square(residual[residual < -threshold]).sum()
+    lighter = np.square(residual[residual > threshold]).sum()
     return "dark" if darker >= lighter else "light"
 
 
-def _content(ink: Map, floor: float, strong: float) -> tuple[npt.NDArray[np.bool_], tuple[int, int, int, int]]:
+def _content(
+    ink: Map, depth: Map, floor: float, strong: float
+) -> tuple[npt.NDArray[np.bool_], tuple[int, int, int, int]]:
     """Mask [h,w] of the parts that make up the content, and the box around them.
 
     A part is a connected region of ink above `floor` that has a pixel above `strong`. The heaviest part that is not a
@@ -131,12 +134,11 @@ def _content(ink: Map, floor: float, strong: float) -> tuple[npt.NDArray[np.bool
     np.maximum.at(bottom, part, rows + 1)
     np.maximum.at(right, part, columns + 1)
 
-    at_edge = (top == 0) | (left == 0) | (bottom == height) | (right == width)
-    edge_rows, edge_columns = _EDGE * height, _EDGE * width
-    central = (
-        (rows >= edge_rows) & (rows < height - edge_rows) & (columns >= edge_columns) & (columns < width - edge_columns)
-    )
-    line = at_edge & (np.bincount(part, weight * central, count) < 0.1 * mass)
+    within = depth.ravel()[inside]
+    nearest = np.full(count, np.inf, np.float32)
+    np.minimum.at(nearest, part, within)
+    central = within > _EDGE * min(height, width)
+    line = (nearest <= 1) & (np.bincount(part, weight * central, count) < 0.1 * mass)
     good = peak >= strong
     if (good & ~line).any():
         good &= ~line

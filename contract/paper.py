@@ -17,6 +17,8 @@ Vector = npt.NDArray[np.float64]
 _SAMPLES = 700  # points of a regular grid that the surface is fitted to: so few that no BLAS starts threads for them
 _LEAST_SIDE = 24  # pixels: smaller pictures have evenly lit paper
 _FRAME = 0.12  # share of the shorter side: the frame in which paper is expected
+_CORNER = 0.06  # share of the shorter side: the corners, which are asked where no paper is found
+_CLEAR = 0.7  # share of the picture that lies on a surface which is surely paper
 _GAIN = 0.03  # share of the picture that a more flexible surface must win
 _EXPONENTS = ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2), (4, 0), (2, 2), (0, 4), (3, 0), (2, 1), (1, 2), (0, 3))
 _QUADRATIC, _FLEXIBLE = 6, len(_EXPONENTS)
@@ -49,18 +51,20 @@ class Paper(NamedTuple):
         return np.clip(level, 0.0, 255.0, out=level)
 
 
-def fit_paper(page: Map) -> Paper:
-    """The paper of a page [h,w] of brightness 0..255."""
+def fit_paper(page: Map, inset: Map) -> Paper:
+    """The paper of a page [h,w] of brightness 0..255. inset: [h,w], how many pixels a pixel lies within the edges of
+    what the page shows; where it is not above 0, nothing is.
+    """
     height, width = page.shape
     step = max(1, int(np.ceil(np.sqrt(page.size / _SAMPLES))))
-    rows, columns = np.arange(step // 2, height, step), np.arange(step // 2, width, step)
-    values = page[np.ix_(rows, columns)].ravel().astype(np.float64)
-    x = np.tile((columns + 0.5) * (2.0 / width) - 1.0, len(rows))
-    y = np.repeat((rows + 0.5) * (2.0 / height) - 1.0, len(columns))
-    to_edge = np.minimum((1.0 - np.abs(x)) * width, (1.0 - np.abs(y)) * height) / 2.0
+    rows, columns = (index.ravel() for index in np.mgrid[step // 2 : height : step, step // 2 : width : step])
+    shown = inset[rows, columns] > 0
+    rows, columns, turned = rows[shown], columns[shown], not shown.all()
+    values, to_edge = page[rows, columns].astype(np.float64), inset[rows, columns]
+    x, y = (columns + 0.5) * (2.0 / width) - 1.0, (rows + 0.5) * (2.0 / height) - 1.0
     frame = to_edge <= max(_FRAME * min(height, width), float(to_edge.min()))
     even = min(height, width) < _LEAST_SIDE  # so small that strokes would pass for shade and for grain
-    grain = 0.0 if even else 1.05 * float(np.median(np.abs(np.diff(page[::step], axis=1))))
+    grain = 0.0 if even else _grain(page, inset, step)
     fit = _Fit(_terms(x, y), values, frame, min(max(8.0, 2.5 * grain), 48.0))
 
     levels = (_mode(values, fit.tolerance), float(np.median(values[frame])))
@@ -70,9 +74,27 @@ def fit_paper(page: Map) -> Paper:
         for flexible in (bent, fit.refine(bent, _FLEXIBLE)):
             if fit.share(flexible) > fit.share(chosen) + _GAIN:
                 chosen = flexible
+    if fit.share(chosen) < _CLEAR and not turned:
+        chosen = np.array([_corner_level(values, (1.0 - np.abs(x)) * width / 2.0, (1.0 - np.abs(y)) * height / 2.0)])
     distance = np.abs(fit.residual(chosen))
     on_paper = distance[distance < fit.tolerance]
     return Paper(chosen, 1.4826 * float(np.median(on_paper)) if on_paper.size else 0.0)
+
+
+def _grain(page: Map, inset: Map, step: int) -> float:
+    """Standard deviation of the grain, in grey levels: from the median step between neighbours in every `step`-th row
+    or column of a page [h,w], whichever is less, as in a narrow picture of a stroke every row has two edges.
+    """
+    lines = (page[::step], inset[::step]), (page.T[::step], inset.T[::step])
+    return 1.05 * min(float(np.median(np.abs(np.diff(line, axis=1))[depth[:, 1:] > 0])) for line, depth in lines)
+
+
+def _corner_level(values: Vector, across: Vector, down: Vector) -> float:
+    """The brightness in a page's corners, of samples [n] that lie `across` and `down` pixels [n] from its edges. Ink
+    that fills a picture, as one that was cut to it, leaves them free.
+    """
+    side = _CORNER * 2.0 * min(float(across.max()), float(down.max()))
+    return float(np.median(values[(across <= max(side, across.min())) & (down <= max(side, down.min()))]))
 
 
 class _Fit:
