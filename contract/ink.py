@@ -52,7 +52,7 @@ def read_page(grey: Image.Image, polarity: str | None = None) -> Page:
     level = paper.over((0, 0, width, height), (width, height), (width, height))
     residual = work - level
     residual[depth <= 0] = 0
-    polarity = polarity or _polarity(residual[depth > _LINE * min(height, width)], paper.noise)
+    polarity = polarity or _polarity(np.where(depth > _LINE * min(height, width), residual, 0), paper.noise)
     grain = _NOISE * paper.noise
     ink = np.where(
         residual < -grain if polarity == "dark" else residual > grain, strength_of_ink(work, level, polarity), 0
@@ -103,7 +103,7 @@ def strength_of_ink(grey: Map, paper: Map, polarity: str) -> Map:
 
 
 def _polarity(residual: Map, noise: float) -> str:
-    """Ink is what stands out more from the paper; `residual` [n] is brightness beyond the paper's."""
+    """Ink is what stands out more from the paper; `residual` [h,w] is brightness beyond the paper's."""
     threshold = max(4.0 * noise, 8.0)
     darker = np.square(residual[residual < -threshold]).sum()
     lighter = np.square(residual[residual > threshold]).sum()

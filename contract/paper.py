@@ -85,8 +85,9 @@ def _grain(page: Map, inset: Map, step: int) -> float:
     """Standard deviation of the grain, in grey levels: from the median step between neighbours in every `step`-th row
     or column of a page [h,w], whichever is less, as in a narrow picture of a stroke every row has two edges.
     """
-    lines = (page[::step], inset[::step]), (page.T[::step], inset.T[::step])
-    return 1.05 * min(float(np.median(np.abs(np.diff(line, axis=1))[depth[:, 1:] > 0])) for line, depth in lines)
+    along_rows = np.abs(np.diff(page[::step], axis=1))[inset[::step, 1:] > 0]
+    along_columns = np.abs(np.diff(page[:, ::step], axis=0))[inset[1:, ::step] > 0]
+    return 1.05 * min(float(np.median(along_rows)), float(np.median(along_columns)))
 
 
 def _corner_level(values: Vector, across: Vector, down: Vector) -> float:

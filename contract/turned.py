@@ -26,13 +26,25 @@ _MIXED = 2.0  # pixels beyond a triangle's border that the turn has mixed with t
 
 
 class _Corner(NamedTuple):
-    """A triangle in a corner of a page. depth: [h,w], pixels from its border, negative within it. degrees: the slope of
-    the border, 0..90.
+    """A triangle in the top left corner of a page. leg_x, leg_y: pixels from where the row and the column _RIM cross to
+    its border, along them; colour: in grey levels.
     """
 
-    depth: Map
+    leg_x: float
+    leg_y: float
     colour: float
-    degrees: float
+
+    @property
+    def degrees(self) -> float:
+        """The slope of the border, 0..90."""
+        return math.degrees(math.atan2(self.leg_y, self.leg_x))
+
+    def depth(self, height: int, width: int) -> Map:
+        """Pixels [height,width] from the border, negative within the triangle."""
+        x, y = (np.arange(side, dtype=np.float32) - np.float32(_RIM) for side in (width, height))
+        length = math.hypot(self.leg_x, self.leg_y)
+        across, down = x * np.float32(self.leg_y / length), y * np.float32(self.leg_x / length)
+        return np.asarray(across + (down - np.float32(self.leg_x * self.leg_y / length))[:, None])
 
 
 def inset(page: Map) -> Map:
@@ -41,21 +53,26 @@ def inset(page: Map) -> Map:
     """
     height, width = page.shape
     rows, columns = (np.arange(side, dtype=np.float32) + np.float32(0.5) for side in (height, width))
-    depth: Map = np.minimum(np.minimum(rows, rows[::-1])[:, None], np.minimum(columns, columns[::-1]))
-    corners = []
-    for down, across in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
-        if corner := _corner(page[::down, ::across]):
-            degrees = corner.degrees if down == across else 90 - corner.degrees  # neighbours are perpendicular
-            corners.append(_Corner(corner.depth[::down, ::across], corner.colour, degrees))
+    edges: Map = np.minimum(np.minimum(rows, rows[::-1])[:, None], np.minimum(columns, columns[::-1]))
+    views = [(slice(None, None, down), slice(None, None, across)) for down in (1, -1) for across in (1, -1)]
+    corners = [(view, corner) for view in views if (corner := _corner(page[view]))]
     if len(corners) < _LEAST_CORNERS:
-        return depth
-    colour, degrees = np.median([corner.colour for corner in corners]), np.median([it.degrees for it in corners])
-    alike = [it for it in corners if abs(it.colour - colour) <= _SAME and abs(it.degrees - degrees) <= _SAME_TURN]
+        return edges
+    # Neighbouring borders are perpendicular.
+    turns = [it.degrees if view[0] == view[1] else 90 - it.degrees for view, it in corners]
+    colour, turn = np.median([it.colour for _, it in corners]), np.median(turns)
+    alike = [
+        it
+        for it, degrees in zip(corners, turns, strict=True)
+        if abs(it[1].colour - colour) <= _SAME and abs(degrees - turn) <= _SAME_TURN
+    ]
     if len(alike) < _LEAST_CORNERS:
-        return depth
-    within: Map = np.min([depth, *(corner.depth - np.float32(_MIXED) for corner in alike)], axis=0)
+        return edges
+    within = edges.copy()
+    for view, corner in alike:
+        np.minimum(within, corner.depth(height, width)[view] - np.float32(_MIXED), out=within)
     shown = page[within > 0]
-    return within if shown.size and np.ptp(shown) > _BLANK else depth
+    return within if shown.size and np.ptp(shown) > _BLANK else edges
 
 
 def _corner(page: Map) -> _Corner | None:
@@ -66,18 +83,11 @@ def _corner(page: Map) -> _Corner | None:
     across, down = _run(page[_RIM], colour), _run(page[:, _RIM], colour)
     if not (_LEAST_LEG <= across < page.shape[1] and _LEAST_LEG <= down < page.shape[0]):
         return None
-    # The border passes through (across - 1/2, _RIM) and (_RIM, down - 1/2), counted from the corner pixel's centre.
-    leg_x, leg_y = across - 0.5 - _RIM, down - 0.5 - _RIM
-    x, y = (np.arange(side, dtype=np.float32) - np.float32(_RIM) for side in page.shape[::-1])
-    depth = (x * np.float32(leg_y) + (y * np.float32(leg_x))[:, None] - np.float32(leg_x * leg_y)) / np.float32(
-        math.hypot(leg_x, leg_y)
-    )
-    near = slice(down + _WINDOW), slice(across + _WINDOW)
-    same, distance = np.abs(page[near] - colour) <= _SAME, depth[near]
+    corner = _Corner(across - 0.5 - _RIM, down - 0.5 - _RIM, colour)
+    same = np.abs(page[: down + _WINDOW, : across + _WINDOW] - colour) <= _SAME
+    distance = corner.depth(*same.shape)
     filled, beyond = same[distance < -1], same[(distance > 1) & (distance < 1 + _STRIP)]
-    if not filled.size or filled.mean() < _LEAST_FILLED or beyond.mean() > _MOST_BEYOND:
-        return None
-    return _Corner(depth, colour, math.degrees(math.atan2(leg_y, leg_x)))
+    return corner if filled.size and filled.mean() >= _LEAST_FILLED and beyond.mean() <= _MOST_BEYOND else None
 
 
 def _run(line: Map, colour: float) -> int:
