@@ -2,12 +2,15 @@
 
 Test digits of MNIST, drawn by a seed, are sent to /canonicalize as they are and turned by SciPy (cubic) by U(+-60)
 degrees; /classify reads the canonical pictures of the turned ones. A photograph in colour, 1200 x 900, and its copy
-turned by Pillow are made upright and compared. The service has to run already, as after `make serve`.
+turned by Pillow are made upright and compared; so are two photographs and copies turned by +-10 to +-60 degrees, with
+corners of three colours, on a canvas that grows and on one that does not. The service has to run already, as after
+`make serve`.
 """
 
 import argparse
 import base64
 import json
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from contract import geometry
 from training import datasets
 from training.config import MnistData
 
 MODEL, READER = "mcevae-mnist-so2", "equivae-mnist"
-PHOTOGRAPH = Path(__file__).parents[1] / "examples" / "turned-3.jpg"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PHOTOGRAPHS = "turned-3.jpg", "page-3.jpg"
+FILLS = {"median": None, "black": (0, 0, 0), "white": (255, 255, 255)}
+ANGLES = *range(-60, 0, 10), *range(10, 61, 10)
+ALIKE = 0.9  # correlation of two upright photographs
 BATCH = 250  # pictures a request
-HALF = 300  # of the side of the square that is compared of two upright photographs, in pixels
+RADIUS = 200  # pixels of a photograph about the centre of its ink that are compared
 
 
 def encode(picture: Image.Image) -> bytes:
@@ -86,33 +94,75 @@ def digits(client: httpx.Client, data: MnistData, count: int, seed: int = 0) -> 
 
 
 def photograph(client: httpx.Client) -> dict[str, Any]:
-    """Of the two upright pictures: modes, sizes, the angles found in them, correlation of what is about the ink."""
-    paper = Image.open(PHOTOGRAPH).convert("RGB").resize((1200, 900), Image.Resampling.LANCZOS)
-    ground = tuple(int(value) for value in np.median(np.asarray(paper).reshape(-1, 3), axis=0))
-    copy = paper.rotate(-25, resample=Image.Resampling.BICUBIC, expand=True, fillcolor=ground)
-    uprights, again = [], []
-    for picture in (paper, copy):
-        headers = {"content-type": "image/png", "accept": "image/png"}
-        response = client.post("/canonicalize", params={"model": MODEL}, content=encode(picture), headers=headers)
-        response.raise_for_status()
-        uprights.append(Image.open(BytesIO(response.content)))
+    """Of a photograph and its copy, both made upright: modes, sizes, the angles found in them, correlation."""
+    paper = opened(PHOTOGRAPHS[0])
+    pictures = paper, copy_of(paper, -25, "median", True)
+    uprights = [upright(client, picture)[0] for picture in pictures]
+    again = []
+    for picture in uprights:
         headers = {"content-type": "image/png"}
-        answer = client.post("/transform", params={"model": MODEL}, content=response.content, headers=headers)
+        answer = client.post("/transform", params={"model": MODEL}, content=encode(picture), headers=headers)
         again.append(answer.raise_for_status().json()["rotation_degrees"])
-    parts = [_around_ink(255 - np.asarray(upright.convert("L"), dtype=np.float64)) for upright in uprights]
     return {
-        "modes": [upright.mode for upright in uprights],
-        "short_sides": [min(upright.size) for upright in uprights],
+        "modes": [picture.mode for picture in uprights],
+        "short_sides": [min(picture.size) for picture in uprights],
         "rotation_degrees": again,
-        "correlation": float(np.corrcoef(*(part.ravel() for part in parts))[0, 1]),
+        "correlation": correlations(client, PHOTOGRAPHS[0], "median", True, [-25])[0],
     }
 
 
-def _around_ink(ink: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The square about the ink's centroid, without the shaded paper; the two canvases are of different sizes."""
-    ink = np.clip(ink - 170, 0, None)
-    down, across = (int(round(value)) for value in ndimage.center_of_mass(ink))
-    return np.pad(ink, HALF)[down : down + 2 * HALF, across : across + 2 * HALF]
+def corners(client: httpx.Client) -> list[dict[str, Any]]:
+    """For every photograph, colour of the corners and kind of canvas: how many copies come out alike."""
+    rows = []
+    for name in PHOTOGRAPHS:
+        for fill in FILLS:
+            for expand in (True, False):
+                found = correlations(client, name, fill, expand, ANGLES)
+                alike = sum(value >= ALIKE for value in found)
+                row = {"photograph": name, "fill": fill, "expand": expand, "alike": alike, "of": len(found)}
+                rows.append(row | {"least": min(found)})
+    return rows
+
+
+def correlations(client: httpx.Client, name: str, fill: str, expand: bool, angles: Sequence[float]) -> list[float]:
+    """Of what lies about the ink in the upright photograph and in upright copies that were turned by `angles`."""
+    paper = opened(name)
+    dark = np.clip(85.0 - np.asarray(paper.convert("L")), 0, None)
+    ink = np.array(ndimage.center_of_mass(dark))[::-1] + 0.5
+    reference = about(ink, *upright(client, paper))
+    found = []
+    for degrees in angles:
+        copy = copy_of(paper, degrees, fill, expand)
+        place = geometry.apply(geometry.rotation(degrees), ink - np.array(paper.size) / 2) + np.array(copy.size) / 2
+        found.append(float(np.corrcoef(reference, about(place, *upright(client, copy)))[0, 1]))
+    return found
+
+
+def opened(name: str) -> Image.Image:
+    return Image.open(EXAMPLES / name).convert("RGB").resize((1200, 900), Image.Resampling.LANCZOS)
+
+
+def copy_of(paper: Image.Image, degrees: float, fill: str, expand: bool) -> Image.Image:
+    """Turned counter-clockwise as seen."""
+    median = tuple(int(value) for value in np.median(np.asarray(paper).reshape(-1, 3), axis=0))
+    return paper.rotate(degrees, Image.Resampling.BICUBIC, expand=expand, fillcolor=FILLS[fill] or median)
+
+
+def upright(client: httpx.Client, picture: Image.Image) -> tuple[Image.Image, Any]:
+    """The upright picture, and the matrix from its pixels to those of `picture`."""
+    headers = {"content-type": "image/png", "accept": "image/png"}
+    response = client.post("/canonicalize", params={"model": MODEL}, content=encode(picture), headers=headers)
+    response.raise_for_status()
+    return Image.open(BytesIO(response.content)), json.loads(response.headers["x-upright-matrix"])
+
+
+def about(place: NDArray[np.float64], upright: Image.Image, matrix: Any) -> NDArray[np.float64]:
+    """Brightness [n] within RADIUS of what is at `place`, in pixels from the corner, of the picture that was turned."""
+    across, down = np.rint(geometry.apply(geometry.inverse(matrix), place - 0.5)).astype(int)
+    grey = np.pad(np.asarray(upright.convert("L"), np.float64), 2 * RADIUS, mode="edge")
+    y, x = np.ogrid[-RADIUS : RADIUS + 1, -RADIUS : RADIUS + 1]
+    square = grey[down + RADIUS : down + 3 * RADIUS + 1, across + RADIUS : across + 3 * RADIUS + 1]
+    return square[x**2 + y**2 <= RADIUS**2]
 
 
 def main() -> None:
@@ -126,6 +176,7 @@ def main() -> None:
             "model": MODEL,
             "digits": digits(client, MnistData(source="mnist"), chosen.count),
             "photograph": photograph(client),
+            "corners": corners(client),
         }
     text = json.dumps(found, indent=2)
     print(text)
