@@ -1,5 +1,6 @@
 """The shipped model of orientation over HTTP, on digits that another library has turned: SciPy, cubic, +-60 degrees."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +16,21 @@ from training.config import MnistData
 
 STORE = Path(__file__).parents[2] / "model_store"
 DIGITS = 300
-UNSURE = ("mcevae-mnist-so2", 45), ("mcevae-mnist-se2", 45), ("upright-text", 100)  # degrees at least
+UNSURE = {  # degrees, at least and at most: of what the model knows to be possible
+    "mcevae-mnist-so2": (45, 60),
+    "mcevae-mnist-se2": (45, 60),
+    "mcevae-mnist-upright": (100, 105),
+    "upright-text": (100, 110),
+    "symmetry-mnist": (7, 11),
+    "symmetry-letters": (20, 28),
+}
 MEDIAN_LIMIT, MEAN_LIMIT, FLIPS_LIMIT = 0.6, 1.5, 0.7  # degrees, degrees, % over 90 degrees
 READ_LIMIT, PSNR_LIMIT = 96, 20  # of canonical pictures: % read right; decibels between a digit's and its turned copy's
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    asked = {turned_digits.MODEL, turned_digits.READER, *(model for model, _ in UNSURE)}
+    asked = {turned_digits.MODEL, turned_digits.READER, *UNSURE}
     store = part_of_store(STORE, asked, tmp_path_factory.mktemp("store"))
     with running_server(Settings(model_store=store)) as url, httpx.Client(base_url=url, timeout=60) as opened:
         yield opened
@@ -61,12 +69,28 @@ def test_a_photograph_and_its_turned_copy_come_out_alike(client: httpx.Client) -
     assert max(map(abs, pair["rotation_degrees"])) < 1  # upright already
 
 
-@pytest.mark.parametrize(("model", "least"), UNSURE)
-def test_where_nothing_is_up_no_angle_is_sure(client: httpx.Client, model: str, least: float) -> None:
-    """Dark on paper, larger than the model's frame; a range of +-90 degrees alone has a deviation of 52."""
+@pytest.mark.parametrize("expand", [True, False])
+@pytest.mark.parametrize("fill", turned_digits.FILLS)
+@pytest.mark.parametrize("name", turned_digits.PHOTOGRAPHS)
+def test_the_corners_that_a_turn_has_filled_do_not_matter(
+    client: httpx.Client, name: str, fill: str, expand: bool
+) -> None:
+    assert min(turned_digits.correlations(client, name, fill, expand, [-40, 20])) >= turned_digits.ALIKE
+
+
+@pytest.mark.parametrize(("model", "degrees"), UNSURE.items())
+def test_how_unsure_a_model_is_where_nothing_is_up(
+    client: httpx.Client, model: str, degrees: tuple[float, float]
+) -> None:
+    """Dark on paper, larger than the model's frame. Any angle: 104; of a range of +-90 degrees alone: 52."""
     y, x = np.indices((200, 200)) - 99.5
     radius = np.hypot(x, y)
     noise = np.random.default_rng(1).integers(0, 256, (200, 200))
     pictures = [np.full((200, 200), 230), np.where((radius > 50) & (radius < 75), 20, 230), noise]
     for answer in turned_digits.ask(client, "/transform", model, [picture.astype(np.uint8) for picture in pictures]):
-        assert answer["uncertainty"]["rotation_degrees"] > least
+        assert degrees[0] <= answer["uncertainty"]["rotation_degrees"] <= degrees[1]
+
+
+def test_every_model_of_poses_is_asked() -> None:
+    manifests = [json.loads(path.read_text()) for path in STORE.glob("*/*/manifest.json")]
+    assert {manifest["name"] for manifest in manifests if "transform" in manifest["graphs"]} == set(UNSURE)
