@@ -46,6 +46,7 @@ def marks(folder: Path) -> list[Server]:
         Server("HTTP floor (uvicorn, constant answer)", _uvicorn("benchmarks.peers.floor:app"), {"ANSWER": answer}),
         Server("raw ASGI mark, Pillow", raw, model | {"DECODER": "pillow"}),
         Server("raw ASGI mark, OpenCV", raw, model | {"DECODER": "opencv"}),
+        Server("raw ASGI mark, our decoder", raw, model | {"DECODER": "ours"}),
     ]
 
 

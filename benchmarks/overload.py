@@ -9,9 +9,10 @@
   single pictures; `singles_refused` lets pictures wait for 1.3 times as long as full load takes (queue_seconds), so
   that most are refused. `goodput_by_formula` is what is left of full load when every refusal takes its time: that of
   the same requests over as many connections where all are refused.
-- Connections: single pictures over 64 and over 1,024 connections without a pause and over 1,024 at four times the rate,
-  of the service, of the HTTP floor and of the raw ASGI mark: what so many at once cost whoever serves them. The CPU time
-  an answer, by turns of seconds, so that what else the machine does weighs on all three; of the service its stages too.
+- Connections: single pictures over 64 and over 1,024 connections without a pause and over 1,024 at four times the
+  rate, of the service, of the HTTP floor and of the raw ASGI mark: what so many at once cost whoever serves them. The
+  CPU time an answer, by turns of seconds, so that what else the machine does weighs on all three; of the service its
+  stages too.
 - Fairness: single pictures, alone and beside requests of 1,000.
 - Drain: SIGTERM under load; every request is answered, the process exits with 0.
 - Swaps: new versions under load, two different models by turns; every answer is held to the model of the version that
