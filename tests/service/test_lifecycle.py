@@ -141,7 +141,7 @@ def test_what_was_accepted_is_finished(tiny_store: Path, stop: signal.Signals) -
     """A request whose body is still on its way when the service stops to listen is answered."""
     body = tiny.png()
     head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
-    with service(tiny_store, "--drain-seconds", "0.2") as (process, url):
+    with service(tiny_store, "--drain-seconds", "1") as (process, url):
         host, port = urlsplit(url).hostname, urlsplit(url).port
         with socket.create_connection((host, port), timeout=30) as connection:
             connection.sendall(head.encode() + body[:10])
