@@ -8,9 +8,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Map = npt.NDArray[np.float32]
+from contract.paper import Map
 
 _SAME = 8.0  # grey levels: a fill is of one colour, give or take what JPEG does to it
 _RIM = 2  # outermost rows and columns, of which a grown canvas may have one too many

@@ -26,16 +26,19 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-@pytest.fixture(scope="session")
-def url(tiny_store: Path) -> Iterator[str]:
-    settings = Settings(
-        model_store=tiny_store,
+def limited(store: Path) -> Settings:
+    return Settings(
+        model_store=store,
         max_body_bytes=MAX_BODY_BYTES,
         max_pixels=MAX_PIXELS,
         max_images=MAX_IMAGES,
         body_timeout_seconds=BODY_TIMEOUT_SECONDS,
     )
-    with running_server(settings) as address:
+
+
+@pytest.fixture(scope="session")
+def url(tiny_store: Path) -> Iterator[str]:
+    with running_server(limited(tiny_store)) as address:
         yield address
 
 

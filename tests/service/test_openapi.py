@@ -22,7 +22,7 @@ from service.deadlines import TIMEOUT_HEADER
 from service.settings import Settings
 from tests.server import part_of_store, running_server
 from tests.service import tiny, tiny_pose
-from tests.service.conftest import BODY_TIMEOUT_SECONDS, MAX_BODY_BYTES, MAX_IMAGES, MAX_PIXELS
+from tests.service.conftest import limited
 
 
 def no_failure(context: object, response: schemathesis.Response, case: schemathesis.Case) -> None:
@@ -59,14 +59,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     store = tmp_path_factory.mktemp("every")
     tiny.write(store)
     tiny_pose.write(store, augment=True)
-    settings = Settings(
-        model_store=store,
-        max_body_bytes=MAX_BODY_BYTES,
-        max_pixels=MAX_PIXELS,
-        max_images=MAX_IMAGES,
-        body_timeout_seconds=BODY_TIMEOUT_SECONDS,
-    )
-    with running_server(settings) as address:
+    with running_server(limited(store)) as address:
         yield address
 
 
