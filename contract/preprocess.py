@@ -24,6 +24,7 @@ Box = tuple[int, int, int, int]
 _DETAIL = 8  # pixels of the crop a pixel of the model, before the last resize
 _THUMBNAIL = 64  # pixels of the longer side at which colours are compared
 _ISOLUMINANT = 3.0  # times the contrast of the luma that a channel must have to be taken instead
+_WHITE = np.float32(255)
 _MOST_INK = 0.99  # of the ink lies in the circle that is fitted
 _RESAMPLE = Image.Resampling.LANCZOS
 _MEAN = Image.Resampling.BOX  # sharpest in flat areas; its pixels snap to those of the picture
@@ -97,9 +98,9 @@ def _to_channels(pixels: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np
     if pixels.ndim == 3 and channels == 1:
         pixels = np.asarray(Image.fromarray(pixels).convert("L"))
     if pixels.ndim == 2:
-        image = np.true_divide(pixels, 255, dtype=np.float32)[None]
+        image = (pixels.astype(np.float32) / _WHITE)[None]
         return image if channels == 1 else np.repeat(image, channels, axis=0)
-    return np.ascontiguousarray(np.true_divide(pixels, 255, dtype=np.float32).transpose(2, 0, 1))
+    return np.ascontiguousarray((pixels.astype(np.float32) / _WHITE).transpose(2, 0, 1))
 
 
 def _content(

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,13 +28,13 @@ class Admission:
         self._app = app
         self._budget = budget
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if self._budget.is_full() and scope["type"] == "http" and (endpoint := _endpoint_of(scope)):
             call: Call = scope[CALL]
             call.endpoint = endpoint
             call.unread = not is_small(call.headers)
             self._budget.check(1)
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
 
 class Door:

@@ -1,6 +1,7 @@
 """What every request passes, as pure ASGI: its id, its timings, its problems, the limits on its body.
 
-Nothing here makes a task, a context or a record a request: two wrapped callables are all that it costs.
+Nothing here makes a task, a context or a record a request: two wrapped callables are all that it costs. A layer that
+has nothing to do afterwards is a plain function that gives back the awaitable of the next one.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -219,7 +220,7 @@ class TwoPorts:
         self._app = app
         self._probe_port = probe_port
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http":
             path = scope["path"]
             if scope["server"][1] == self._probe_port:
@@ -227,7 +228,7 @@ class TwoPorts:
                     raise NotFound(f"this port has {', '.join(sorted(PROBE_PATHS))}")
             elif path == "/metrics":
                 raise NotFound("metrics are on a port of their own")
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
 
 class BodyLimits:

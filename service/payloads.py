@@ -5,8 +5,7 @@ Framing only: no picture is looked into here, and a picture that is not base64 s
 
 import binascii
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -43,8 +42,7 @@ Encoded = bytes | Problem
 Model = TypeVar("Model", bound=BaseModel)
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(NamedTuple):
     """The pictures of a request, in order; `single`: the answer is one object and not a list."""
 
     pictures: list[Encoded]

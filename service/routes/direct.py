@@ -56,9 +56,9 @@ class DirectPaths:
                 else:
                     self._routes[method, route.path] = route.app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         route = self._find(scope) if scope["type"] == "http" else None
-        await (route or self._app)(scope, receive, send)
+        return (route or self._app)(scope, receive, send)
 
     def _find(self, scope: Scope) -> ASGIApp | None:
         method, path = scope["method"], scope["path"]

@@ -18,6 +18,7 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from service import keys as keys_module
+from service.errors import Unauthorized
 from service.keys import KeyFileError, Keys, new_key, read_keys
 from service.schemas import Problem, ProtocolError
 from service.settings import Settings, SettingsError, load_settings
@@ -113,6 +114,7 @@ def test_keys_are_rotated_without_a_restart(
     guarded: str, key_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(keys_module, "_LOOK_SECONDS", 0.0)
+    assert classify(guarded, **bearer(USE)).status_code == 200  # and is remembered
     aside = key_file.with_suffix(".new")
     aside.write_text(line("web-2", "use", "eq_next"))
     os.replace(aside, key_file)
@@ -265,3 +267,13 @@ def test_a_key_costs_next_to_nothing(key_file: Path) -> None:
     for _ in range(2000):
         keys.check(headers)
     assert (time.process_time() - start) / 2000 < 50e-6
+
+
+def test_many_spellings_of_a_key_take_little_memory(key_file: Path) -> None:
+    keys = Keys(key_file)
+    for blanks in range(1, 3000):
+        assert keys.check({b"authorization": b"Bearer" + b" " * blanks + USE.encode()}).name == "web"
+    assert len(keys._shown) <= 1024
+    with pytest.raises(Unauthorized):
+        keys.check({b"authorization": b"Bearer " + b"eq_other"})
+    assert keys.check({b"authorization": b"Bearer " + USE.encode()}).name == "web"
