@@ -42,9 +42,9 @@ from benchmarks.connection import Connection, Request
 from benchmarks.contenders import ours
 from benchmarks.fuzz.requests import MAKERS, make
 from benchmarks.load import ROOT, Cores, Target, running, tree_pss_mb
-from benchmarks.overload import write_version
 from benchmarks.serving import machine
 from benchmarks.serving import picture as golden_picture
+from benchmarks.swaps import write_version
 
 STORE = ROOT / "model_store"
 SWAPPED, POSES = "equivae-digits", "mcevae-mnist-upright"
