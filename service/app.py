@@ -87,7 +87,7 @@ def create_app(
     keys = Keys(settings.api_keys)
     life = life or Life()
     notes: list[Note] = [AccessLog(settings.access_log_every)] if settings.access_log_every else []
-    tracing = Tracing(settings.otel_endpoint, settings.otel_share) if settings.otel_endpoint else None
+    tracing = Tracing(settings.otel_endpoint, settings.otel_share, _version()) if settings.otel_endpoint else None
     if tracing is not None:
         notes.append(tracing)
     devices = find_devices(settings.device, settings.gpu_memory_bytes, settings.gpu_conv_search)
@@ -173,7 +173,14 @@ def allow_origins(app: ASGIApp, origins: str) -> ASGIApp:
         allow_origins=[origin.strip() for origin in origins.split(",")],
         allow_methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type", "X-Request-ID", TIMEOUT_HEADER, JSON_LENGTH_HEADER],
-        expose_headers=["Retry-After", "Server-Timing", "X-Request-ID", "X-Transform", JSON_LENGTH_HEADER],
+        expose_headers=[
+            "Retry-After",
+            "Server-Timing",
+            "X-Request-ID",
+            "X-Transform",
+            "X-Upright-Matrix",
+            JSON_LENGTH_HEADER,
+        ],
     )
 
 

@@ -92,8 +92,8 @@ def why_not(device: Device) -> str:
 
     if not _has_cuda_build():
         return (
-            "the ONNX Runtime that is installed is the build for CPUs (for CUDA: pip uninstall onnxruntime, then "
-            "pip install 'equipoise[gpu]')"
+            "the ONNX Runtime that is installed is the build for CPUs (for CUDA: pip uninstall onnxruntime, then, in "
+            "the project's folder, pip install '.[gpu]')"
         )
     missing = load_cuda()
     if _DRIVER in missing or _cannot_load(_DRIVER):
@@ -102,7 +102,7 @@ def why_not(device: Device) -> str:
             "container it comes by `docker run --gpus all`, in Kubernetes by the resource nvidia.com/gpu"
         )
     if missing:
-        return f"a library of CUDA is missing ({missing}): pip install 'equipoise[gpu]', which brings CUDA and cuDNN"
+        return f"a library of CUDA is missing ({missing}): the extra gpu (pip install '.[gpu]') brings CUDA and cuDNN"
     try:
         onnxruntime.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", device.index)
     except Exception as error:  # ONNX Runtime's exceptions share no base of their own

@@ -59,7 +59,8 @@ def check_runtime() -> str:
             continue
     if not found:
         raise RuntimeUnavailable(
-            "ONNX Runtime is not installed: install the extra cpu (pip install 'equipoise[cpu]') or gpu, one of them"
+            "ONNX Runtime is not installed: it comes with the extra cpu or the extra gpu, one of them, in the "
+            "project's folder `pip install '.[cpu]'`"
         )
     if len(found) == 2:
         raise RuntimeUnavailable(

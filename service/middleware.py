@@ -214,7 +214,7 @@ async def _linger(receive: Receive, left: int) -> None:
 
 
 class TwoPorts:
-    """Probes and metrics on a port of their own; the other one has no metrics."""
+    """A second port for probes and metrics; the first one then has no metrics."""
 
     def __init__(self, app: ASGIApp, probe_port: int) -> None:
         self._app = app

@@ -101,8 +101,8 @@ class Settings(BaseSettings):
     body_timeout_seconds: float = Field(
         default=30.0,
         gt=0,
-        description="Time for the head of a request to arrive, then for its body, and for a client to take nothing of "
-        "an answer, seconds. Longer lets slow clients hold connections and memory.",
+        description="Seconds that the head of a request may take to arrive, then its body; also for how long a client "
+        "may take nothing of its answer. Longer lets slow clients hold connections and memory.",
     )
     max_pixels: int = Field(
         default=50_000_000,
@@ -210,13 +210,14 @@ class Settings(BaseSettings):
     log_format: Literal["plain", "json"] = Field(default="plain", description="plain for people, json for machines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
-        description="Least severe level that is logged. No level logs a record a request, access_log_every does.",
+        description="Least severe level that is logged. Records of requests, see access_log_every, are of info.",
     )
     access_log_every: int = Field(
         default=0,
         ge=0,
         description="Log every n-th request, with its id, endpoint, status, timings, model and the name of its key; 1 "
-        "is all, which takes time of every small picture. 0: none; else failures of the service are all logged.",
+        "logs all, which takes time of every small picture. 0 logs none. With any other, every answer of 500 and more "
+        "is logged too.",
     )
     otel_endpoint: str = Field(
         default="",

@@ -5,7 +5,6 @@ collector nothing of this is imported.
 """
 
 import time
-from importlib import metadata
 
 from starlette.types import Scope
 
@@ -19,8 +18,9 @@ class TracingUnavailable(Exception):
 class Tracing:
     """What `RequestEdge` calls at the end of a request."""
 
-    def __init__(self, endpoint: str, share: float) -> None:
+    def __init__(self, endpoint: str, share: float, version: str) -> None:
         """endpoint: URL of an OTLP/HTTP collector. share: of requests that bring no decision of their caller's.
+        version: the service's.
 
         Raises:
             TracingUnavailable: the extra is not installed.
@@ -33,12 +33,13 @@ class Tracing:
             from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
         except ImportError:
             raise TracingUnavailable(
-                "otel_endpoint is set and OpenTelemetry is not installed: pip install 'equipoise[otel]'"
+                "otel_endpoint is set and OpenTelemetry is not installed: it comes with the extra otel, in the "
+                "project's folder `pip install '.[otel]'`"
             ) from None
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        resource = Resource.create({"service.name": "equipoise", "service.version": _version()})
+        resource = Resource.create({"service.name": "equipoise", "service.version": version})
         self._provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(share)), resource=resource)
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -87,10 +88,3 @@ class Tracing:
     def close(self) -> None:
         """Send what is left; waits for the collector at most a few seconds."""
         self._provider.shutdown()
-
-
-def _version() -> str:
-    try:
-        return metadata.version("equipoise")
-    except metadata.PackageNotFoundError:
-        return "unknown"

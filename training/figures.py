@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from training.plots import (
     CLASSES_SHOWN,
     SECOND,
     TILE_PIXELS,
+    Figure,
     grid_figure,
     one_a_class,
     save,
@@ -88,9 +88,7 @@ def equivae_figures(run: LoadedRun, data: LabelledImages, seed: int, console: Co
         elif importlib.util.find_spec("umap") is not None:
             figures[f"umap-{name}"] = umap(features, classes, data.class_names, title, seed)
         else:
-            console.print(
-                f"no UMAP of {name}: umap-learn is not installed (pip install 'equipoise[figures]')", markup=False
-            )
+            console.print(f"no UMAP of {name}: umap-learn is not installed (pip install '.[figures]')", markup=False)
     return figures
 
 

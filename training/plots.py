@@ -17,13 +17,14 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ModuleNotFoundError as error:
-    raise TrainingError("figures need matplotlib: pip install 'equipoise[figures]'") from error
+    raise TrainingError("figures need matplotlib, of the extra figures: pip install '.[figures]'") from error
 
 __all__ = [
     "ACCENT",
     "CLASSES_SHOWN",
     "SECOND",
     "TILE_PIXELS",
+    "Figure",
     "grid_figure",
     "one_a_class",
     "save",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from training.lie import inverse, resample
 from training.orientation import baselines, measures
 from training.orientation.looks import LatentModel, PoseModel, canonicals, clusters, latents, poses
 from training.orientation.views import Limits, limits_of, observe, turned
-from training.plots import ACCENT, SECOND, grid_figure, one_a_class, scatter
+from training.plots import ACCENT, SECOND, Figure, grid_figure, one_a_class, scatter
 from training.run import LoadedRun
 
 __all__ = ["pose_figures", "t_sne"]

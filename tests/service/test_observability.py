@@ -171,5 +171,5 @@ def test_without_the_extra_a_collector_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program, "--model-store", str(tmp_path), "--otel-endpoint", "http://127.0.0.1:9"]
     root = Path(__file__).parents[2]
     done = subprocess.run([*command, "--port", "0"], cwd=root, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "pip install 'equipoise[otel]'" in done.stderr, done.stderr
+    assert done.returncode == 1 and "pip install '.[otel]'" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr

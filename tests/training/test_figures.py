@@ -1,7 +1,7 @@
 """Figures: every file is written, shows what it says, and is the same picture each time."""
 
+import importlib
 import io
-import runpy
 import shutil
 import sys
 import types
@@ -58,7 +58,7 @@ def test_without_umap_the_others_are_drawn_and_it_is_said(
     monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: None)
     said = io.StringIO()
     paths = draw_figures(finished_run, tmp_path, console=Console(file=said, width=200))
-    assert "umap-learn is not installed (pip install 'equipoise[figures]')" in said.getvalue()
+    assert "umap-learn is not installed (pip install '.[figures]')" in said.getvalue()
     assert {path.stem for path in paths} == {"prior-samples", "interpolation", "swap-grid", "elbo"}
 
 
@@ -87,10 +87,14 @@ def test_figures_are_functions_of_the_seed(finished_run: Path, tmp_path: Path) -
     assert files[0] == files[1] != files[2]
 
 
-def test_missing_matplotlib_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", ["training.figures", "training.pose_figures"])
+def test_missing_matplotlib_is_explained(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(TrainingError, match=r"pip install 'equipoise\[figures\]'"):
-        runpy.run_path(plots.__file__)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    for loaded in ("training.plots", module):
+        monkeypatch.delitem(sys.modules, loaded, raising=False)
+    with pytest.raises(TrainingError, match=r"pip install '\.\[figures\]'"):
+        importlib.import_module(module)
 
 
 def test_tiles_are_ink_on_paper() -> None:

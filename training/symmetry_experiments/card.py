@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from training.datasets import LabelledImages
@@ -24,7 +23,7 @@ from training.models.symmetry import Symmetry
 from training.networks import dense
 from training.orientation.measures import orbit_errors, psnr
 from training.orientation.views import even_degrees, observe, turned
-from training.plots import ACCENT, grid_figure, save
+from training.plots import ACCENT, Figure, grid_figure, save
 from training.report import describe
 from training.run import load_run
 from training.symmetry_experiments.common import keep
