@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import cached_property
+from operator import itemgetter
 from typing import Literal, Protocol
 
 import numpy as np
@@ -72,7 +73,7 @@ class Entry:
         self.queue_seconds = 0.0
         self.infer_seconds = 0.0
         self.outputs: list[Array] = []
-        self._parts: list[list[Array]] = []
+        self._parts: list[tuple[int, list[Array]]] = []
         self._given = 0
 
     def has_left(self) -> bool:
@@ -82,14 +83,14 @@ class Entry:
         except Exception:
             return False
 
-    def give(self, part: list[Array], count: int) -> None:
-        """Take the outputs of the next `count` rows; done with the last."""
-        self._parts.append(part)
-        self._given += count
+    def give(self, part: list[Array], start: int, stop: int) -> None:
+        """Take the outputs of these rows; done when none is missing. Devices side by side may give later ones first."""
+        self._parts.append((start, part))
+        self._given += stop - start
         if self._given < len(self.rows):
             return
-        first, *more = self._parts
-        self.outputs = [np.concatenate(columns) for columns in zip(*self._parts, strict=True)] if more else first
+        first, *more = parts = [part for _, part in sorted(self._parts, key=itemgetter(0))]
+        self.outputs = [np.concatenate(columns) for columns in zip(*parts, strict=True)] if more else first
         if not self.done.done():
             self.done.set_result(None)
 
@@ -137,6 +138,7 @@ class Batcher:
         self._waiting: deque[Entry] = deque()
         self._run_seconds = engine.run_seconds  # that a run takes, of late
         self.depth = 0
+        self._ahead = 0  # of these rows, those that a new one waits for: of a request no more than its share of a batch
         self._due = False  # the next turn is
         # So that one large request does not hold up those behind it, it has at most this part of a shared batch.
         self._share = max(1, engine.max_batch // 4)
@@ -149,7 +151,7 @@ class Batcher:
     @property
     def wait_seconds(self) -> float:
         """How long new rows would wait for those before them, by what the last runs took."""
-        return math.ceil(self.depth / (self.engine.max_batch * len(self._lanes))) * self._run_seconds
+        return math.ceil(self._ahead / (self.engine.max_batch * len(self._lanes))) * self._run_seconds
 
     @property
     def running_since(self) -> float | None:
@@ -175,7 +177,7 @@ class Batcher:
         loop = self._loop
         entry = Entry(rows, deadline, gone, loop.create_future())
         self._waiting.append(entry)
-        self.depth += len(rows)
+        self._count(len(rows))
         self._call_turn()
         if self.engine.inline_batch >= self.engine.max_batch:  # the next turn comes for sure, and drops what is late
             await entry.done
@@ -193,8 +195,13 @@ class Batcher:
         if entry in self._waiting:
             self._waiting.remove(entry)
             left = len(entry.rows) - entry.taken
-            self.depth -= left
+            self._count(-left)
             self._observer.dropped(left, "deadline")
+
+    def _count(self, rows: int) -> None:
+        """So many of one request wait more, or fewer where negative."""
+        self.depth += rows
+        self._ahead += max(-self._share, min(rows, self._share))
 
     def _call_turn(self) -> None:
         if self._waiting and not self._due and any(lane.since is None for lane in self._lanes):
@@ -240,7 +247,7 @@ class Batcher:
         while self._waiting and room:
             entry = self._waiting.popleft()
             left = len(entry.rows) - entry.taken
-            self.depth -= left
+            self._count(-left)
             if not self._is_wanted(entry, now):
                 continue
             count = min(room, left, self._share if self._waiting else room)
@@ -249,7 +256,7 @@ class Batcher:
             room -= count
             if count < left:
                 self._waiting.append(entry)
-                self.depth += left - count
+                self._count(left - count)
 
     def _is_wanted(self, entry: Entry, now: float) -> bool:
         """Whether somebody waits for this entry, in time; who does not is told so and counted."""
@@ -275,7 +282,7 @@ class Batcher:
         at = 0
         for entry, start, stop in batch:
             count = stop - start
-            entry.give([output[at : at + count] for output in outputs], count)
+            entry.give([output[at : at + count] for output in outputs], start, stop)
             at += count
         self._run_seconds = smoothed(self._run_seconds, seconds)
         self._observer.batch(at, seconds, dict(zip(self.engine.output_names, outputs, strict=True)))

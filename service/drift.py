@@ -31,9 +31,18 @@ class Drift:
             _DEGREES,
             registry,
         )
+        self._known: set[tuple[str, int]] = set()
+
+    def know(self, model: str, version: int) -> None:
+        """A version from now on until it is forgotten."""
+        self._known.add((model, version))
 
     def observe(self, model: str, version: int, outputs: Mapping[str, Array]) -> None:
-        """Take in what a graph answered, arrays [n, ...] by name."""
+        """Take in what a graph answered, arrays [n, ...] by name; nothing of a version that is forgotten, whose last
+        run may end after everybody has left it.
+        """
+        if (model, version) not in self._known:
+            return
         if (novelty := outputs.get("novelty")) is not None:
             self._novelty.series(model, str(version)).extend(novelty.tolist())
         if (matrix := outputs.get("matrix")) is not None:
@@ -41,5 +50,6 @@ class Drift:
             self._rotation.series(model, str(version)).extend(degrees.tolist())
 
     def forget(self, model: str, version: int) -> None:
+        self._known.discard((model, version))
         for family in (self._novelty, self._rotation):
             family.remove(model, str(version))

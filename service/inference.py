@@ -7,7 +7,7 @@ pictures' headers) goes to the pool.
 import asyncio
 import base64
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import orjson
@@ -33,6 +33,7 @@ from service.queries import Options, read_options
 _INLINE_PIXELS = 100_000  # about 5 ms, content search included
 _INLINE_PICTURES = 4
 _INLINE_FITTING = 32  # pictures of the model's own size, in which no content is looked for: about 1 ms
+_PIECE_PIXELS, _PIECE_PICTURES = 4_000_000, 32
 INLINE_BODY_BYTES = 64 * 1024  # 256 small pictures: under 2 ms
 _TURN = 32  # answers written before others have their turn of the event loop: about 0.3 ms
 _JSON = (b"content-type", b"application/json")
@@ -140,10 +141,13 @@ class Inference:
             if not isinstance(picture, Problem):
                 pixels += picture.width * picture.height
                 fits = fits and (picture.width, picture.height) == size
-        arguments = encoded, model, options, keep_original, call.deadline
+        arguments = model, options, keep_original, call.deadline
         if (fits and len(encoded) <= _INLINE_FITTING) or not _is_large(pixels, len(encoded)):
-            return _prepare_all(*arguments)
-        return await self.pooled(call, _prepare_all, *arguments)
+            return _prepare_all(encoded, *arguments)
+        prepared: list[ModelInput | Problem] = []
+        for piece in _pieces(encoded):
+            prepared += await self.pooled(call, _prepare_all, piece, *arguments)
+        return prepared
 
     async def run(self, request: Request, model: LoadedModel, capability: str, rows: Sequence[Row]) -> dict[str, Array]:
         """Outputs by name for rows of inputs; the request's turn in the queue.
@@ -237,6 +241,20 @@ class Inference:
         """What stands for a picture of a batch that has no answer."""
         self._metrics.problem(problem.slug)
         return {"problem": problem.document(call.request_id)}
+
+
+def _pieces(encoded: Sequence[EncodedPicture | Problem]) -> Iterator[list[EncodedPicture | Problem]]:
+    """Parts that the pool takes by turns with others': as much as a photograph each."""
+    piece: list[EncodedPicture | Problem] = []
+    pixels = 0
+    for picture in encoded:
+        piece.append(picture)
+        pixels += 0 if isinstance(picture, Problem) else picture.width * picture.height
+        if pixels >= _PIECE_PIXELS or len(piece) >= _PIECE_PICTURES:
+            yield piece
+            piece, pixels = [], 0
+    if piece:
+        yield piece
 
 
 def _is_large(pixels: int, pictures: int) -> bool:

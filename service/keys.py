@@ -26,7 +26,7 @@ Role = Literal["use", "admin"]
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64})\s+(?P<role>\w+)\s+sha256:(?P<digest>[0-9a-f]{64})")
 _MOST_FILE_BYTES = 1024 * 1024
 _LOOK_SECONDS = 1.0
-_MOST_SHOWN = 1024
+_MOST_SHOWN, _LONGEST_SHOWN = 1024, 256
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 Signature = tuple[int, int, int]
@@ -116,9 +116,10 @@ class Keys:
         matching = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]  # all of them: equal time
         if not matching:
             raise Unauthorized("this key is not known", headers=_CHALLENGE)
-        if len(self._shown) >= _MOST_SHOWN:  # one key may be shown with any number of blanks
-            self._shown.clear()
-        self._shown[shown] = matching[0]
+        if len(shown) <= _LONGEST_SHOWN:  # one key may be shown with any number of blanks
+            if len(self._shown) >= _MOST_SHOWN:
+                self._shown.clear()
+            self._shown[shown] = matching[0]
         return matching[0]
 
     def check_admin(self, headers: Mapping[bytes, bytes]) -> Key:

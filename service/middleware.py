@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.budget import Budget
 from service.deadlines import CallerGone, Deadline
-from service.errors import BodyTimeout, BodyTooLarge, InternalError, NotFound, Problem, render
+from service.errors import BodyTimeout, BodyTooLarge, DeadlineExceeded, InternalError, NotFound, Problem, render
 from service.life import Life
 from service.model_store import LoadedModel
 from service.observability import Metrics, say
@@ -189,7 +189,7 @@ class RequestEdge:
         await send({"type": "http.response.start", "status": problem.status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": call.unread})
         if call.unread:
-            if not isinstance(problem, BodyTimeout):
+            if not isinstance(problem, BodyTimeout | DeadlineExceeded):
                 await _linger(receive, self._linger_bytes)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -260,11 +260,14 @@ class BodyLimits:
                 return await receive()
             message = _at_hand(receive)  # a small body came with its head, and needs no timer
             if message is None:
+                latest = call.start + self._timeout_seconds
                 try:
-                    async with asyncio.timeout(call.start + self._timeout_seconds - time.perf_counter()):
+                    async with asyncio.timeout(min(latest, call.deadline.at) - time.perf_counter()):
                         message = await receive()
                 except TimeoutError:
                     call.unread = True
+                    if call.deadline.at < latest:
+                        raise DeadlineExceeded("the deadline passed before the body had arrived") from None
                     raise BodyTimeout(f"the body did not arrive within {self._timeout_seconds:g} s") from None
             arrived += len(message.get("body", b""))
             complete = not message.get("more_body", False)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args
+from weakref import WeakSet
 
 from contract.manifest import Capability, Manifest, ManifestError
 from service.batching import Batcher
@@ -107,6 +108,8 @@ class ModelStore:
     _unloaded: set[str] = field(default_factory=set)
     _seen: dict[tuple[str, int], Signature] = field(default_factory=dict)
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # Of versions that were replaced as well: one whose run hangs is kept alive by that run.
+    _batchers: WeakSet[Batcher] = field(default_factory=WeakSet)
 
     def load_all(self, *, every_version: bool = False) -> None:
         """Load the highest good version of every model; for the start, before anything serves.
@@ -194,10 +197,14 @@ class ModelStore:
                     self._publish(model)
 
     def _find_new(self) -> dict[str, list[int]]:
-        found, _ = find(self.root)
-        self.refused = [
-            entry for entry in self.refused if entry.version is None or entry.version in found.get(entry.model, ())
-        ]
+        found, whole = find(self.root)
+        before = self.refused
+        self.refused = [entry for entry in before if entry.version in found.get(entry.model, ())]
+        for refusal in whole:
+            if refusal in before:
+                self.refused.append(refusal)
+            else:
+                self._refuse(refusal)
         self._seen = {key: facts for key, facts in self._seen.items() if key[1] in found.get(key[0], ())}
         new: dict[str, list[int]] = {}
         for name, numbers in found.items():
@@ -239,6 +246,7 @@ class ModelStore:
             self._refuse(Refusal(name, number, reason.replace(str(self.root), "<store>")))  # clients read it
             return None
         batchers = {capability: self.queue(those, (name, number, capability)) for capability, those in engines.items()}
+        self._batchers = WeakSet((*self._batchers, *batchers.values()))  # others may be going through the old one
         return LoadedModel(manifest, batchers, self._closed)
 
     def _closed(self, model: LoadedModel) -> None:
@@ -332,7 +340,7 @@ class ModelStore:
 
     def running_seconds(self) -> float:
         """How long the oldest run in a thread has been going on; 0 where none is."""
-        since = [batcher.running_since for model in self.models.values() for batcher in model.batchers.values()]
+        since = [batcher.running_since for batcher in tuple(self._batchers)]
         return max((time.perf_counter() - start for start in since if start is not None), default=0.0)
 
     def check_alive(self) -> None:

@@ -155,6 +155,7 @@ class Metrics:
 
     def queue(self, model: str, version: int, capability: str) -> "QueueMetrics":
         names = (model, str(version), capability)
+        self.drift.know(model, version)
         return QueueMetrics(
             partial(self.drift.observe, model, version),
             self._images.labels(*names),

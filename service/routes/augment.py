@@ -15,12 +15,13 @@ from contract.geometry import Canvas
 from contract.picture import Original
 from service import upright
 from service.batching import Row
+from service.deadlines import Deadline
 from service.engine import Array
 from service.errors import Problem, TooManyPixels
 from service.images import ModelInput, decoding_cost
 from service.inference import Inference, head, raise_of_single, to_base64, to_json
 from service.model_store import LoadedModel
-from service.queries import Options
+from service.queries import Options, UprightOptions
 from service.routes.direct import (
     DirectRoute,
     augment_parameters,
@@ -33,6 +34,7 @@ from service.routes.pictures import FRAMING_PROBLEMS
 from service.schemas import AugmentAnswer, Batch
 
 _NONE: Array = np.zeros((0, 0, 2, 3), np.float32)
+_LIKE_A_PICTURE = 8  # variants that are planned in the time that a small picture takes
 _SEEDS = 2**31  # those that are drawn where a request names none: exact in the JSON of every client
 
 
@@ -76,15 +78,23 @@ def _noise(
 
 
 def _plan(
-    inputs: Sequence[ModelInput | Problem], rows: Sequence[list[Row] | Problem], matrices: Array, n: int
-) -> list[_Job | Problem]:
-    """matrices [R,S,2,3] of all rows, one after the other."""
+    inputs: Sequence[ModelInput | Problem],
+    rows: Sequence[list[Row] | Problem],
+    matrices: Array,
+    n: int,
+    options: UprightOptions,
+    deadline: Deadline,
+) -> tuple[list[_Job | Problem], int]:
+    """The drawings of each picture, and the bytes that all of them take. matrices [R,S,2,3] of all rows, one after the
+    other.
+    """
     jobs: list[_Job | Problem] = []
     first = 0
     for item, own in zip(inputs, rows, strict=True):
         if isinstance(item, Problem) or isinstance(own, Problem):
             jobs.append(own if isinstance(own, Problem) else item)  # type: ignore[arg-type]
             continue
+        deadline.check()
         assert item.original is not None  # it was asked for
         found = matrices[first : first + len(own)].reshape(-1, 2, 3)[:n]
         first += len(own)
@@ -93,7 +103,8 @@ def _plan(
             jobs.append(_Job(item, item.original, canvases))
         except Problem as problem:
             jobs.append(problem.alone())
-    return jobs
+    good = [job for job in jobs if isinstance(job, _Job)]
+    return jobs, upright.drawing_bytes([(job.original, canvas) for job in good for canvas in job.canvases], options)
 
 
 def _draw(model: LoadedModel, job: _Job, options: Options, seed: int) -> tuple[dict[str, Any], float, float]:
@@ -129,24 +140,26 @@ def add(router: APIRouter, inference: Inference) -> None:
         kept = upright.kept_bytes(encoded)
         with inference.permit(encoded, body, size=kept):
             inputs = await inference.prepare(call, encoded, model, options, keep_original=True)
-            own = _noise(model, inputs, n, seed, inference.limits.pixels)
+            many = n * len(inputs) // _LIKE_A_PICTURE
+            own = await inference.placed(call, 0, many, _noise, model, inputs, n, seed, inference.limits.pixels)
             raise_of_single(payload, own)
             inference.record(call, "decode", time.perf_counter() - start)
             rows = [row for part in own if not isinstance(part, Problem) for row in part]
             outputs = await inference.run(request, model, "augment", rows) if rows else {}
-            jobs = _plan(inputs, own, outputs.get("matrices", _NONE), n)
+            planned = inputs, own, outputs.get("matrices", _NONE), n, options.upright, call.deadline
+            jobs, drawn = await inference.placed(call, 0, many, _plan, *planned)
             raise_of_single(payload, jobs)
             results: list[dict[str, Any]] = []
             warping = encoding = 0.0
-            good = [job for job in jobs if not isinstance(job, Problem)]
+            pixels_of_all = 0
             held = decoding_cost(encoded)[1] + kept
-            canvases = [(job.original, canvas) for job in good for canvas in job.canvases]
-            with inference.room(max(0, upright.drawing_bytes(canvases, options.upright) - held), held=held):
+            with inference.room(max(0, drawn - held), held=held):
                 for job in jobs:
                     if isinstance(job, Problem):
                         results.append(inference.in_place(call, job))
                         continue
                     pixels = sum(canvas.width * canvas.height for canvas in job.canvases)
+                    pixels_of_all += pixels
                     arguments = model, job, options, seed
                     document, warp, encode = await inference.placed(call, pixels, len(jobs), _draw, *arguments)
                     warping, encoding = warping + warp, encoding + encode
@@ -154,8 +167,7 @@ def add(router: APIRouter, inference: Inference) -> None:
                 inference.record(call, "warp", warping)
                 start = time.perf_counter()
                 answer = results[0] if payload.single else {"results": results}
-                pixels = sum(canvas.width * canvas.height for _, canvas in canvases)
-                content = await inference.placed(call, pixels, len(jobs), to_json, answer)
+                content = await inference.placed(call, pixels_of_all, len(jobs), to_json, answer)
                 inference.record(call, "encode", encoding + time.perf_counter() - start)
         return Response(content, media_type="application/json")
 

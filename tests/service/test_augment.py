@@ -2,6 +2,7 @@
 
 import base64
 import json
+import threading
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from contract import geometry
-from service import schemas
+from service import schemas, upright
 from service.settings import Settings
 from tests.server import running_server
 from tests.service import tiny, tiny_pose
@@ -142,6 +143,24 @@ def test_the_answer_is_what_the_schema_says(client: httpx.Client) -> None:
 def test_numbers_out_of_range(client: httpx.Client, query: str) -> None:
     status, slug, problem = refused(client, f"?{query}")
     assert (status, slug, problem["parameter"]) == (422, "invalid-parameter", query.split("=")[0])
+
+
+def test_many_variants_are_planned_by_the_pool(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few on the event loop itself; a thousand pictures with 256 each would hold it for seconds."""
+    threads: list[str] = []
+    variant = upright.variant
+
+    def noted(*given: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return variant(*given)
+
+    monkeypatch.setattr(upright, "variant", noted)
+    small = encode(pointer().resize((48, 48)))
+    ask(client, small, "?n=4")
+    few, threads = threads, []
+    ask(client, small, "?n=100")
+    assert len(few) == 4 and not any(name.startswith("pictures") for name in few)
+    assert len(threads) == 100 and all(name.startswith("pictures") for name in threads)
 
 
 def test_the_pixels_of_all_variants_count(client: httpx.Client) -> None:

@@ -300,3 +300,18 @@ def test_every_device_takes_its_own_batches(executor: ThreadPoolExecutor) -> Non
     asyncio.run(main())
     assert (slow.batches, fast.batches) == ([[0, 1]], [[2], [3], [4], [5]])
     assert slow.threads.isdisjoint(fast.threads)
+
+
+def test_rows_of_one_request_stay_in_order_on_several_devices(executor: ThreadPoolExecutor) -> None:
+    """Its first rows run on a device that is slower than the one of the next rows."""
+    slow, fast = Doubler(max_batch=4, inline=False, seconds=0.1), Doubler(max_batch=4, inline=False)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as second:
+            batcher = Batcher([(cast(Engine, slow), executor), (cast(Engine, fast), second)], Counts())
+            entry = await batcher.run(rows(*range(8)), soon(), here)
+        assert entry.outputs[0][:, 0].tolist() == [2 * value for value in range(8)]
+        assert entry.outputs[1].tolist() == [value + 1 for value in range(8)]
+
+    asyncio.run(main())
+    assert (slow.batches, fast.batches) == ([[0, 1, 2, 3]], [[4, 5, 6, 7]])

@@ -3,11 +3,13 @@
 import asyncio
 import math
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -102,6 +104,17 @@ def test_pictures_that_cannot_be_read_in_time(tiny_store: Path, serve: Serve) ->
     assert classify(url, body).status_code == 200
 
 
+def test_a_body_that_arrives_too_late(client: httpx.Client) -> None:
+    address = urlsplit(str(client.base_url))
+    head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n{HEADER}: 150\r\n\r\n"
+    start = time.perf_counter()
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(head.encode() + b"a part")
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 504") and b"deadline-exceeded" in answer and b"connection: close" in answer
+    assert time.perf_counter() - start < 10  # the body itself has thirty seconds
+
+
 def test_headers_are_not_read_on_when_it_has_passed(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
 
@@ -136,6 +149,22 @@ def test_who_would_wait_too_long_is_refused_at_once(executor: ThreadPoolExecutor
 
     run(engine, executor, scenario)
     assert [10.0] not in engine.batches
+
+
+def test_of_a_large_request_nobody_waits_for_more_than_its_share(executor: ThreadPoolExecutor) -> None:
+    engine = Doubler(max_batch=8, inline=False, seconds=0.02)
+    engine.run_seconds = 0.02
+
+    async def scenario(batcher: Batcher) -> None:
+        large = asyncio.create_task(batcher.run(rows(*range(80)), soon(), here))
+        await asyncio.sleep(0.01)
+        assert batcher.depth == 72 and batcher.wait_seconds == pytest.approx(0.02)
+        await batcher.run(rows(100), soon(0.15), here)  # ten batches would be too late
+        assert not large.done()
+        await large
+        assert batcher.depth == batcher.wait_seconds == 0
+
+    run(engine, executor, scenario)
 
 
 @pytest.mark.parametrize("inline", [True, False])

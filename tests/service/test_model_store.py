@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from service.model_folder import EmptyStore, Version, find
 from service.settings import Settings
 from tests.server import loading_server
 from tests.service import tiny
+from tests.service.test_swap import until
 
 PNG = {"content-type": "image/png"}
 Serve = Callable[..., str]
@@ -155,6 +157,20 @@ def test_a_model_folder_that_cannot_be_listed(tmp_path: Path, serve: Serve, unli
     reason = "the folder cannot be listed: Permission denied"
     assert get(f"{url}/models").json()["refused"] == [{"model": unlistable, "version": None, "reason": reason}]
     assert post(f"{url}/classify").status_code == 200
+
+
+def test_a_model_folder_that_can_be_listed_again(
+    tmp_path: Path, serve: Serve, unlistable: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny.write(tmp_path)
+    url = serve(tmp_path, model_poll_seconds=0.02)
+    with caplog.at_level(logging.ERROR, "equipoise"):
+        (tmp_path / unlistable / "1").mkdir(parents=True)
+        until(lambda: [entry["model"] for entry in get(f"{url}/models").json()["refused"]] == [unlistable])
+        time.sleep(0.1)
+    assert [record.getMessage() for record in caplog.records] == ["model refused"]  # once, not with every look
+    (tmp_path / unlistable).rename(tmp_path / "open")
+    until(lambda: {entry["model"] for entry in get(f"{url}/models").json()["refused"]} == {"open"})
 
 
 def test_a_store_that_cannot_be_listed(tmp_path: Path, unlistable: str) -> None:

@@ -20,9 +20,10 @@ import pytest
 
 from service.app import create_store
 from service.budget import Budget
+from service.deadlines import Deadline
 from service.devices import Devices
 from service.engine import Engine
-from service.errors import ModelNotFound, ModelRefused, NotReady
+from service.errors import DeadlineExceeded, ModelNotFound, ModelRefused, NotAlive, NotReady
 from service.life import Life
 from service.model_store import ModelStore
 from service.observability import Metrics
@@ -222,6 +223,31 @@ def test_load_and_unload_by_name(tmp_path: Path) -> None:
         assert (await store.load("tiny")).version == 3
 
     with_store(tmp_path, scenario)
+
+
+def test_a_run_that_hangs_is_known_after_its_version_is_gone(tmp_path: Path, gate: threading.Event) -> None:
+    tiny.write_scaled(tmp_path, 1)
+    settings = Settings(model_store=tmp_path, inline_milliseconds=0, hang_seconds=0.01)
+    observed = Metrics(Budget(settings.queue_images, settings.queue_bytes))
+
+    async def main(loader: ThreadPoolExecutor, device: ThreadPoolExecutor) -> None:
+        store = create_store(settings, observed, Devices("cpu"), [device], loader, Life())
+        store.load_all()
+        batcher = store.models["tiny"].batchers["embed"]
+        row = (np.zeros(tuple(batcher.engine.spec.inputs[0].shape[1:]), np.float32),)
+        with pytest.raises(DeadlineExceeded):
+            await batcher.run([row], Deadline(time.perf_counter() + 0.05), lambda: False)
+        del batcher
+        await store.unload("tiny")
+        with pytest.raises(NotAlive):
+            store.check_alive()
+        gate.set()
+        while store.running_seconds():
+            await asyncio.sleep(0.01)
+        store.check_alive()
+
+    with ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(1, "device") as device:
+        asyncio.run(main(loader, device))
 
 
 def test_a_closed_version_is_freed_at_once(tmp_path: Path) -> None:
