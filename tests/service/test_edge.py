@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from contract.picture import MOST_DECODED_BYTES
+from contract.picture_png import write_plain_png
 from service.budget import Budget
 from service.engine import Engine
 from service.keys import new_key
@@ -76,6 +78,24 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_photograph_waits_for_no_whole_batch(tiny_store: Path, serve: Serve) -> None:
+    """The pool, of one thread, takes a batch in pieces."""
+    url = serve(tiny_store)
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 400), np.uint8)
+    small, photograph = (write_plain_png(picture) for picture in (pixels[:160, :160], pixels))
+    batch = {"images": [{"data": base64.b64encode(small).decode()}] * 256}
+
+    def decode_milliseconds(**body: Any) -> float:
+        answer = httpx.post(f"{url}/classify", trust_env=False, timeout=60, **body)
+        assert answer.status_code == 200
+        return float(re.findall(r"decode;dur=([\d.]+)", answer.headers["server-timing"])[0])
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        of_batch = pool.submit(decode_milliseconds, json=batch)
+        until(lambda: "equipoise_accepted_images 256.0" in httpx.get(f"{url}/metrics", trust_env=False).text)
+        assert decode_milliseconds(content=photograph) < of_batch.result() / 2
 
 
 def test_a_full_queue_is_429_at_once_with_retry_after(tiny_store: Path, serve: Serve, gate: threading.Event) -> None:
