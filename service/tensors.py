@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 
 from contract.manifest import GraphSpec, TensorSpec
 from service.engine import Array
@@ -35,7 +35,8 @@ _MOST_ERRORS = 4
 _PICTURE_RANK = 4
 _LENGTH_BYTES = 4  # in front of each element of binary BYTES
 
-Parameters = dict[str, Any]
+# Clients made from a schema send null for what they leave out.
+Parameters = Annotated[dict[str, Any], BeforeValidator(lambda given: {} if given is None else given)]
 Data = Annotated[list[Any], Field(description="Row-major, nested or flat; of BYTES each element as base64.")]
 
 

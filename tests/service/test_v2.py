@@ -139,6 +139,16 @@ def test_pictures_as_json_are_base64(client: httpx.Client) -> None:
         np.testing.assert_allclose(np.reshape(output["data"], output["shape"]), wanted.repeat(shape[0], 0), atol=1e-4)
 
 
+def test_null_stands_for_no_parameters(client: httpx.Client) -> None:
+    given = tiny.as_input(tiny.images(1))
+    tensor = {"name": "image", "datatype": "FP32", "shape": list(given.shape), "data": given.ravel().tolist()}
+    message = {"parameters": None, "inputs": [tensor | {"parameters": None}], "outputs": None}
+    answer = client.post("/v2/models/tiny.embed/infer", json=message)
+    assert answer.status_code == 200, answer.text
+    named = message | {"outputs": [{"name": "embedding", "parameters": None}]}
+    assert client.post("/v2/models/tiny.embed/infer", json=named).json()["outputs"] == answer.json()["outputs"]
+
+
 def test_a_raw_tensor_is_the_whole_body(client: httpx.Client) -> None:
     given = tiny.as_input(tiny.images(3))
     response = client.post(
