@@ -28,13 +28,12 @@ from contract.picture_header import (
     webp_size,
 )
 from contract.picture_jpeg import check_jpeg
-from contract.picture_pixels import Kept, Pixels, to_kept, to_pixels
-from contract.picture_png import PlainPng, check_png_data, png_header
+from contract.picture_pixels import Kept, Pixels, depth_of, to_kept, to_pixels
+from contract.picture_png import MOST_PROFILE, OddPng, PlainPng, check_png_data, png_header
 
 MOST_DECODED_BYTES = 18
 """Of EncodedPicture.decoded_bytes, a pixel."""
 
-_MOST_PROFILE = 1 << 20  # bytes: readers of PNG take no larger one, Pillow's among them
 _MOST_EXIF = 1 << 20  # bytes: of more, whose values may be millions of numbers, the orientation is not looked for
 _ORIENTATION = 0x0112
 _TRANSPOSE = {  # EXIF 2.32, table 6: what brings the stored picture upright
@@ -116,7 +115,7 @@ class EncodedPicture(NamedTuple):
     height: int
     frames: int
     decoded_bytes: int
-    source: ImageFile.ImageFile | PlainPng | bytes
+    source: ImageFile.ImageFile | PlainPng | OddPng | bytes
     profile_bytes: int = 0
 
     def decode(self, *, apply_exif: bool = True, keep_original: bool = False) -> Picture:
@@ -127,7 +126,9 @@ class EncodedPicture(NamedTuple):
                 pixels, samples = source.decode(self.width, self.height)
                 turned, original = False, Original(samples, None, None) if keep_original else None
             else:
-                image = _open(self.format, source) if isinstance(source, bytes) else source
+                image = source if isinstance(source, ImageFile.ImageFile) else _open(self.format, source)
+                if keep_original and isinstance(source, OddPng):
+                    image.info["icc_profile"] = source.profile()
                 pixels, turned, original = _decode(image, apply_exif, keep_original)
         except PictureError:
             raise
@@ -149,13 +150,16 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
     limits.check_bytes(len(data))
     name = sniff(data)
     frames = 1
+    source: OddPng | bytes = data
     if name == "PNG":
         header = png_header(data)
         width, height = header.width, header.height
         limits.check_size(width, height)
-        if plain := check_png_data(data, header):
-            cost = _decoded_bytes(name, plain.mode, plain.mode in ("LA", "RGBA"), width * height)
-            return EncodedPicture(name, width, height, frames, cost, plain)
+        png = check_png_data(data, header)
+        if isinstance(png, PlainPng):
+            cost = _decoded_bytes(name, png.mode, png.mode in ("LA", "RGBA"), width * height)
+            return EncodedPicture(name, width, height, frames, cost, png)
+        source = png
     elif name == "WebP":
         limits.check_size(*webp_size(data))
     elif name == "GIF":
@@ -165,7 +169,7 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
     elif name == "JPEG":
         check_jpeg(data)
     try:
-        image = _open(name, data)
+        image = _open(name, source)
         frames = getattr(image, "n_frames", 1) if name in ("PNG", "WebP") else frames
         transparent = image.has_transparency_data
     except PictureError:
@@ -181,13 +185,15 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
     if frames > limits.frames:
         raise PictureTooLargeError(f"the file says it holds {frames:,} pictures, the limit is {limits.frames:,}")
     decoded_bytes = _decoded_bytes(name, image.mode, transparent, width * height)
-    # Of WebP the decoder's canvases, of PNG the texts and the profile, inflated.
-    source = data if name in ("PNG", "WebP") else image
-    profile_bytes = min(len(image.info.get("icc_profile") or b""), _MOST_PROFILE)
-    return EncodedPicture(name, width, height, frames, decoded_bytes, source, profile_bytes)
+    profile = source.profile() if isinstance(source, OddPng) else image.info.get("icc_profile")
+    profile_bytes = min(len(profile or b""), MOST_PROFILE)
+    opened = source if name in ("PNG", "WebP") else image  # of WebP its decoder's canvases are large
+    return EncodedPicture(name, width, height, frames, decoded_bytes, opened, profile_bytes)
 
 
-def _open(name: str, data: bytes) -> ImageFile.ImageFile:
+def _open(name: str, data: bytes | OddPng) -> ImageFile.ImageFile:
+    if isinstance(data, OddPng):
+        return PngImageFile(data.file())
     return _PLUGINS[name](_Jpeg(data) if name == "JPEG" else BytesIO(data))
 
 
@@ -207,7 +213,8 @@ def _decode(image: ImageFile.ImageFile, apply_exif: bool, keep_original: bool) -
     frees its memory.
     """
     turn = _TRANSPOSE.get(_orientation(image)) if apply_exif or isinstance(image, TiffImageFile) else None
-    profile = image.info.get("icc_profile")  # a PNG's after its pixels is none
+    profile = image.info.get("icc_profile")
+    depth = depth_of(image)
     image.load()
     turned = turn is not None
     if isinstance(image, TiffImageFile):  # Pillow has turned it while loading it
@@ -216,10 +223,10 @@ def _decode(image: ImageFile.ImageFile, apply_exif: bool, keep_original: bool) -
     dpi = image.info.get("dpi")
     if upright is not image:
         image.close()
-    pixels = to_pixels(upright)
+    pixels = to_pixels(upright, depth)
     original = None
     if keep_original:
-        samples = to_kept(upright, pixels)
+        samples = to_kept(upright, pixels, depth)
         original = Original(samples, _profile(profile, samples), _dpi(dpi))
     image.close()
     return pixels, turned, original
@@ -228,7 +235,7 @@ def _decode(image: ImageFile.ImageFile, apply_exif: bool, keep_original: bool) -
 def _profile(data: object, samples: Kept) -> bytes | None:
     """A colour profile, if it is one of the samples' colour space (ICC.1:2022, section 7.2.6) and not too long."""
     space = b"GRAY" if samples.ndim == 2 or samples.shape[2] == 2 else b"RGB "
-    return data if isinstance(data, bytes) and data[16:20] == space and len(data) <= _MOST_PROFILE else None
+    return data if isinstance(data, bytes) and data[16:20] == space and len(data) <= MOST_PROFILE else None
 
 
 def _dpi(value: object) -> tuple[float, float] | None:

@@ -4,6 +4,7 @@ Large pictures are converted in strips, so that beside the picture and its array
 """
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,38 +18,63 @@ Samples = npt.NDArray[np.generic]
 _STRIP_PIXELS = 1 << 18
 
 
-def to_pixels(image: Image.Image) -> Pixels:
+class Depth(NamedTuple):
+    """What a file says of samples of more than 8 bits, and Pillow leaves to whoever reads them.
+
+    top: the greatest value of 16 bits. negative: whether 0 is white. unsigned: whether those of 32 bits are.
+    """
+
+    top: int = 65535
+    negative: bool = False
+    unsigned: bool = False
+
+
+_PLAIN = Depth()
+
+
+def depth_of(image: Image.Image) -> Depth:
+    """Of a picture as it was opened: once it is turned, Pillow has forgotten what the file says."""
+    if not isinstance(image, TiffImageFile):
+        return _PLAIN
+    bits, kind = (image.tag_v2.get(tag, default) for tag, default in ((258, 16), (339, 1)))
+    bits, kind = (value[0] if isinstance(value, tuple) else value for value in (bits, kind))
+    return Depth((1 << int(bits)) - 1, image.tag_v2.get(262, 0) == 0, kind == 1)
+
+
+def to_pixels(image: Image.Image, depth: Depth = _PLAIN) -> Pixels:
     """uint8 [H,W] or [H,W,3] from any mode of Pillow, read-only."""
+    image = _with_alpha(image)
     if image.mode == "L" and "transparency" not in image.info:
         return _converted(image, _grey)
+    if image.mode.startswith(("I", "F")):
+        to_8_bits = _by_bits(depth) if image.mode.startswith("I;16") else _by_range(image, depth)
+        return _converted(image, lambda strip: to_8_bits(np.asarray(strip)))
     if image.has_transparency_data and not _is_opaque(image):
         background = _background(image)
         return _converted(image, lambda strip: _over(strip, background))
     if image.mode in ("1", "L"):
         return _converted(image, _grey)
-    if image.mode.startswith(("I", "F")):
-        to_8_bits = _by_bits(image) if image.mode.startswith("I;16") else _by_range(image)
-        return _converted(image, lambda strip: to_8_bits(np.asarray(strip)))
     return _converted(image, lambda strip: np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB")))
 
 
-def to_kept(image: Image.Image, pixels: Pixels) -> Kept:
+def to_kept(image: Image.Image, pixels: Pixels, depth: Depth = _PLAIN) -> Kept:
     """A picture in the kind of its own, for whoever gives it back: uint8 [H,W], [H,W,2] (grey with transparency),
     [H,W,3] or [H,W,4] (RGB with transparency), uint16 [H,W] of 16 bits a pixel.
 
     `pixels` is what `to_pixels` makes of it. What is neither transparent nor of 16 bits is that: palettes are in
-    colours, CMYK is RGB, bits are grey, and values of 32 bits are brought to 8.
+    colours, CMYK is RGB, bits are grey, and values of 32 bits are brought to 8, as are 16 with transparency.
     """
+    image = _with_alpha(image)
+    if image.mode.startswith("I;16"):
+        top = depth.top
+        kept = np.empty((image.height, image.width), np.uint16)
+        for row, strip in _strips(image):
+            samples = _positive(np.asarray(strip), depth)
+            kept[row : row + strip.height] = samples if top == 65535 else (samples * 65535 + top // 2) // top
+        return kept
     if image.has_transparency_data:
         mode = "LA" if image.mode in ("1", "L", "LA", "La") else "RGBA"
         return _converted(image, lambda strip: np.asarray(strip if strip.mode == mode else strip.convert(mode)))
-    if image.mode.startswith("I;16"):
-        top = _top(image)
-        kept = np.empty((image.height, image.width), np.uint16)
-        for row, strip in _strips(image):
-            samples = np.minimum(np.asarray(strip), top).astype(np.uint32)
-            kept[row : row + strip.height] = samples if top == 65535 else (samples * 65535 + top // 2) // top
-        return kept
     return pixels
 
 
@@ -75,25 +101,42 @@ def _grey(image: Image.Image) -> Pixels:
     return np.frombuffer(grey.tobytes(), np.uint8).reshape(grey.height, grey.width)
 
 
-def _top(image: Image.Image) -> int:
-    """The greatest value of a picture of unsigned samples, by the bits that the file says they use."""
-    bits = image.tag_v2.get(258, 16) if isinstance(image, TiffImageFile) else 16
-    return int((1 << int(bits[0] if isinstance(bits, tuple) else bits)) - 1)
+def _with_alpha(image: Image.Image) -> Image.Image:
+    """A picture of 16 bits that shows its transparent shade, with alpha and of 8 bits: Pillow makes all of it white."""
+    shade = image.info.get("transparency")
+    if shade is None or not image.mode.startswith("I;16"):
+        return image
+    to_8_bits = _by_bits(_PLAIN)
+
+    def convert(strip: Image.Image) -> Pixels:
+        samples = np.asarray(strip)
+        return np.dstack([to_8_bits(samples), np.where(samples == shade, 0, 255).astype(np.uint8)])
+
+    pixels = _converted(image, convert)
+    return image if pixels[..., 1].all() else Image.fromarray(pixels)
 
 
-def _by_bits(image: Image.Image) -> Callable[[Samples], Pixels]:
-    """Unsigned samples to 0..255."""
-    top = _top(image)
-    return lambda samples: np.minimum((samples.astype(np.uint32) * 255 + top // 2) // top, 255).astype(np.uint8)
+def _positive(samples: Samples, depth: Depth) -> npt.NDArray[np.uint32]:
+    """Samples of 16 bits, 0 black."""
+    values = np.minimum(samples.astype(np.uint32), depth.top)
+    return depth.top - values if depth.negative else values
 
 
-def _by_range(image: Image.Image) -> Callable[[Samples], Pixels]:
+def _by_bits(depth: Depth) -> Callable[[Samples], Pixels]:
+    """Samples of 16 bits to 0..255."""
+    top = depth.top
+    return lambda samples: ((_positive(samples, depth) * 255 + top // 2) // top).astype(np.uint8)
+
+
+def _by_range(image: Image.Image, depth: Depth) -> Callable[[Samples], Pixels]:
     """Samples to 0..255: 0..1 (of floats), 0..255 and 0..65535 stand for themselves, and any other range is stretched
     from its least to its greatest finite value; values that are not finite become 0.
     """
+    unsigned = depth.unsigned and image.mode == "I"
     low, high = np.inf, -np.inf
     for _, strip in _strips(image):
         samples = np.asarray(strip)
+        samples = samples.view(np.uint32) if unsigned else samples
         finite = samples[np.isfinite(samples)]
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
@@ -105,9 +148,10 @@ def _by_range(image: Image.Image) -> Callable[[Samples], Pixels]:
     scale = 255.0 / max(high - low, 1e-300)
 
     def to_8_bits(samples: Samples) -> Pixels:
-        values = samples.astype(np.float64)
+        values = (samples.view(np.uint32) if unsigned else samples).astype(np.float64)
         values = np.where(np.isfinite(values), values, least)
-        return np.rint((values - low) * scale).astype(np.uint8)
+        pixels = np.rint((values - low) * scale).astype(np.uint8)
+        return 255 - pixels if depth.negative else pixels
 
     return to_8_bits
 

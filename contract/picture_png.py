@@ -8,6 +8,7 @@ and Pillow's reader decides.
 
 import struct
 import zlib
+from io import BytesIO
 from typing import NamedTuple
 from zlib import crc32
 
@@ -22,8 +23,10 @@ _MODES = {0: "L", 2: "RGB", 4: "LA", 6: "RGBA"}  # by the colour type
 _COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}  # the colour type by the number of channels
 # What Pillow reads and nothing here asks for, with the length that is right.
 _WITHOUT_EFFECT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"tIME": 7}
-_INFLATED = (b"zTXt", b"iTXt", b"iCCP")
-_MOST_INFLATED = 16  # of these, which Pillow inflates to 1 MiB each, from 1 KiB
+_COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")
+MOST_PROFILE = 1 << 20
+"""Bytes of a colour profile: readers of PNG take no larger one, Pillow's among them."""
+_MOST_INFLATED = 16  # times a profile's compressed length: real ones take three, and zlib could make a thousand
 # zlib's compressor with the least memory: a quarter of a MiB takes longer to get than a small picture to write.
 _STORED = 0, zlib.DEFLATED, 10, 1
 
@@ -84,6 +87,30 @@ class PlainPng(NamedTuple):
         return np.frombuffer(samples, np.uint8).reshape(shape)
 
 
+class OddPng(NamedTuple):
+    """A file for Pillow's reader, without what that inflates to 1 MiB each, from 1 KiB and in 5 ms: compressed texts,
+    in which no orientation is looked for, and colour profiles.
+
+    pieces: of the file. packed_profile: compressed; empty where there is none.
+    """
+
+    pieces: list[bytes | memoryview]
+    packed_profile: memoryview
+
+    def file(self) -> BytesIO:
+        """What Pillow is to read."""
+        return BytesIO(b"".join(self.pieces))
+
+    def profile(self) -> bytes | None:
+        """The colour profile, if it is whole and not too long."""
+        reader, most = zlib.decompressobj(), min(_MOST_INFLATED * len(self.packed_profile), MOST_PROFILE)
+        try:
+            data = reader.decompress(self.packed_profile, most + 1)
+        except zlib.error:
+            return None
+        return data if reader.eof and len(data) <= most else None
+
+
 def png_header(data: bytes) -> PngHeader:
     """The header of a PNG file."""
     if data[8:16] != b"\0\0\0\x0dIHDR" or len(data) < 33 or crc32(data[12:29]) != int.from_bytes(data[29:33]):
@@ -91,22 +118,26 @@ def png_header(data: bytes) -> PngHeader:
     return PngHeader._make(_IHDR.unpack_from(data, 16))
 
 
-def check_png_data(data: bytes, header: PngHeader) -> PlainPng | None:
+def check_png_data(data: bytes, header: PngHeader) -> PlainPng | OddPng:
     """Raise CorruptPictureError if a chunk of pixels is cut short or fails its checksum, or if there are too many
-    chunks, or too many that Pillow inflates: Pillow does not look.
+    chunks: Pillow does not look.
 
-    The answer is the pixels of a plain file.
+    The answer is the pixels of a plain file, and of any other what Pillow's reader is to see.
     """
     view = memoryview(data)
     pieces: list[memoryview] = []
-    mode, position, after, inflated = header.plain_mode, 33, False, 0
+    seen: list[bytes | memoryview] = []
+    profile = view[:0]
+    mode, position, after, start = header.plain_mode, 33, False, 0
     for _ in range(MOST_PIECES):
         if position + 8 > len(data):
             raise CorruptPictureError("the PNG file is cut short: it has no end")
         end = position + 8 + int.from_bytes(data[position : position + 4])
         kind = data[position + 4 : position + 8]
         if kind == b"IEND":
-            return PlainPng(mode, pieces) if mode and pieces else None
+            if mode and pieces:
+                return PlainPng(mode, pieces)
+            return OddPng([*seen, view[start:]] if start else [data], profile)
         holds = crc32(view[position + 4 : end]) == int.from_bytes(data[end : end + 4])
         if kind == b"IDAT":
             if not holds:
@@ -119,9 +150,13 @@ def check_png_data(data: bytes, header: PngHeader) -> PlainPng | None:
                 pieces.append(view[position + 8 : end])
         else:
             after = bool(pieces)
-            inflated += kind in _INFLATED
-            if inflated > _MOST_INFLATED:
-                raise CorruptPictureError(f"the PNG file has more than {_MOST_INFLATED} compressed texts and profiles")
+            if kind in _COMPRESSED:
+                named = data.find(b"\0", position + 8, end) + 1
+                if kind != b"iTXt" or data[named : named + 1] != b"\0":  # which may be as it is
+                    seen.append(view[start:position])
+                    start = end + 4
+                if kind == b"iCCP" and not pieces:  # one after the pixels is none
+                    profile = view[named + 1 : end]
             if not holds or _WITHOUT_EFFECT.get(kind) != end - position - 8:
                 mode = ""
         position = end + 4

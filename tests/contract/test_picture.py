@@ -1,17 +1,20 @@
 """Encoded pictures of every colour mode and format become the pixels that a person sees, or a clear refusal."""
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from contract.picture import open_picture, read_header
 from contract.picture_header import PictureLimits
-from tests.contract.pictures import encode, glyph, noise
+from tests.contract.pictures import encode, glyph, noise, png_chunk
 
 FORMATS = {"PNG": "PNG", "JPEG": "JPEG", "WEBP": "WebP", "TIFF": "TIFF", "BMP": "BMP", "GIF": "GIF"}
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}}
@@ -44,6 +47,47 @@ def test_sixteen_bits_keep_their_range() -> None:
         pixels = open_picture(encode(deep, name)).pixels
         assert pixels.dtype == np.uint8
         assert np.abs(pixels - deep / 257.0).max() <= 0.51
+
+
+def tiff(samples: npt.NDArray[Any], *tags: tuple[int, int], bits: int = 0) -> bytes:
+    """A file of unsigned or floating-point samples that is not compressed; of 12 bits, where `bits` says so."""
+    height, width = samples.shape
+    data = samples.tobytes()
+    if bits == 12:
+        data = b"".join((int(a) << 12 | int(b)).to_bytes(3) for a, b in samples.reshape(-1, 2))
+    kind = 3 if samples.dtype.kind == "f" else 1
+    entries = {256: width, 257: height, 258: bits or 8 * samples.itemsize, 259: 1, 262: 1, 273: 8, 278: height}
+    entries |= {279: len(data), 339: kind} | dict(tags)
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, entries[tag]) for tag in sorted(entries))
+    return (
+        struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(entries)) + directory + bytes(4)
+    )
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_a_tiff_whose_zero_is_white_is_no_negative(kind: type) -> None:
+    most = 1 if kind is np.float32 else np.iinfo(kind).max
+    samples = (glyph() / 255 * most).astype(kind)
+    picture = read_header(tiff(most - samples, (262, 0))).decode(keep_original=True)
+    np.testing.assert_array_equal(picture.pixels, glyph())
+    assert picture.original is not None
+    np.testing.assert_array_equal(picture.original.samples, samples if kind is np.uint16 else glyph())
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_twelve_bits_keep_their_range_turned_or_not(orientation: int) -> None:
+    data = tiff(glyph().astype(np.uint32) * 4095 // 255, (274, orientation), bits=12)
+    for apply_exif in (True, False):
+        picture = read_header(data).decode(apply_exif=apply_exif, keep_original=True)
+        assert picture.original is not None
+        assert (picture.pixels.max(), picture.original.samples.max()) == (255, 65535)
+        turned = np.rot90(glyph(), -1) if apply_exif and orientation == 6 else glyph()
+        np.testing.assert_array_equal(picture.pixels, turned)
+
+
+def test_thirty_two_bits_without_a_sign() -> None:
+    samples = glyph().astype(np.uint32) * (0xFFFFFFFF // 255)
+    np.testing.assert_array_equal(open_picture(tiff(samples)).pixels, glyph())
 
 
 @pytest.mark.parametrize("top", [1.0, 255.0, 65535.0, 4e9])
@@ -125,6 +169,20 @@ def test_grey_png_with_a_transparent_shade() -> None:
     assert (pixels[glyph() == 0] == 255).all()
 
 
+@pytest.mark.parametrize("side", [28, 700])
+def test_grey_png_of_16_bits_with_a_transparent_shade(side: int) -> None:
+    deep = np.where(glyph(side) == 255, np.uint16(1000), np.uint16(60_000))
+    for shade, paper in ((60_000, 255), (60_001, 233)):
+        data = encode(deep, "PNG")
+        data = data[:33] + png_chunk(b"tRNS", struct.pack(">H", shade)) + data[33:]
+        picture = read_header(data).decode(keep_original=True)
+        assert (picture.pixels[glyph(side) == 255] == 4).all()
+        assert (picture.pixels[glyph(side) == 0] == paper).all()
+        assert picture.original is not None
+        kept = np.dstack([np.where(deep == 1000, 4, 233), glyph(side)]) if shade == 60_000 else deep
+        np.testing.assert_array_equal(picture.original.samples, kept)
+
+
 TURNS = {  # stored pixels from upright ones, for each EXIF orientation
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -151,6 +209,13 @@ def test_exif_orientation_is_applied_or_left(name: str, orientation: int) -> Non
         assert picture.orientation_applied == (apply_exif and orientation != 1)
         grey = picture.pixels if picture.pixels.ndim == 2 else picture.pixels[..., 0]
         assert np.abs(grey.astype(int) - expected).mean() < 4
+
+
+def test_orientation_in_a_text_of_a_png() -> None:
+    """XMP, which is not compressed."""
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<rdf:Description tiff:Orientation="6"/>')
+    assert open_picture(encode(glyph(), pnginfo=text)).orientation_applied
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")

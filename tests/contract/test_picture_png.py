@@ -172,5 +172,5 @@ def test_what_is_written_plain_is_read_again_by_both_readers(shape: tuple[int, .
     assert picture.mode == {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[shape[2] if len(shape) == 3 else 1]
     np.testing.assert_array_equal(np.asarray(picture), samples[::-1])
     plain = check_png_data(file, png_header(file))
-    assert plain is not None
+    assert isinstance(plain, PlainPng)
     np.testing.assert_array_equal(plain.decode(shape[1], shape[0])[1], samples[::-1])

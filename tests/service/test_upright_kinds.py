@@ -104,7 +104,8 @@ def test_a_profile_after_the_pixels_is_none(pose_client: httpx.Client) -> None:
 
 def test_profiles_count_in_what_is_held_and_too_long_ones_are_left_out(pose_client: httpx.Client) -> None:
     def of(size: int) -> bytes:
-        return encode(turned(12), icc_profile=bytes(16) + b"RGB " + bytes(size - 20))
+        values = np.random.default_rng(0).bytes(size // 4)
+        return encode(turned(12), icc_profile=bytes(16) + b"RGB " + values + bytes(size - 20 - len(values)))
 
     assert len(upright_of(ask(pose_client, of(1 << 20))).info["icc_profile"]) == 1 << 20
     longer = encode(turned(12), "TIFF", icc_profile=bytes(16) + b"RGB " + bytes(1 << 20))
