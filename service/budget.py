@@ -10,6 +10,7 @@ from service.errors import QueueFull
 
 _RATE_SECONDS = 5.0  # over how long the drain rate is averaged
 _LONGEST_RETRY_SECONDS = 60
+_GROWTH = 1.1  # a request, of what a request is taken to have: from single pictures to whole batches in forty
 
 
 class Budget:
@@ -36,7 +37,7 @@ class Budget:
         self.images = 0
         self.bytes = 0
         self.ahead = 0
-        self._permits = 0  # of pictures
+        self._each = 1.0  # pictures that a request yet to ask is taken to have
         self._wait_seconds = wait_seconds
         self._batch = batch
         # Pictures answered, and seconds of work; both fade exponentially, so that their ratio is the rate of late.
@@ -56,18 +57,18 @@ class Budget:
         self.images += images
         self.bytes += size
         self.ahead += min(images, self._batch)
-        self._permits += images > 0
+        if images:
+            self._each = min(images, self._batch, self._each * _GROWTH)
         return Permit(self, images, size)
 
     def is_full(self, coming: int = 0) -> bool:
         """Whether there is no room for a single picture, after so many requests that have not asked for theirs yet;
-        they are taken to be as large as those at hand.
+        they are taken to be as small as any of late. If that is too few, some are let in and refused when they ask; as
+        many as those at hand have would refuse single pictures beside a large batch.
         """
-        images, ahead = self.images, self.ahead
-        if coming:
-            images += round(coming * (images / self._permits if self._permits else 1))
-            ahead += round(coming * (ahead / self._permits if self._permits else 1))
-        return images >= self.image_limit or self.bytes >= self.byte_limit or self._is_slow(ahead)
+        more = round(coming * self._each)
+        full = self.images + more >= self.image_limit or self.bytes >= self.byte_limit
+        return full or self._is_slow(self.ahead + more)
 
     def check(self, images: int, size: int = 0) -> None:
         """
@@ -79,23 +80,26 @@ class Budget:
             or self.bytes + size > self.byte_limit
             or (images and self._is_slow(self.ahead))
         ):
-            raise self.refusal()
+            raise self.refusal(images)
 
-    def refusal(self) -> QueueFull:
+    def refusal(self, images: int = 1) -> QueueFull:
         """What is said where there is no room: always the same but for the seconds."""
-        seconds = self.retry_after_seconds()
+        seconds = self.retry_after_seconds(images)
         return QueueFull(
             f"as much work waits as the service accepts; try again in {seconds} s",
             headers={"Retry-After": str(seconds)},
             retry_after=seconds,
         )
 
-    def retry_after_seconds(self) -> int:
-        """How long the work at hand takes at the rate of the last seconds of work, at least 1."""
+    def retry_after_seconds(self, images: int = 1) -> int:
+        """How long those pictures take, by the rate of the last seconds of work, that so many new ones would wait for,
+        or as many as they lack places; at least 1. Large requests may keep theirs for longer, but one more refusal
+        costs little, and to come back too late leaves the service idle.
+        """
         if not self._answered:
             return 1
         rate = self._rate()
-        seconds = self.images / rate if rate else math.inf
+        seconds = max(self.ahead, self.images + images - self.image_limit) / rate if rate else math.inf
         return max(1, math.ceil(min(_LONGEST_RETRY_SECONDS, seconds)))
 
     def release(self, images: int, size: int) -> None:
@@ -106,7 +110,6 @@ class Budget:
         self.images -= images
         self.bytes -= size
         self.ahead -= min(images, self._batch)
-        self._permits -= images > 0
 
     def _is_slow(self, ahead: int) -> bool:
         """Whether one picture more than these would wait too long; before the first answer that is not known."""

@@ -30,6 +30,8 @@ DOOR = "equipoise.door"
 MOST_HEAD_BYTES = 64 * 1024
 """Of a request: its URL and its headers, each with 32 bytes more (as RFC 9113, section 6.5.2, counts them)."""
 _LINGER_SECONDS = 1.0  # closing on a client that still sends would lose it the answer
+MOST_LINGERING = 256
+"""Connections past the limit that are closed so late; each takes a file."""
 _TOO_LARGE = HeadTooLarge(f"the limit is {MOST_HEAD_BYTES:,} bytes, with 32 more for each header")
 _MALFORMED = MalformedRequest("it is not HTTP/1, or has a method or a header that a server does not take")
 
@@ -49,12 +51,13 @@ class Door(Protocol):
 
 @dataclass
 class Connections:
-    """How many there are; changed on the event loop alone. refused: since the start. told: of every problem that is
-    answered before there is a request, by its slug.
+    """How many there are; changed on the event loop alone. lingering: of those past the limit, which are not in `open`.
+    refused: since the start. told: of every problem that is answered before there is a request, by its slug.
     """
 
     limit: int
     open: int = 0
+    lingering: int = 0
     refused: int = 0
     told: Callable[[str], None] = lambda slug: None
 
@@ -123,6 +126,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     counted = False
     refused = False  # the request whose body arrives
     deaf = False  # it has had its last answer
+    linger_timer: asyncio.TimerHandle | None = None  # of a connection past the limit
     in_head = False
     read = 0  # bytes of the last read
     # Since the parser last told of a whole head, of a piece of a body or of an end: bytes of a head or a trailer,
@@ -139,22 +143,34 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, Joined(cast(asyncio.Transport, transport))))
-        self._await_request()
-        if transport.get_extra_info("sockname")[1] == self._probe_port:
-            return
         here = self._connections
-        if here.open >= here.limit:
-            here.refused += 1
-            here.told(here.too_many.slug)
-            cast(asyncio.Transport, transport).write(here.no_place)
-            transport.close()
+        if transport.get_extra_info("sockname")[1] != self._probe_port:
+            if here.open >= here.limit:
+                self._turn_away()
+                return
+            self.counted = True
+            here.open += 1
+        self._await_request()
+
+    def _turn_away(self) -> None:
+        here = self._connections
+        here.refused += 1
+        here.told(here.too_many.slug)
+        self.deaf = True
+        self.transport.write(here.no_place)
+        if here.lingering >= MOST_LINGERING:
+            self.transport.close()
             return
-        self.counted = True
-        here.open += 1
+        here.lingering += 1
+        self.transport.write_eof()
+        self.linger_timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.counted:
             self._connections.open -= 1
+        if self.linger_timer is not None:
+            self.linger_timer.cancel()
+            self._connections.lingering -= 1
         self._stop_head_timer()
         self._stop_reader_timer()
         super().connection_lost(exc)

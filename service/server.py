@@ -8,7 +8,7 @@ from functools import partial
 import uvicorn
 from starlette.types import ASGIApp
 
-from service.connection import Connection, Connections
+from service.connection import MOST_LINGERING, Connection, Connections
 from service.settings import Settings
 
 try:
@@ -96,7 +96,7 @@ def allow_files(connections: int) -> None:
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + _SPARE_FILES
+    wanted = connections + MOST_LINGERING + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

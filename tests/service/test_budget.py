@@ -49,13 +49,25 @@ def worked(now: list[float], wait_seconds: float = math.inf) -> Budget:
 
 
 @pytest.mark.parametrize("idle_seconds", [0, 20, 3600])
-def test_retry_after_is_the_time_that_the_work_at_hand_takes(now: list[float], idle_seconds: float) -> None:
+def test_retry_after_is_the_time_that_as_many_pictures_take_as_places_are_missing(
+    now: list[float], idle_seconds: float
+) -> None:
     budget = worked(now)
     now[0] += idle_seconds
-    with budget.acquire(200, 1), pytest.raises(QueueFull) as refusal:
+    with budget.acquire(300, 1), pytest.raises(QueueFull) as refusal:
         budget.acquire(900, 1)
     assert refusal.value.extensions["retry_after"] == pytest.approx(20, abs=2)
     assert refusal.value.headers == {"Retry-After": str(refusal.value.extensions["retry_after"])}
+
+
+def test_retry_after_is_the_time_that_those_take_that_come_before(now: list[float]) -> None:
+    """Of a large request that is one batch."""
+    budget = worked(now, wait_seconds=4)
+    with ExitStack() as held:
+        held.enter_context(budget.acquire(900, 1))
+        while not budget.is_full():
+            held.enter_context(budget.acquire(10, 1))
+        assert budget.retry_after_seconds() == pytest.approx(4, abs=1)
 
 
 @pytest.mark.parametrize("stuck_seconds", [60, 3600, 1e6])
@@ -131,8 +143,12 @@ def test_how_long_pictures_wait_is_not_known_before_the_first_answer() -> None:
         assert not budget.is_full()
 
 
-def test_requests_on_their_way_are_taken_to_be_as_large_as_those_at_hand() -> None:
-    budget = Budget(images=100, size=1000)
+def test_requests_on_their_way_are_taken_to_be_as_small_as_any_of_late() -> None:
+    budget = Budget(images=100, size=1000, batch=10)
     assert budget.is_full(coming=100) and not budget.is_full(coming=99)
-    with budget.acquire(30, 1), budget.acquire(10, 1):
-        assert budget.is_full(coming=3) and not budget.is_full(coming=2)
+    for _ in range(40):
+        with budget.acquire(20, 1):
+            pass
+    assert budget.is_full(coming=10) and not budget.is_full(coming=9)  # a batch each, and no more
+    with budget.acquire(1, 1):
+        assert budget.is_full(coming=99) and not budget.is_full(coming=98)

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -128,19 +129,41 @@ def test_what_is_no_inference_is_let_in(full: str) -> None:
 
 def test_requests_of_one_turn_are_counted_before_they_ask_for_room() -> None:
     """A thousand may arrive in one turn of the event loop, when none of them has its permit yet."""
-    budget = Budget(images=3, size=1000)
+    assert shut_in_a_turn(Budget(images=3, size=1000), 4) == [False, False, False, True, False]
+
+
+def shut_in_a_turn(budget: Budget, requests: int) -> list[bool]:
+    """Whether the door is shut when each of them arrives, and in the next turn."""
     door = Door(budget, Life(), Metrics(budget), RequestIds(), ())
 
     async def turn() -> list[bool]:
         shut = []
-        for _ in range(4):
+        for _ in range(requests):
             shut.append(door.is_shut)
             door.let_in(b"GET", b"/metrics")  # asks for none
             door.let_in(b"POST", b"/classify")
         await asyncio.sleep(0)
         return [*shut, door.is_shut]
 
-    assert asyncio.run(turn()) == [False, False, False, True, False]
+    return asyncio.run(turn())
+
+
+@pytest.mark.parametrize("large_before", [0, 100])
+def test_single_pictures_are_let_in_beside_a_large_batch(large_before: int) -> None:
+    budget = Budget(images=2048, size=1000, wait_seconds=1, batch=32)
+    for _ in range(large_before):
+        with budget.acquire(1024, 1):
+            pass
+    with budget.acquire(1024, 1):
+        assert not any(shut_in_a_turn(budget, 16))
+
+
+def test_overload_by_batches_lets_in_as_many_in_a_turn_as_there_is_room_for() -> None:
+    budget = Budget(images=2048, size=1000, batch=32)
+    with ExitStack() as held:
+        for _ in range(62):
+            held.enter_context(budget.acquire(32, 1))
+        assert shut_in_a_turn(budget, 4) == [False, False, True, True, False]
 
 
 def test_it_is_open_while_the_service_drains() -> None:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from service import connection
 from service.__main__ import assemble
 from service.schemas import Problem
 from service.server import listen_all, url_of
@@ -109,6 +110,51 @@ def test_connections_past_the_limit_are_told_so(idle: tuple[str, str, ExitStack]
     third.close()
     wait_for(probes, "equipoise_connections_open 2.0")
     assert get(f"{url}/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(("head", "body"), [(20_000, 0), (3_000_000, 0), (0, 20_000), (0, 3_000_000)])
+def test_connections_past_the_limit_that_still_send_are_told_so_too(
+    idle: tuple[str, str, ExitStack], head: int, body: int
+) -> None:
+    url, probes, stack = idle
+    stack.enter_context(connect(url))
+    wait_for(probes, "equipoise_connections_open 3.0")
+    request = b"POST /classify HTTP/1.1\r\nX: %b\r\nContent-Length: %d\r\n\r\n" % (b"x" * head, body) + bytes(body)
+    for _ in range(10):
+        with connect(url) as refused:
+            time.sleep(0.01)  # until it has its answer
+            refused.sendall(request)
+            assert refused.recv(65536).startswith(b"HTTP/1.1 503 ")
+            assert refused.recv(1) == b""
+    wait_for(probes, "equipoise_connections_open 3.0")
+    wait_for(probes, "equipoise_connections_refused_total 10.0")
+
+
+def test_connections_past_the_limit_do_not_pile_up(
+    idle: tuple[str, str, ExitStack], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, probes, stack = idle
+    stack.enter_context(connect(url))
+    wait_for(probes, "equipoise_connections_open 3.0")
+    monkeypatch.setattr(connection, "MOST_LINGERING", 1)
+    with connect(url) as first, connect(url) as second:
+        assert received(first) and received(second)
+        assert hears(first) and not hears(second)
+        time.sleep(1)
+        assert not hears(first)
+    with connect(url) as third:
+        assert received(third) and hears(third)
+
+
+def hears(client: socket.socket) -> bool:
+    """Whether the other side still has the connection open."""
+    try:
+        for _ in range(2):  # the first finds out
+            client.sendall(b"x")
+            time.sleep(0.05)
+    except OSError:
+        return False
+    return True
 
 
 def test_a_client_that_does_not_read_is_cut_and_one_that_comes_late_gets_all(

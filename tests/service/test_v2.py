@@ -396,7 +396,7 @@ def test_rows_take_room_in_the_queue(tiny_store: Any, serve: Any) -> None:
 
 def test_a_full_queue_is_429_here_too(tiny_store: Any, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     url = serve(tiny_store, queue_images=4, max_images=4)
-    monkeypatch.setattr(Budget, "retry_after_seconds", lambda self: 7)
+    monkeypatch.setattr(Budget, "retry_after_seconds", lambda *_: 7)
     monkeypatch.setattr(Batcher, "run", never)
     body = json.dumps(message(data=ROW * 4, shape=[4, 1, 8, 8])).encode()
     with httpx.Client(base_url=url, trust_env=False) as waiting, httpx.Client(base_url=url, trust_env=False) as asking:
