@@ -200,8 +200,8 @@ def test_pages_of_other_origins_are_let_in_by_name_only(tiny_store: Path, serve:
     for origin, allowed in (("https://a.example", True), ("https://b.example", True), ("https://c.example", False)):
         for answer in (get(f"{url}/models", origin=origin), get(f"{url}/nothing", origin=origin)):
             assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
-            exposed = answer.headers.get("access-control-expose-headers", "")
-            assert allowed == all(name in exposed for name in ("X-Request-ID", "X-Transform", "X-Upright-Matrix"))
+            exposed = answer.headers["access-control-expose-headers"]
+            assert all(name in exposed for name in ("X-Request-ID", "X-Transform", "X-Upright-Matrix"))
         asked = {"origin": origin, "access-control-request-method": "POST"}
         asked["access-control-request-headers"] = "authorization, content-type"
         preflight = httpx.options(f"{url}/classify", headers=asked, trust_env=False)
