@@ -171,8 +171,9 @@ def test_the_pixels_of_all_variants_count(client: httpx.Client) -> None:
 
 
 def test_the_colour_profiles_of_all_variants_count(client: httpx.Client) -> None:
-    """3 KB of a file may hold one of 1 MiB, which every variant would have."""
-    picture = encode(pointer(), profile=bytes(16) + b"GRAY" + bytes(99_980))
+    """60 KB of a file may hold one of 1 MiB, which every variant would have."""
+    noise = np.random.default_rng(0).bytes(20_000)
+    picture = encode(pointer(), profile=bytes(16) + b"GRAY" + noise + bytes(79_980))
     status, slug, problem = refused(client, "?n=3", picture=picture)
     assert (status, slug) == (413, "too-many-pixels") and "300,000 bytes of colour profiles" in problem["detail"]
     assert len(decoded(ask(client, picture, "?n=1")["variants"][0]).info["icc_profile"]) == 100_000

@@ -64,7 +64,8 @@ def test_a_server_that_ends_is_named(tiny_store: Path) -> None:
 @pytest.mark.parametrize("peer", ["litserve", "bentoml", "mlserver", "ray"])
 def test_every_peer_runs_the_pinned_runtime(peer: str) -> None:
     """The peers get the ONNX Runtime and the Pillow that ours has."""
-    pins = dict(line.split("==") for line in (contenders.PEERS / f"{peer}.txt").read_text().split())
+    lines = (contenders.PEERS / f"{peer}.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     ours = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
     for package in ("onnxruntime", "pillow", "uvicorn"):
         assert pins[package] == ours[package]
