@@ -16,7 +16,7 @@ from tests.service import tiny, tiny_pose
 MAX_BODY_BYTES = 300_000
 MAX_PIXELS = 250_000
 MAX_IMAGES = 8
-BODY_TIMEOUT_SECONDS = 0.5
+BODY_TIMEOUT_SECONDS = 2.0  # a machine that is busy with other tests may stand still for half a second
 
 
 @pytest.fixture(scope="session")
