@@ -34,7 +34,7 @@ class Deadline:
         Raises:
             DeadlineExceeded: it has passed, or will have after so long a wait.
         """
-        left = self.at - time.perf_counter()
+        left = self.seconds_left()
         if left <= 0:
             raise DeadlineExceeded("the deadline has passed")
         if wait_seconds > left:

@@ -199,11 +199,9 @@ class ModelStore:
     def _find_new(self) -> dict[str, list[int]]:
         found, whole = find(self.root)
         before = self.refused
-        self.refused = [entry for entry in before if entry.version in found.get(entry.model, ())]
+        self.refused = [entry for entry in before if entry in whole or entry.version in found.get(entry.model, ())]
         for refusal in whole:
-            if refusal in before:
-                self.refused.append(refusal)
-            else:
+            if refusal not in before:
                 self._refuse(refusal)
         self._seen = {key: facts for key, facts in self._seen.items() if key[1] in found.get(key[0], ())}
         new: dict[str, list[int]] = {}

@@ -32,7 +32,7 @@ def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], r
 
 
 def _by_label(labels: tuple[str, ...], values: Array) -> orjson.Fragment:
-    """An object of the values [K] by their labels. To make K NumPy numbers of them first would take twice as long."""
+    """An object of the values [K] by their labels. To make K NumPy numbers of them first would take longer."""
     return orjson.Fragment(_template(labels) % tuple(to_json(values)[1:-1].split(b",")))
 
 

@@ -47,7 +47,8 @@ def test_a_shipped_model_is_whole_and_small(manifest: Manifest) -> None:
         "symmetry": {"transform", "augment"},
     }
     assert served[manifest.kind] <= set(manifest.graphs)
-    assert max(manifest.parity.values()) < 2e-4  # a step or two of float32, where distances are of a thousand
+    for capability, error in manifest.parity.items():
+        assert error < (2e-4 if capability == "classify" else 1e-4)  # distances may be of a thousand, in float32
     assert manifest.training["parameters"] < 1_000_000
     assert manifest.data["digest"] and manifest.metrics and manifest.licence
 
