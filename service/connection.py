@@ -2,8 +2,9 @@
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Protocol, cast
@@ -32,6 +33,8 @@ MOST_HEAD_BYTES = 64 * 1024
 _LINGER_SECONDS = 1.0  # closing on a client that still sends would lose it the answer
 MOST_LINGERING = 256
 """Connections past the limit that are closed so late; each takes a file."""
+REFUSALS_A_TICK = 50
+TICK_SECONDS = 0.01
 _TOO_LARGE = HeadTooLarge(f"the limit is {MOST_HEAD_BYTES:,} bytes, with 32 more for each header")
 _MALFORMED = MalformedRequest("it is not HTTP/1, or has a method or a header that a server does not take")
 
@@ -49,16 +52,46 @@ class Door(Protocol):
         """The answer 429 from its second line on; None: the app answers this one."""
 
 
+class Pace:
+    """Of the clients that the door refuses, so many a tick may ask again at once; the others are not read until their
+    turn comes, which takes less than half a second for 2,048. A thousand that ask again without a pause, whatever
+    `Retry-After` says, would take the time of what was accepted: a refusal is cheap, but a small picture is not dear.
+    """
+
+    def __init__(self) -> None:
+        self._refused = 0  # in this tick
+        self._waiting: deque[Connection] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def refused(self, connection: "Connection") -> None:
+        self._refused += 1
+        if self._refused > REFUSALS_A_TICK and not connection.flow.read_paused:
+            connection.flow.pause_reading()
+            self._waiting.append(connection)
+        if self._timer is None:
+            self._timer = connection.loop.call_later(TICK_SECONDS, self._tick, connection.loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._refused = 0
+        for _ in range(min(REFUSALS_A_TICK, len(self._waiting))):
+            connection = self._waiting.popleft()
+            if not connection.transport.is_closing():
+                connection.flow.resume_reading()
+        self._timer = loop.call_later(TICK_SECONDS, self._tick, loop) if self._waiting else None
+
+
 @dataclass
 class Connections:
     """How many there are; changed on the event loop alone. lingering: of those past the limit, which are not in `open`.
     refused: since the start. told: of every problem that is answered before there is a request, by its slug.
+    pace: of those that the door refuses.
     """
 
     limit: int
     open: int = 0
     lingering: int = 0
     refused: int = 0
+    pace: Pace = field(default_factory=Pace)
     told: Callable[[str], None] = lambda slug: None
 
     @cached_property
@@ -326,4 +359,5 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             head += b"%s: %s\r\n" % (name, value)
         self.transport.write(head + answer)
         self.on_response_complete()
+        self._connections.pace.refused(self)
         return True

@@ -5,6 +5,7 @@ import concurrent.futures
 import json
 import logging
 import re
+import select
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+import service.connection
 from service.admission import Door
 from service.budget import Budget
 from service.life import Life
@@ -119,6 +121,30 @@ def test_a_client_that_asks_before_it_sends_its_body_is_spared_it(full: str) -> 
             b"POST /classify HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000\r\n\r\n"
         )
         assert connection.recv(65536).startswith(b"HTTP/1.1 429 ")
+
+
+def test_who_asks_again_without_a_pause_waits_for_his_turn(full: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.connection, "REFUSALS_A_TICK", 2)
+    monkeypatch.setattr(service.connection, "TICK_SECONDS", 1.0)
+    refused = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+    with ExitStack() as open_ones:
+        connections = [open_ones.enter_context(connect(full)) for _ in range(6)]
+        for connection in connections:
+            connection.sendall(refused)
+            assert read(connection, b"}").startswith(b"HTTP/1.1 429 "), "the first is answered at once"
+        answered: list[int] = []
+        for connection in connections:
+            connection.sendall(refused)
+        connections.pop(4).close()  # waiting, and gone when its turn comes
+        start = time.monotonic()
+        while len(answered) < 5:
+            readable, _, _ = select.select([c for c in connections if connections.index(c) not in answered], [], [], 5)
+            for connection in readable:
+                assert read(connection, b"}").startswith(b"HTTP/1.1 429 ")
+                answered.append(connections.index(connection))
+    assert sorted(answered[:2]) == [0, 1], "those within the first tick's number are read on"
+    assert sorted(answered[2:4]) == [2, 3] and time.monotonic() - start > 0.3
+    assert post(full).status_code == 429
 
 
 def test_what_is_no_inference_is_let_in(full: str) -> None:
