@@ -1,9 +1,10 @@
-"""The life of the process: uvicorn with a drain before its end and a watchdog over its event loop."""
+"""The life of the process: uvicorn with a drain before its end, and a watchdog over its event loop."""
 
 import asyncio
 import faulthandler
 import logging
 import math
+import os
 import signal
 import socket
 import threading
@@ -20,7 +21,8 @@ from service.settings import Settings
 # After the last connection was accepted: what its client had sent by then arrives, and is answered, before idle
 # connections are closed.
 _SETTLE_SECONDS = 0.2
-_BEATS = 4  # the watchdog is put off so many times within its patience
+_LOOKS = 4  # of the watchdog within its patience
+_LAST_WORDS_SECONDS = 2.0  # a pipe that is full, or a lock of the log that the loop holds, would keep them for ever
 
 
 @dataclass
@@ -34,14 +36,45 @@ class Life:
     hung: bool = False
 
 
+class Watchdog(threading.Thread):
+    """An event loop that stands still for `seconds` can answer nothing, no probe either: the stacks of all threads are
+    written to standard error and the process exits with status 1.
+
+    It counts its own looks, not the time between them: a process that was stopped, by a signal, a debugger or a paused
+    container, does not hang.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._seconds = seconds
+        self._beaten = True
+        self._over = threading.Event()
+
+    async def beat(self) -> None:
+        while True:
+            self._beaten = True
+            await asyncio.sleep(self._seconds / _LOOKS / 2)
+
+    def run(self) -> None:
+        missed = 0
+        while missed < _LOOKS:
+            if self._over.wait(self._seconds / _LOOKS):
+                return
+            missed = 0 if self._beaten else missed + 1
+            self._beaten = False
+        threading.Timer(_LAST_WORDS_SECONDS, os._exit, (1,)).start()
+        say(logging.CRITICAL, "the event loop hangs", seconds=self._seconds)
+        faulthandler.dump_traceback()
+        os._exit(1)
+
+    def end(self) -> None:
+        self._over.set()
+
+
 class Server(uvicorn.Server):
     """SIGTERM drains: readiness fails, answers close their connections, and for `drain_seconds` everything is served
     as before, so that balancers have time to look elsewhere. Then no connection is accepted, what was accepted is
-    finished, and the process ends. SIGINT, and a second SIGTERM, leave the waiting out.
-
-    An event loop that stands still for `hang_seconds` can answer nothing, no probe either: the stacks of all threads
-    are written to standard error and the process exits with status 1. faulthandler's own thread does it, which needs no
-    interpreter lock.
+    finished, and the process ends. SIGINT, and a second SIGTERM, leave the waiting out. A `Watchdog` looks after it.
     """
 
     def __init__(self, config: uvicorn.Config, life: Life, settings: Settings) -> None:
@@ -70,12 +103,14 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         if not self._hang_seconds or threading.current_thread() is not threading.main_thread():
             return await super().serve(sockets)  # without one, or the process is somebody else's
-        watched = asyncio.create_task(self._put_off_watchdog(), name="watchdog")
+        watchdog = Watchdog(self._hang_seconds)
+        beats = asyncio.create_task(watchdog.beat(), name="watchdog")
+        watchdog.start()
         try:
             await super().serve(sockets)
         finally:
-            watched.cancel()
-            faulthandler.cancel_dump_traceback_later()
+            beats.cancel()
+            watchdog.end()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup([handle for one in sockets or () for handle in handles(one)])
@@ -86,8 +121,3 @@ class Server(uvicorn.Server):
             server.close()
         await asyncio.sleep(_SETTLE_SECONDS)
         await super().shutdown(sockets)
-
-    async def _put_off_watchdog(self) -> None:
-        while True:
-            faulthandler.dump_traceback_later(self._hang_seconds, exit=True)
-            await asyncio.sleep(self._hang_seconds / _BEATS)

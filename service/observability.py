@@ -97,7 +97,9 @@ class Metrics:
             "equipoise_device_info", "1 for every device that graphs run on.", ("device", "provider"), registry=registry
         )
         self._fallback = Gauge(
-            "equipoise_device_fallback", "1 where a GPU was looked for and the CPU has to do.", registry=registry
+            "equipoise_device_fallback",
+            "1 where ONNX Runtime's CUDA build found no GPU and the CPU has to do.",
+            registry=registry,
         )
         self._providers: dict[tuple[str, str, str], list[str]] = {}
         self.drift = Drift(registry)

@@ -161,8 +161,8 @@ class Settings(BaseSettings):
         default="auto",
         pattern=r"^(auto|cpu|cuda(:\d{1,2}(,\d{1,2})*)?)$",
         description="Where graphs run: cpu; cuda, cuda:1 or cuda:0,1 (every graph on each, one thread a device), which "
-        "has to be had or the service does not start; auto: cuda:0 where it can be had, else the CPU, which the log, "
-        "/readyz and equipoise_device_fallback say.",
+        "has to be had or the service does not start; auto: cuda:0 where it can be had, else the CPU, which "
+        "/readyz says, and the log and equipoise_device_fallback where ONNX Runtime's CUDA build is installed.",
     )
     gpu_memory_bytes: int = Field(
         default=1024 * MIB,
@@ -205,7 +205,8 @@ class Settings(BaseSettings):
         default=30.0,
         ge=0,
         description="After how long something that hangs is given up, seconds; 0: never. A run in a thread: /healthz "
-        "fails. The event loop: the stacks of all threads are written to standard error and the process exits with 1.",
+        "fails. The event loop: the stacks of all threads are written to standard error and the process exits with 1. "
+        "Time in which the whole process was stopped does not count for it.",
     )
     log_format: Literal["plain", "json"] = Field(default="plain", description="plain for people, json for machines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks import beside, contenders, nodes, serving
+from benchmarks import beside, contenders, hotspots, nodes, serving
 from benchmarks.load import ROOT, Cores, Sample, Server, parts, running
 from contract.manifest import verify
 from service.devices import CPU
@@ -129,3 +129,17 @@ def test_a_graphs_time_by_node_is_all_of_it(tiny_store: Path) -> None:
     told = nodes.figures([slow, replace(quick, operator="Add", macs=0)], batch=2)
     assert (told["us"], told["fastest_gmacs"], told["least_us"]) == (50.0, 0.1, pytest.approx(49.75, abs=0.06))
     assert [row["share"] for row in told["rows"]] == [99.5] and told["others"] == {"nodes": 1, "share": 0.5}
+
+
+def test_a_profile_is_shared_out_by_whose_code_is_innermost() -> None:
+    modules, functions = hotspots.shares(
+        [
+            "main (service/__main__.py:5);Session.run (onnxruntime/capi/onnxruntime_inference_collection.py:270) 6",
+            "main (service/__main__.py:5);decode (contract/picture_png.py:9) 1",
+            "main (service/__main__.py:5);decode (contract/picture_png.py:12) 2",
+            "main (service/__main__.py:5);load (<string>:1) 1",
+            "run (threading.py:9);_worker (concurrent/futures/thread.py:81) 10",
+        ]
+    )
+    assert modules == {"onnxruntime": 0.6, "contract/picture_png.py": 0.3, "<string>": 0.1}
+    assert functions["contract/picture_png.py: decode"] == 0.3

@@ -179,8 +179,19 @@ def test_an_event_loop_that_hangs_ends_the_process_with_its_stacks(tiny_store: P
         assert process.wait(timeout=20) == 1
         assert process.stderr is not None
         log = process.stderr.read()
-        assert "Timeout (0:00:04)!" in log
+        assert '"message": "the event loop hangs"' in log
         assert "in run_of_a_graph" in log
+
+
+def test_a_process_that_was_stopped_does_not_hang(tiny_store: Path) -> None:
+    """By Ctrl-Z, a debugger or a paused container, for longer than a loop may stand still."""
+    with service(tiny_store, "--hang-seconds", "1") as (process, url):
+        for _ in range(3):
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(1.5)
+            process.send_signal(signal.SIGCONT)
+            assert classify(url).status_code == 200
+        assert process.poll() is None
 
 
 def test_a_thread_that_hangs_fails_liveness_and_keeps_no_caller(tiny_store: Path, tmp_path: Path) -> None:
