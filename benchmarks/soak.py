@@ -2,17 +2,21 @@
 
     python -m benchmarks.soak [--minutes 10] [--json results/soak.json]
 
-A service with two models gets, all the time and together:
+A service with three models and an admin key gets, all the time and together:
 - good requests to every endpoint, in every form of body, over connections that are kept;
 - bad input, drawn as `benchmarks.fuzz` draws it;
 - clients that leave: in the middle of a body, before their answer, with and without a reset;
 - deadlines of a millisecond;
 - a new version of one model every few seconds, the old one's folder removed, every fourth one damaged;
+- another model unloaded and loaded again, as often;
 - for a third of the time four times as many batches as it can answer, past a small queue.
 
 Samples are taken while there is no overload. Judged: the process lives; good requests get 200, or 429 and 504, which
 overload brings, and nothing else; in the end no request, picture or byte is held; file descriptors, threads and tasks
-are those of the beginning; the median of memory in the last quarter is at most a tenth above that in the second.
+are those of the beginning, or few more; memory and series in the last quarter are at most a tenth above the second's.
+
+Threads and series grow at first and then no more: a pool makes its thread for the first work that comes to it, and a
+series begins with the first answer of its endpoint and status.
 """
 
 import argparse
@@ -45,12 +49,14 @@ from benchmarks.load import ROOT, Cores, Target, running, tree_pss_mb
 from benchmarks.serving import machine
 from benchmarks.serving import picture as golden_picture
 from benchmarks.swaps import write_version
+from service.keys import new_key
 
 STORE = ROOT / "model_store"
-SWAPPED, POSES = "equivae-digits", "mcevae-mnist-upright"
+SWAPPED, RELOADED, VARIANTS = "equivae-digits", "mcevae-mnist-upright", "symmetry-letters"
 CYCLE_SECONDS = 30.0  # of which the first third is overload
 SWAP_SECONDS = 4.0
 SAMPLE_SECONDS = 3.0
+_ENDPOINTS = ("classify", "embed", "transform", "canonicalize", "augment")  # that take pictures in the same forms
 _OVERLOADING = 48  # connections that send batches without a pause
 _IN_BATCH = 64
 _SETTINGS = {
@@ -93,38 +99,56 @@ class Soak:
 
 
 def good_requests(png: bytes) -> list[Request]:
-    """One of every endpoint and every form of body."""
+    """Of every endpoint, in every form of body; with a version where the model keeps it."""
     data = base64.b64encode(png).decode()
-    form = b"".join(
-        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + png + b"\r\n"
-        for name in ("content", "style")
-    )
-    tensor = np.zeros((2, 1, 8, 8), np.float32)
-    described: dict[str, Any] = {"name": "image", "shape": [2, 1, 8, 8], "datatype": "FP32"}
-    head = json.dumps({"inputs": [described | {"parameters": {"binary_data_size": tensor.nbytes}}]}).encode()
-    as_json = json.dumps({"inputs": [described | {"data": tensor.ravel().tolist()}]}).encode()
-    batch = json.dumps({"images": [{"data": data}] * 16}).encode()
     kind = {"Content-Type": "image/png"}
-    text = {"Content-Type": "application/json"}
-    gets = ("/healthz", "/readyz", "/metrics", "/models", "/openapi.json", "/docs", "/v2", "/v2/health/ready")
-    return [
-        Request("/classify", kind, png),
-        Request("/embed", kind, png),
-        Request("/transform", kind, png),
-        Request("/canonicalize", kind, png),
-        Request("/canonicalize?undo=all", kind | {"Accept": "image/png"}, png),
-        Request("/classify", text, batch),
-        Request("/recombine", {"Content-Type": "multipart/form-data; boundary=x"}, form + b"--x--\r\n"),
-        Request("/recombine", text, json.dumps({"content": {"data": data}, "style": {"data": data}}).encode()),
-        Request(f"/v2/models/{SWAPPED}/infer", text, as_json),
-        Request(
-            f"/v2/models/{SWAPPED}.embed/infer",
-            {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))},
-            head + tensor.tobytes(),
-        ),
-        Request("/v2/repository/index", text, b"{}"),
-        *(Request(path, method="GET") for path in gets),
+    of_pictures = [
+        (kind, png),
+        _form(png, "image"),
+        _form(png, "images", "images"),
+        _json({"images": [{"data": data}] * 16}),
     ]
+    tensor = np.zeros((2, 1, 8, 8), np.float32)
+    tensors = {"name": "image", "shape": [2, 1, 8, 8], "datatype": "FP32"}
+    pictures = {"name": "image", "shape": [1], "datatype": "BYTES"}
+    infer = [
+        _json({"inputs": [tensors | {"data": tensor.ravel().tolist()}]}),
+        _json({"inputs": [pictures | {"data": [data]}]}),
+        _binary(tensors, tensor.tobytes()),
+        _binary(pictures, len(png).to_bytes(4, "little") + png),
+    ]
+    kept = f"/v2/models/{VARIANTS}/versions/1"
+    paths = ("/startupz", "/healthz", "/readyz", "/metrics", "/models", "/openapi.json", "/docs")
+    paths += ("/v2", "/v2/health/live", "/v2/health/ready", f"/v2/models/{SWAPPED}", f"/v2/models/{SWAPPED}/ready")
+    paths += (kept, f"{kept}/ready")
+    return [
+        *(Request(f"/{name}", *body) for name in _ENDPOINTS for body in of_pictures),
+        Request("/canonicalize?undo=all", kind | {"Accept": "image/png"}, png),
+        Request(f"/transform?model={VARIANTS}&version=1", kind, png),
+        Request("/recombine", *_form(png, "content", "style")),
+        Request("/recombine", *_json({"content": {"data": data}, "style": {"data": data}})),
+        *(Request(f"/v2/models/{SWAPPED}{graph}/infer", *body) for graph in ("", ".embed") for body in infer),
+        *(Request(f"{kept}/infer", *body) for body in (infer[1], infer[3])),
+        Request("/v2/repository/index", *_json({})),
+        *(Request(path, method="GET") for path in paths),
+    ]
+
+
+def _json(document: Any) -> tuple[dict[str, str], bytes]:
+    return {"Content-Type": "application/json"}, json.dumps(document).encode()
+
+
+def _form(png: bytes, *names: str) -> tuple[dict[str, str], bytes]:
+    heads = [f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() for name in names]
+    parts = b"".join(head + png + b"\r\n" for head in heads)
+    return {"Content-Type": "multipart/form-data; boundary=x"}, parts + b"--x--\r\n"
+
+
+def _binary(described: dict[str, Any], data: bytes) -> tuple[dict[str, str], bytes]:
+    """A message of the inference protocol with one tensor behind it."""
+    _, head = _json({"inputs": [described | {"parameters": {"binary_data_size": len(data)}}]})
+    length = {"Inference-Header-Content-Length": str(len(head))}
+    return {"Content-Type": "application/octet-stream"} | length, head + data
 
 
 class Traffic:
@@ -132,6 +156,7 @@ class Traffic:
 
     def __init__(self, target: Target, png: bytes, soak: Soak, seconds: float) -> None:
         self._port = target.port
+        self._key = {"Authorization": f"Bearer {target.server.key}"}
         self._png = png
         self._soak = soak
         self._start = time.monotonic()
@@ -143,16 +168,19 @@ class Traffic:
 
     async def run(self, sample: Callable[[], None]) -> None:
         clients = [self._good(seed) for seed in range(4)] + [self._bad(seed) for seed in range(2)]
-        clients += [self._leaving(seed) for seed in range(2)] + [self._hurried()]
+        clients += [self._leaving(seed) for seed in range(2)] + [self._hurried(), self._reloading()]
         clients += [self._overloading() for _ in range(_OVERLOADING)]
         await asyncio.gather(*clients, self._sampling(sample))
 
     def _on(self) -> bool:
         return time.monotonic() < self._end
 
+    def _with_key(self, request: Request) -> Request:
+        return replace(request, headers=request.headers | self._key)
+
     async def _ask(self, connection: Connection, kind: str, request: Request, allowed: Sequence[int]) -> None:
         try:
-            status, _, body = await connection.ask(request)
+            status, _, body = await connection.ask(self._with_key(request))
         except (OSError, EOFError) as error:
             self._soak.note(kind, "no answer")
             self._soak.wrong.append(f"{kind}: {request.path}: {error!r}")
@@ -184,7 +212,7 @@ class Traffic:
     async def _leaving(self, seed: int) -> None:
         """Half of a request, or all of it, and gone."""
         draw = random.Random(seed)
-        whole = [request.encode() for request in good_requests(self._png)]
+        whole = [self._with_key(request).encode() for request in good_requests(self._png)]
         while self._on():
             data = draw.choice(whole)
             with suppress(OSError):
@@ -204,6 +232,16 @@ class Traffic:
         while self._on():
             await self._ask(connection, "hurried", Request("/canonicalize", headers, self._png), (200, 429, 504))
             await asyncio.sleep(0.05)
+        connection.close()
+
+    async def _reloading(self) -> None:
+        """Meanwhile the model for variants answers requests for poses that name none."""
+        connection = Connection(self._port)
+        while self._on():
+            for change in ("unload", "load"):
+                request = Request(f"/v2/repository/models/{RELOADED}/{change}")
+                await self._ask(connection, "repository", request, (200,))
+            await asyncio.sleep(SWAP_SECONDS)
         connection.close()
 
     async def _overloading(self) -> None:
@@ -259,32 +297,40 @@ def judge(soak: Soak, left: dict[str, float], before: Sample, after: Sample) -> 
     """What did not stay as it was; empty where all did."""
     found = [f"{len(soak.wrong)} wrong answers: {soak.wrong[0]}"] if soak.wrong else []
     found += [f"{name} is {value:g} in the end" for name, value in left.items() if value]
-    for name, room in (("files", 8), ("threads", 2), ("tasks", 4)):
+    for name, room in (("files", 8), ("threads", 2), ("tasks", 4)):  # threads: of the pools, see above
         if getattr(after, name) > getattr(before, name) + room:
             found.append(f"{name}: {getattr(before, name)} before, {getattr(after, name)} after")
-    second, last = (_quarter(soak.samples, number) for number in (1, 3))
-    if last > 1.1 * second:
-        found.append(f"memory: {second:.0f} MB in the second quarter, {last:.0f} MB in the last")
+    # The fewest series: a version that is being loaded beside the old one has its own.
+    for name, of in (("memory_mb", statistics.median), ("series", min)):
+        second, last = (_quarter(soak.samples, number, name, of) for number in (1, 3))
+        if last > 1.1 * second:
+            found.append(f"{name}: {second:.0f} in the second quarter, {last:.0f} in the last")
     return found
 
 
-def _quarter(samples: list[Sample], number: int) -> float:
-    """Memory's median in a quarter of the time."""
+def _quarter(
+    samples: list[Sample], number: int, name: str, of: Callable[[list[float]], float] = statistics.median
+) -> float:
+    """A figure's median, or another statistic of it, in a quarter of the time."""
     count = len(samples)
-    return statistics.median(
-        sample.memory_mb for sample in samples[number * count // 4 : (number + 1) * count // 4] or samples
-    )
+    quarter = samples[number * count // 4 : (number + 1) * count // 4] or samples
+    return of([getattr(sample, name) for sample in quarter])
 
 
 def run(minutes: float) -> dict[str, Any]:
     folder, soak = STORE / SWAPPED / "1", Soak()
     png = golden_picture(folder)
-    with tempfile.TemporaryDirectory() as name:
+    key, line = new_key()
+    with tempfile.TemporaryDirectory() as name, tempfile.NamedTemporaryFile("w") as keys:
         scratch = Path(name)
-        shutil.copytree(STORE / POSES, scratch / POSES)
+        for model in (RELOADED, VARIANTS):
+            shutil.copytree(STORE / model, scratch / model)
         write_version(folder, scratch / SWAPPED, 1)
+        keys.write(line.replace(" use ", " admin "))
+        keys.flush()
         server = ours(scratch / SWAPPED / "1")
-        server = replace(server, environment=server.environment | _SETTINGS)
+        settings = server.environment | _SETTINGS | {"EQUIPOISE_API_KEYS": keys.name}
+        server = replace(server, environment=settings, key=key)
         stop = threading.Event()
         with running(server, Cores(), png) as target:
             start = time.monotonic()
@@ -312,7 +358,7 @@ def run(minutes: float) -> dict[str, Any]:
         "before": vars(before),
         "after": vars(after),
         "left": left,
-        "memory_mb_by_quarter": [_quarter(soak.samples, number) for number in range(4)],
+        "memory_mb_by_quarter": [_quarter(soak.samples, number, "memory_mb") for number in range(4)],
         "samples": [list(vars(sample).values()) for sample in soak.samples],
     }
 

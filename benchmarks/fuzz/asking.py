@@ -1,6 +1,7 @@
 """Sends requests over a few connections and holds every answer to what is promised of all of them."""
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,10 +12,12 @@ import orjson
 
 from benchmarks.connection import Connection, Request
 from benchmarks.fuzz.requests import make
+from benchmarks.load import ROOT
 
 _PATIENCE_SECONDS = 60.0
 SLOW_SECONDS = 2.0
 _PROBLEM = "urn:equipoise:problem:"
+_NOT_FOR_CLIENTS = (b"Traceback", b"/lib/python", os.fsencode(ROOT))  # a stack trace, the path of a package or of ours
 
 
 class Late(NamedTuple):
@@ -106,6 +109,8 @@ async def _ask_one(connection: Connection, kind: str, number: int, seed: int, fi
 
 def _judge(request: Request, status: int, head: bytes, body: bytes, types: Counter[str]) -> str:
     """What is wrong with an answer; empty where nothing is."""
+    if any(text in body for text in _NOT_FOR_CLIENTS):
+        return f"{status} that tells of the service's inside: {body[:300]!r}"
     if status >= 500:
         return f"{status}: {body[:300]!r}"
     if status >= 400:

@@ -13,9 +13,13 @@ from PIL import Image
 from benchmarks.connection import Request
 from benchmarks.fuzz.pieces import FORMATS, LINES, damage, integer, scramble
 
-_ENDPOINTS = ("classify", "classify", "embed", "transform", "canonicalize")
+_ENDPOINTS = ("classify", "classify", "embed", "transform", "canonicalize", "augment")
 _QUERIES = ("", "", "", "fit=content", "fit=image", "polarity=light", "polarity=none", "exif=ignore", "fit=a&fit=b")
-_UPRIGHT_QUERIES = ("", "", "undo=all", "fill=transparent", "expand=false&resample=nearest", "resample=lanczos")
+_QUERIES_OF = {
+    "canonicalize": ("", "", "undo=all", "fill=transparent", "expand=false&resample=nearest", "resample=lanczos"),
+    # Few variants: a good picture that stands two hundred times in one request is much work and no damage.
+    "augment": ("n=1", "n=1", "n=2&seed=7", "n=1&fill=transparent", "n=257", "seed=-1"),
+}
 _BOUNDARY = "fuzz"
 _FORM = f"multipart/form-data; boundary={_BOUNDARY}"
 _TYPES = ("image/png", "image/jpeg", "application/octet-stream", "application/json", _FORM, "multipart/form-data", "")
@@ -122,7 +126,7 @@ def _any_picture(random: Random) -> bytes:
 
 def _path(random: Random) -> str:
     endpoint = random.choice(_ENDPOINTS)
-    query = random.choice(_UPRIGHT_QUERIES if endpoint == "canonicalize" else _QUERIES)
+    query = random.choice(_QUERIES_OF.get(endpoint, _QUERIES))
     return f"/{endpoint}{'?' if query else ''}{query}"
 
 

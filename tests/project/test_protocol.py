@@ -1,6 +1,7 @@
 """Every graph of every shipped model through the inference protocol, by Triton's own client, equal to REST."""
 
 import base64
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
+from contract import geometry
 from contract.manifest import GOLDEN_FILE, Manifest, read_manifest, versions
 from contract.picture import open_picture
 from service.images import write_picture
@@ -147,3 +149,24 @@ def test_tensors_equal_rest(client: triton.InferenceServerClient, rest: httpx.Cl
         for row in range(ROWS)
     ]
     hold_to_rest(rest, model, graph, forms, result)
+
+
+@pytest.mark.parametrize("model", [model for model, graph in GRAPHS if graph == "augment"])
+def test_variants_equal_rest(client: triton.InferenceServerClient, rest: httpx.Client, model: str) -> None:
+    """REST draws its noise from the seed and the picture; the protocol gets the same noise as a tensor."""
+    manifest, seed = MODELS[model], 7
+    pixels = np.rint(golden(manifest, "augment", "in")["image"][0] * 255)
+    image = (pixels / 255).astype(np.float32)
+    _, samples, dimensions = manifest.graphs["augment"].inputs[1].shape
+    source = np.random.default_rng((seed, zlib.crc32(image.tobytes())))
+    noise = source.standard_normal((1, samples, dimensions), np.float32)
+    given = []
+    for name, array in (("image", image[None]), ("noise", noise)):
+        given.append(triton.InferInput(name, list(array.shape), "FP32"))
+        given[-1].set_data_from_numpy(array)
+    matrices = client.infer(f"{model}.augment", given).as_numpy("matrices")[0]
+    answer = rest.post(f"/augment?model={model}&seed={seed}&n={samples}", content=write_picture(image)).json()
+    frame = geometry.frame(0, 0, *image.shape[:0:-1])  # REST's matrices are of pixels
+    variants = [variant["matrix"] for variant in answer["variants"]]
+    got = [geometry.compose(geometry.inverse(frame), matrix, frame) for matrix in variants]
+    np.testing.assert_allclose(got, matrices, rtol=0, atol=1e-4)

@@ -43,6 +43,16 @@ def url(tiny_store: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def able_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a server whose models have every capability."""
+    store = tmp_path_factory.mktemp("every")
+    tiny.write(store)
+    tiny_pose.write(store, augment=True)
+    with running_server(limited(store)) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
 def client(url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=url, trust_env=False, timeout=10) as opened:
         yield opened

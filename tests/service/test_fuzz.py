@@ -15,6 +15,7 @@ from benchmarks.fuzz.folders import FolderFindings, damaged_folder, try_folders
 from benchmarks.fuzz.pieces import FORMATS
 from benchmarks.fuzz.requests import MAKERS, PICTURES, make
 from contract.picture import open_picture
+from service.errors import CorruptImage
 from tests.service import tiny
 
 SEED = 20
@@ -26,8 +27,8 @@ def ask(url: str, numbers: dict[str, range]) -> Findings:
     return findings
 
 
-def test_no_damaged_request_gets_more_than_a_documented_4xx(url: str, client: httpx.Client) -> None:
-    findings = ask(url, {kind: range(400 if kind == "picture" else 100) for kind in MAKERS})
+def test_no_damaged_request_gets_more_than_a_documented_4xx(able_url: str) -> None:
+    findings = ask(able_url, {kind: range(400 if kind == "picture" else 100) for kind in MAKERS})
     assert findings.wrong == [] and findings.slow() == []
     assert findings.count() == 800
     statuses = Counter[int]()
@@ -35,7 +36,7 @@ def test_no_damaged_request_gets_more_than_a_documented_4xx(url: str, client: ht
         statuses += found
     assert statuses[200] > 50 and statuses[400] > 200 and statuses[422] > 50  # damage of every depth
     assert len(findings.types) > 12
-    assert client.post("/classify", content=tiny.png()).status_code == 200
+    assert httpx.post(f"{able_url}/classify", content=tiny.png(), trust_env=False, timeout=10).status_code == 200
 
 
 def test_a_picture_without_its_palette_is_a_corrupt_one(client: httpx.Client) -> None:
@@ -50,6 +51,17 @@ def test_a_failure_would_be_noticed(url: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("service.inference.images.accept", lambda picture, limits: 1 / 0)
     findings = ask(url, {"picture": range(20)})
     assert len(findings.wrong) >= 10 and "internal-error" in findings.wrong[0][2]
+
+
+def test_an_answer_with_a_path_or_a_stack_trace_would_be_noticed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for said in (__file__, pytest.__file__, "Traceback (most recent call last)"):
+
+        def tell(*given: object, said: str = said) -> None:
+            raise CorruptImage(said)
+
+        monkeypatch.setattr("service.inference.images.accept", tell)
+        findings = ask(url, {"picture": range(5)})
+        assert findings.wrong and all("400 that tells" in complaint for _, _, complaint in findings.wrong)
 
 
 def test_a_late_answer_is_named_with_the_time_that_its_request_takes_alone(
@@ -86,6 +98,13 @@ def test_damaged_model_folders_are_refused_or_served(tiny_store: Path) -> None:
     assert not findings.bad(), findings
     assert findings.outcomes["ManifestError"] > 30 and findings.outcomes["EngineError"] > 5
     assert sum(findings.outcomes.values()) == 150
+
+
+def test_a_slow_folder_is_named(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.fuzz.folders.SLOW_SECONDS", 0.0)
+    findings = FolderFindings()
+    try_folders(tiny_store / "tiny" / "1", 3, SEED, findings)
+    assert [number for number, _ in findings.slow] == [0, 1, 2] and findings.bad()
 
 
 def test_damage_to_a_folder_is_the_same_again(tiny_store: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line: start, check, and a clear message with a non-zero status for everything that is wrong."""
 
+import base64
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from service import __main__ as command_line
@@ -185,6 +187,49 @@ def test_plain_logs_are_one_line_each_and_their_curl_line_works(tmp_path: Path) 
         command = [*shlex.split(curl), "--silent", "--noproxy", "*"]
         answer = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
         assert answer["results"][0]["label"] in tiny.LABELS
+
+
+# A request with ?exif=ignore fails where its picture is decoded.
+FAILING = """
+from service import images
+
+genuine = images.to_input
+
+def to_input(picture, manifest, options, **more):
+    if options.exif == "ignore":
+        raise RuntimeError("a decoder that raises")
+    return genuine(picture, manifest, options, **more)
+
+images.to_input = to_input
+"""
+
+
+def test_no_line_of_the_log_has_anything_of_a_picture(tiny_store: Path) -> None:
+    """Of the access log and of errors with their tracebacks: no piece as it is, as Python or hex digits, or base64."""
+    picture = tiny.encode(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8))
+    batch = {"images": [{"data": base64.b64encode(picture).decode()}]}
+    options = ("--port", "0", "--access-log-every", "1", "--drain-seconds", "0")
+    with started("--model-store", str(tiny_store), *options, code=FAILING) as process:
+        assert process.stderr is not None
+        (url,) = re.findall(r" url=(\S+)", process.stderr.readline())
+        while "INFO ready" not in process.stderr.readline():
+            assert process.poll() is None
+        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+            for query, status in (("", 200), ("?exif=ignore", 500)):
+                assert client.post(f"/classify{query}", content=picture).status_code == status
+                assert client.post(f"/classify{query}", json=batch).status_code == status
+            assert client.post("/classify", content=picture[:-40]).status_code == 400
+        process.send_signal(signal.SIGINT)
+        log = process.stderr.read()
+    assert log.count(" INFO request ") == 5 and log.count("RuntimeError: a decoder that raises") == 2
+    pieces = [picture[at : at + 12] for at in range(0, len(picture) - 11, 12)]
+    spellings = (
+        lambda p: p.decode("latin-1"),
+        lambda p: repr(p)[2:-1],
+        bytes.hex,
+        lambda p: base64.b64encode(p).decode(),
+    )
+    assert not [piece for piece in pieces for spell in spellings if spell(piece) in log]
 
 
 def test_ready_within_a_second_a_model() -> None:
