@@ -7,16 +7,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+import typer.core
 from rich.console import Console
 
 from training.errors import ConfigError, DataError, DeviceError, RunError, RunFailed, TrainingError
 
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
+
+class Documented(typer.core.TyperGroup):
+    def get_help(self, ctx: Any) -> str:
+        """The program's own help and, so that one page has every option, those of its commands."""
+        pages = (
+            command.get_help(typer.Context(command, info_name=name, parent=ctx))
+            for name, command in self.commands.items()
+        )
+        return "\n\n".join([super().get_help(ctx), *pages])
+
+
 app = typer.Typer(
+    cls=Documented,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

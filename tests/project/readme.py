@@ -1,7 +1,8 @@
 """What the README, docs/upright.md and docs/deploy.md say, for the tests that run it.
 
 A fence of ```sh is commands; a fence of ```json or ```text right behind it is what the last of them prints. Numbers
-are compared within a tolerance; in text, `...` stands for anything. `make test` alone is not run from here.
+are compared within a tolerance; in text, `...` stands for anything. Of the README every command, those within its
+sentences too, is run or stands in NOT_RUN.
 """
 
 import math
@@ -14,12 +15,13 @@ ROOT = Path(__file__).parents[2]
 PAGES = [(ROOT / name).read_text() for name in ("README.md", "docs/upright.md", "docs/deploy.md")]
 README = PAGES[0]
 FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`]+)`")
 NUMBER = r"[-+]?\d+(?:\.\d+)?"
 
 
-def examples() -> list[tuple[str, str, str]]:
+def examples(page: str) -> list[tuple[str, str, str]]:
     """(command, language of its answer or "", answer), a command a line; a trailing backslash joins lines."""
-    fences = [(match["language"], match["body"]) for page in PAGES for match in FENCE.finditer(page)]
+    fences = [(match["language"], match["body"]) for match in FENCE.finditer(page)]
     found = []
     for index, (language, body) in enumerate(fences):
         if language != "sh":
@@ -31,7 +33,25 @@ def examples() -> list[tuple[str, str, str]]:
     return found
 
 
-EXAMPLES = examples()
+EXAMPLES = [example for page in PAGES for example in examples(page)]
+
+
+def within_sentences() -> list[str]:
+    """The commands of the README that stand in no fence: code of several words that does not begin with an option."""
+    spans = (" ".join(span.split()) for span in SPAN.findall(FENCE.sub("", README)))
+    return [span for span in spans if " " in span and not span.startswith("-")]
+
+
+WITHIN_SENTENCES = within_sentences()
+NOT_RUN = {
+    "make test": "is what runs the tests",
+    "make lint": "judges the text of the code and no behaviour; .ci/run runs it",
+    "make bench": "measures for two minutes, which needs cores of its own",
+    "pip install 'tritonclient[http]'": "needs a network; the tests' environment has what it installs",
+    "pytest -m cuda": "needs a GPU",
+    "python -m benchmarks.gpu": "needs a GPU",
+}
+"""A command of the README, and why no test runs it."""
 
 
 def environment(**extra: str) -> dict[str, str]:

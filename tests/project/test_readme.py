@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,12 +16,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.project.readme import EXAMPLES, FENCE, README, ROOT, compare_text, environment
+from tests.project.readme import (
+    EXAMPLES,
+    FENCE,
+    NOT_RUN,
+    README,
+    ROOT,
+    WITHIN_SENTENCES,
+    compare_text,
+    environment,
+    examples,
+)
 
 SIGNATURES = {".png": b"\x89PNG\r\n\x1a\n", ".jpg": b"\xff\xd8\xff", ".json": b"{"}
 DEFAULT_ADDRESS = "127.0.0.1:8000"
 BALANCER = "127.0.0.1:8080"  # of docs/deploy.md: what it asks is asked of the service
 CURLS = [example for example in EXAMPLES if example[0].startswith("curl")]
+# Besides every curl line: the service that they ask, and what test_readme_training.py runs.
+RUN = re.compile(r"curl .*|make (serve|train)|\.venv/bin/python -m training \w+ .*\bruns/(mine|my-upright)\b.*")
+OTHERS = [command for command in WITHIN_SENTENCES if command not in NOT_RUN and not RUN.fullmatch(command)]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +84,20 @@ def test_the_first_screen_shows_the_commands_and_three_answers() -> None:
     assert len([1 for command, language, _ in CURLS if language and command in first]) == 3
     for picture in re.findall(r"!\[[^]]*]\(([^)]+)\)", README):
         assert (ROOT / picture).is_file(), picture
+
+
+def test_every_command_is_run_or_has_a_reason() -> None:
+    fenced = [command for command, _, _ in examples(README)]
+    assert [command for command in fenced if command not in NOT_RUN and not RUN.fullmatch(command)] == []
+    assert set(NOT_RUN) <= {*fenced, *WITHIN_SENTENCES}
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_a_command_within_a_sentence_runs(command: str) -> None:
+    program, *words = shlex.split(command)
+    assert program in ("python", ".venv/bin/python"), "no test runs it, and NOT_RUN has no reason"
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout and not done.stderr
 
 
 @pytest.mark.parametrize(("command", "language", "answer"), CURLS, ids=range(len(CURLS)))

@@ -141,7 +141,7 @@ def test_held_out_mnist_digits_as_dark_ink_on_a_page_over_http(
     assert wrong_share(client, "equivae-mnist", pages, labels[:PAGE_DIGITS]) <= PAGE_LIMIT
 
 
-def test_a_blank_a_ring_and_a_checkerboard_are_novel(client: httpx.Client) -> None:
+def test_a_blank_a_ring_and_a_checkerboard_in_the_models_frame_are_novel(client: httpx.Client) -> None:
     rows, columns = np.indices((28, 28))
     radius = np.hypot(rows - 13.5, columns - 13.5)
     pictures = {

@@ -57,6 +57,12 @@ def test_help_names_the_variable_and_the_default_of_every_option(command: str, m
         assert re.search(r"[;[]default:[^];]+|[;[]required\]|Default:", joined), block
 
 
+def test_the_programs_help_has_that_of_every_command() -> None:
+    shown = run("--help").output
+    for command in COMMANDS:
+        assert run(command, "--help").output in shown
+
+
 def test_options_are_read_from_the_environment(
     write: Callable[[dict[str, Any]], Path], small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
