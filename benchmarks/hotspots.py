@@ -27,6 +27,7 @@ from benchmarks.load import ROOT, Cores, Server, running
 from benchmarks.serving import machine, model_folder, picture, store_of
 
 CLIENTS = 64
+_WAITING = {"_worker", "Condition.wait"}  # where other threads wait, which look busy
 _FRAME = re.compile(r"(?P<function>.*) \((?P<file>[^()]*)\)$")
 _RATE = 400
 
@@ -62,7 +63,7 @@ def shares(stacks: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
     for line in stacks:
         stack, _, count = line.rpartition(" ")
         frame = _FRAME.match(stack.rpartition(";")[2])
-        if frame is None or frame["function"] == "_worker":  # a thread of a pool that waits, which looks busy
+        if frame is None or frame["function"] in _WAITING:
             continue
         name = module(frame["file"].partition(":")[0])
         modules[name] += int(count)

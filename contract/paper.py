@@ -69,11 +69,11 @@ def fit_paper(page: Map, inset: Map) -> Paper:
 
     levels = (_mode(values, fit.tolerance), float(np.median(values[frame])))
     chosen = flat = fit.best(fit.refine(np.array([level]), 1) for level in levels)
-    if not even:
+    if not even and fit.can_be_beaten(flat):
         bent = fit.best(fit.refine(guess, _QUADRATIC) for guess in (flat, fit.through_frame(_QUADRATIC)))
-        for flexible in (bent, fit.refine(bent, _FLEXIBLE)):
-            if fit.share(flexible) > fit.share(chosen) + _GAIN:
-                chosen = flexible
+        chosen = fit.clearly_best(flat, bent)
+        if fit.can_be_beaten(chosen):
+            chosen = fit.clearly_best(chosen, fit.refine(bent, _FLEXIBLE))
     if fit.share(chosen) < _CLEAR and not turned:
         chosen = np.array([_corner_level(values, (1.0 - np.abs(x)) * width / 2.0, (1.0 - np.abs(y)) * height / 2.0)])
     distance = np.abs(fit.residual(chosen))
@@ -118,6 +118,13 @@ class _Fit:
 
     def best(self, surfaces: Iterable[Vector]) -> Vector:
         return max(surfaces, key=self.share)
+
+    def clearly_best(self, simple: Vector, flexible: Vector) -> Vector:
+        return flexible if self.share(flexible) > self.share(simple) + _GAIN else simple
+
+    def can_be_beaten(self, simple: Vector) -> bool:
+        """Whether a flexible surface could be clearly best; it takes most of the time of a page to fit one."""
+        return self.share(simple) < 1.0 - _GAIN
 
     def refine(self, guess: Vector, size: int) -> Vector:
         """Tukey's biweight with a shrinking reach from a first guess, on the first `size` terms."""

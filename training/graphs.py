@@ -23,6 +23,7 @@ from onnxscript.optimizer import optimize, remove_unused_nodes
 from onnxscript.rewriter.rules.common import slice_split_rule
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torch.fx import config as fx_config
 from torch.nn import functional as F
 
 from contract.manifest import GOLDEN_FILE, OPSET, Capability, GraphSpec, InputSpec, TensorSpec
@@ -213,10 +214,13 @@ def _stripped(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Hold back what the exporter says of its own internals: deprecations inside torch, torchvision's absence."""
+    """Hold back what the exporter says of its own internals: deprecations inside torch, torchvision's absence; and what
+    it notes of where each node comes from, which takes long and is taken out again.
+    """
     logger = logging.getLogger("torch.onnx._internal.exporter")
-    level = logger.level
+    level, emit = logger.level, fx_config.do_not_emit_stack_traces
     logger.setLevel(logging.ERROR)
+    fx_config.do_not_emit_stack_traces = True
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
@@ -225,6 +229,7 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+        fx_config.do_not_emit_stack_traces = emit
 
 
 @contextmanager
