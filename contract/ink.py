@@ -119,11 +119,17 @@ def _content(
     line along the picture's edge is content; so are parts near it that are more than a speck.
     """
     height, width = ink.shape
-    labels, count = label_components(ink > floor)
-    flat, weights = labels.ravel(), ink.ravel()
-    inside = flat > 0
-    rows, columns = np.divmod(np.flatnonzero(inside), width)
-    part, weight = flat[inside] - 1, weights[inside]
+    above = ink > floor
+    marked_rows, marked_columns = np.flatnonzero(above.any(axis=1)), np.flatnonzero(above.any(axis=0))
+    if not marked_rows.size:
+        return np.zeros(ink.shape, np.bool_), (0, 0, width, height)
+    # All marks lie in here, on most pages in a small part of it.
+    first_row, first_column = int(marked_rows[0]), int(marked_columns[0])
+    marked = np.s_[first_row : int(marked_rows[-1]) + 1, first_column : int(marked_columns[-1]) + 1]
+    labels, count = label_components(above[marked])
+    inside = labels > 0
+    rows, columns = (index + first for index, first in zip(np.nonzero(inside), (first_row, first_column), strict=True))
+    part, weight = labels[inside] - 1, ink[marked][inside]
     mass = np.bincount(part, weight, count)
     peak = np.zeros(count, np.float32)
     np.maximum.at(peak, part, weight)
@@ -134,7 +140,7 @@ def _content(
     np.maximum.at(bottom, part, rows + 1)
     np.maximum.at(right, part, columns + 1)
 
-    within = depth.ravel()[inside]
+    within = depth[marked][inside]
     nearest = np.full(count, np.inf, np.float32)
     np.minimum.at(nearest, part, within)
     central = within > _EDGE * min(height, width)
@@ -160,4 +166,6 @@ def _content(
         box = [left[taken].min(), top[taken].min(), right[taken].max(), bottom[taken].max()]
     mask = np.zeros(count + 1, np.bool_)
     mask[1:] = taken
-    return mask[labels], (int(box[0]), int(box[1]), int(box[2]), int(box[3]))
+    content = np.zeros(ink.shape, np.bool_)
+    content[marked] = mask[labels]
+    return content, (int(box[0]), int(box[1]), int(box[2]), int(box[3]))
