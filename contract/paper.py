@@ -41,8 +41,9 @@ class Paper(NamedTuple):
             for axis in (0, 1)
         )
         powers = np.stack([np.ones_like(x), x, x**2, x**3, x**4])
-        rows = np.zeros((5, size[0]))  # for every power of y, a polynomial in x
-        for (i, j), coefficient in zip(_EXPONENTS, self.coefficients, strict=False):
+        exponents = _EXPONENTS[: len(self.coefficients)]
+        rows = np.zeros((1 + max(j for _, j in exponents), size[0]))  # for every power of y, a polynomial in x
+        for (i, j), coefficient in zip(exponents, self.coefficients, strict=True):
             rows[j] += coefficient * powers[i]
         level = np.zeros((size[1], size[0]), np.float32)  # Horner's scheme, without BLAS and its threads
         for row in rows[::-1].astype(np.float32):
