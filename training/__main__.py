@@ -119,7 +119,7 @@ def train(
         bool, typer.Option("--resume", help="Go on with an interrupted run; bit-exact on the CPU.", show_default="off")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Delete what the run folder holds and begin again.", show_default="off")
+        bool, typer.Option("--restart", help="Delete the run that the folder holds and begin again.", show_default="off")
     ] = False,
     check: Annotated[
         bool,

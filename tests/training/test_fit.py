@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -304,6 +305,31 @@ def test_a_folder_in_use_is_not_overwritten(make_config: MakeConfig, tmp_path: P
     assert (tmp_path / "other" / "precious.txt").exists()
     with pytest.raises(RunError, match="cannot be used as a run folder"):
         train(config, tmp_path / "other" / "precious.txt" / "run")
+
+
+def test_a_restart_deletes_what_runs_make_and_nothing_else(
+    make_config: MakeConfig, finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "figures").mkdir()
+    (run / "notes.txt").touch()
+    config = make_config()
+    with open_folder(run, config, resume=False, restart=True):
+        assert {path.name for path in run.iterdir()} == {"config.yaml", "notes.txt"}
+    assert load_config(run / "config.yaml") == config
+
+
+@pytest.mark.parametrize("text", ["apiVersion: v1\n", "{{ template }}", None])
+def test_a_config_yaml_makes_no_run_folder(make_config: MakeConfig, tmp_path: Path, text: str | None) -> None:
+    """Another program's, or the user's own (None) beside the pictures that it names."""
+    config, folder = make_config(), tmp_path / "project"
+    (folder / "pictures").mkdir(parents=True)
+    text = text or yaml.safe_dump(config.as_dict())
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(RunError, match="not a run folder"), open_folder(folder, config, resume=False, restart=True):
+        pass
+    assert (folder / "pictures").is_dir() and (folder / "config.yaml").read_text() == text
 
 
 def test_a_file_system_without_locks_will_do(
