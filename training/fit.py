@@ -75,27 +75,48 @@ def train(
         console.print(
             f"fit.precision: {cpu_precision(fit)}; {fit.precision} would be slower on this CPU", highlight=False
         )
-    config, splits, plan = prepare(config)
-    with _prepared_folder(fabric, config, folder, splits, console, resume=resume, restart=restart):
+    # All that can be wrong with the new run is said before a restart deletes the old one.
+    prepared = prepare(config)
+    if fit.initial_run is not None and not (resume and is_complete(folder)):
+        begin_with(prepared.module, fit.initial_run)
+    with _prepared_folder(fabric, prepared, folder, console, resume=resume, restart=restart):
         if is_complete(folder):
             done = load_run(folder)
             console.print(f"{folder} is complete already: {describe(done.metrics)}", highlight=False, soft_wrap=True)
             return Outcome(folder, done.metrics, done.step, done.minutes)
-        loop = Loop(fabric, config, splits, plan, folder, console)
+        loop = Loop(fabric, prepared, folder, console)
         if resume:
             loop.restore()
         return loop.run()
 
 
-def prepare(config: Config) -> tuple[Config, Splits, Plan]:
-    """What is trained, on which examples, in which order; the same on every device.
+@dataclass(frozen=True)
+class Prepared:
+    """What is trained, on which examples, in which order; the same on every device."""
+
+    config: Config
+    splits: Splits
+    plan: Plan
+    module: Model
+    optimiser: torch.optim.Optimizer
+
+
+def prepare(config: Config) -> Prepared:
+    """Read the data and make the model with its first weights.
 
     Raises:
         TrainingError: wrong configuration or data.
     """
     splits = datasets.load(config.data)
     config = config.for_data(unlabelled=splits.train.unlabelled is not None)
-    return config, splits, Plan(config.fit, splits.train)
+    plan = Plan(config.fit, splits.train)
+    torch.manual_seed(derived_seed(config.fit.seed, Stream.WEIGHTS))
+    module = build(config.model, splits.input, len(splits.class_names))
+    try:
+        module.prepare(splits.train)
+    except ValueError as error:
+        raise DataError(f"{splits.name}: {error}") from error
+    return Prepared(config, splits, plan, module, make_optimiser(module, config.fit.optimiser))
 
 
 def make_fabric(fit: Fit) -> Fabric:
@@ -122,13 +143,13 @@ def cpu_precision(fit: Fit) -> Precision:
 
 
 def _prepared_folder(
-    fabric: Fabric, config: Config, folder: Path, splits: Splits, console: Console, *, resume: bool, restart: bool
+    fabric: Fabric, prepared: Prepared, folder: Path, console: Console, *, resume: bool, restart: bool
 ) -> ExitStack:
     """Rank 0 opens the folder and keeps it while the context lasts; every process fails with it."""
-    held, problem = ExitStack(), ""
+    held, problem, splits = ExitStack(), "", prepared.splits
     if fabric.is_global_zero:
         try:
-            held.enter_context(open_folder(folder, config, resume=resume, restart=restart))
+            held.enter_context(open_folder(folder, prepared.config, resume=resume, restart=restart))
             counts = ", ".join(f"{len(part):,} {name}" for name, part in splits.parts.items())
             console.print(
                 f"{splits.name}: {counts}; classes {len(splits.class_names)}; run {folder}",
@@ -151,35 +172,21 @@ def _prepared_folder(
 
 
 class Loop:
-    """The state of one run and its steps.
+    """The state of one run and its steps."""
 
-    Raises:
-        DataError: the model finds the training set too small.
-    """
-
-    def __init__(
-        self, fabric: Fabric, config: Config, splits: Splits, plan: Plan, folder: Path, console: Console
-    ) -> None:
-        self.fabric, self.config, self.splits, self.plan = fabric, config, splits, plan
-        self.folder, self.console = folder, console
-        self.fit = config.fit
+    def __init__(self, fabric: Fabric, prepared: Prepared, folder: Path, console: Console) -> None:
+        self.fabric, self.folder, self.console = fabric, folder, console
+        self.config, self.splits, self.plan = prepared.config, prepared.splits, prepared.plan
+        self.module, self.optimiser = prepared.module, prepared.optimiser
+        self.fit = self.config.fit
         self.layout = torch.channels_last if self.fit.channels_last else torch.preserve_format
-        torch.manual_seed(derived_seed(self.fit.seed, Stream.WEIGHTS))
-        self.module = build(config.model, splits.input, len(splits.class_names))
-        try:
-            self.module.prepare(splits.train)
-        except ValueError as error:
-            raise DataError(f"{splits.name}: {error}") from error
-        if self.fit.initial_run is not None:
-            begin_with(self.module, self.fit.initial_run)
         self.module.to(memory_format=self.layout)  # type: ignore[call-overload]
-        self.optimiser = make_optimiser(self.module, self.fit.optimiser)
         self.model, self.stepper = fabric.setup(self.module, self.optimiser)
         self.model.mark_forward_method("loss")
         self.average = None if self.fit.ema is None else Average(self.module, self.fit.ema)
         self.progress = Progress()
         # Class means for the validations on the way; the last one takes the whole training set.
-        self.reference = first_of_each_class(splits.train, REFERENCE_IMAGES)
+        self.reference = first_of_each_class(self.splits.train, REFERENCE_IMAGES)
 
     @property
     def kept(self) -> Model:

@@ -28,7 +28,7 @@ from training import checkpoint, datasets
 from training.__main__ import app
 from training.average import Average
 from training.config import Config, load_config
-from training.errors import DeviceError, RunError
+from training.errors import DeviceError, RunError, TrainingError
 from training.fit import make_fabric, train
 from training.models.equivae import EquiVAE
 from training.run import load_run, open_folder, read_metrics
@@ -318,6 +318,21 @@ def test_a_restart_deletes_what_runs_make_and_nothing_else(
     with open_folder(run, config, resume=False, restart=True):
         assert {path.name for path in run.iterdir()} == {"config.yaml", "notes.txt"}
     assert load_config(run / "config.yaml") == config
+
+
+def test_a_restart_deletes_nothing_before_the_new_run_can_begin(
+    make_config: MakeConfig, finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    content = (run / "model.pt").read_bytes()
+    itself = f"fit.initial={run}"
+    for wrong in (["fit.initial=nowhere"], ["model.few_labels={unlabelled_batch: 4}"], [itself, "model.r_dim=5"]):
+        with pytest.raises(TrainingError):
+            train(make_config(*wrong), run, restart=True)
+        assert (run / "model.pt").read_bytes() == content
+    train(make_config(itself, "fit.steps=1"), run, restart=True)
+    assert load_run(run).step == 1
 
 
 @pytest.mark.parametrize("text", ["apiVersion: v1\n", "{{ template }}", None])
