@@ -1,9 +1,11 @@
 """The same configuration under many seeds: one JSON line for every finished seed, so that a kill loses one run only."""
 
+import fcntl
 import json
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,19 +50,17 @@ def run_seeds(
     console = console or Console(stderr=True)
     if config.fit.devices > 1:
         raise ConfigError("seeds: one device a run (fit.devices: 1); start the command once a device instead")
-    earlier = read_rows(output)
     make_folder(output.parent)
     digest = config.digest()
     parts = ("validation", "test") if test else ("validation",)
     rows = []
     for seed in dict.fromkeys(seeds):
-        of_seed = (row for row in earlier if row["config"] == digest and row["seed"] == seed)
+        of_seed = (row for row in read_rows(output) if row["config"] == digest and row["seed"] == seed)
         row = next((row for row in of_seed if _holds(row, parts, benchmark_epochs)), None)
         if row is None:
             console.print(f"seed {seed}", highlight=False)
             row = _run_seed(config.with_seed(seed), digest, runs, parts, benchmark_epochs, console)
-            earlier.append(row)
-            _write(output, earlier)
+            _append(output, row)
         rows.append(row)
     return rows
 
@@ -155,5 +155,12 @@ def read_rows(output: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _write(output: Path, rows: list[dict[str, Any]]) -> None:
-    write_atomically(output, "".join(json.dumps(row) + "\n" for row in rows).encode())
+def _append(output: Path, row: dict[str, Any]) -> None:
+    """Add a row to those that the file has by now: other processes may write theirs into it."""
+    handle = os.open(output.parent, os.O_RDONLY)  # there is no file to leave behind
+    try:
+        with suppress(OSError):  # a file system without locks on folders, such as NFS
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        write_atomically(output, "".join(json.dumps(each) + "\n" for each in (*read_rows(output), row)).encode())
+    finally:
+        os.close(handle)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,22 @@ def test_a_line_that_a_kill_cut_short_is_written_again(make_config: MakeConfig, 
     again = run_seeds(config, [1, 2], output, tmp_path / "runs")
     assert [row["validation"] for row in again] == [row["validation"] for row in first]
     assert [json.loads(line)["seed"] for line in output.read_text().splitlines()] == [1, 2]
+
+
+def test_rows_that_another_process_writes_meanwhile_stay(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, output, runs = make_config("fit.steps=2"), tmp_path / "seeds.jsonl", tmp_path / "runs"
+    genuine = seeds_module.train
+
+    def train(chosen: Config, *arguments: Any, **named: Any) -> object:
+        monkeypatch.setattr(seeds_module, "train", genuine)
+        run_seeds(config, [3, 2], output, runs)
+        return genuine(chosen, *arguments, **named)
+
+    monkeypatch.setattr(seeds_module, "train", train)
+    run_seeds(config, [1, 2], output, runs)
+    assert [json.loads(line)["seed"] for line in output.read_text().splitlines()] == [3, 2, 1]
 
 
 def test_test_figures_only_where_they_are_asked_for(make_config: MakeConfig, tmp_path: Path) -> None:
