@@ -138,17 +138,17 @@ def read_rows(output: Path) -> list[dict[str, Any]]:
     if not output.exists():
         return []
     try:
-        lines = output.read_text(encoding="utf-8").splitlines()
+        text = output.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{output} cannot be read: {error}") from error
-    rows = []
+    rows, lines = [], text.splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             if not {"config", "seed", "test"} <= row.keys():
                 raise ValueError("not a result of seeds")
         except (ValueError, AttributeError) as error:
-            if number == len(lines):
+            if number == len(lines) and line.startswith('{"config"') and not text.endswith("\n"):
                 break
             raise RunError(f"{output}:{number}: {error}; choose another --output") from error
         rows.append(row)

@@ -120,9 +120,10 @@ def test_rows_of_another_configuration_stay_and_do_not_count(make_config: MakeCo
 
 def test_what_cannot_be_run_or_read_says_why(make_config: MakeConfig, tmp_path: Path) -> None:
     config, output = make_config("fit.steps=6"), tmp_path / "seeds.jsonl"
-    output.write_text('{"a": 1}\n{"a": 2}\n')
-    with pytest.raises(RunError, match=r"seeds.jsonl:1: not a result.*another --output"):
-        run_seeds(config, [1], output, tmp_path / "runs")
-    assert output.read_text() == '{"a": 1}\n{"a": 2}\n'
+    for text in ('{"a": 1}\n{"a": 2}\n', '[{"a": 1}]\n', '{"a": 1}', "the only copy of my notes\n"):
+        output.write_text(text)
+        with pytest.raises(RunError, match=r"seeds.jsonl:1: .*another --output"):
+            run_seeds(config, [1], output, tmp_path / "runs")
+        assert output.read_text() == text
     with pytest.raises(ConfigError, match="one device"):
         run_seeds(make_config("fit.devices=2"), [1], tmp_path / "other.jsonl", tmp_path / "runs")
