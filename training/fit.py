@@ -82,6 +82,11 @@ def train(
     with _prepared_folder(fabric, prepared, folder, console, resume=resume, restart=restart):
         if is_complete(folder):
             done = load_run(folder)
+            if done.data["digest"] != prepared.splits.digest:
+                raise RunError(
+                    f"{folder} is complete, but of other data than this {prepared.splits.name}: "
+                    "add --restart, or choose another folder"
+                )
             console.print(f"{folder} is complete already: {describe(done.metrics)}", highlight=False, soft_wrap=True)
             return Outcome(folder, done.metrics, done.step, done.minutes)
         loop = Loop(fabric, prepared, folder, console)

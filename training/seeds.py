@@ -7,13 +7,14 @@ import platform
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from training import probes
+from training import datasets, probes
 from training.checkpoint import make_folder, write_atomically
 from training.config import Config
 from training.datasets import LabelledImages, Splits
@@ -36,8 +37,8 @@ def run_seeds(
 ) -> list[dict[str, Any]]:
     """Train every seed that `output` does not hold yet, in order; the rows of all these seeds come back.
 
-    A seed that was interrupted goes on from its checkpoint. Rows of another configuration, or without the figures that
-    are asked for, do not count.
+    A seed that was interrupted goes on from its checkpoint. Rows of another configuration, of other data, or without
+    the figures that are asked for do not count.
 
     Args:
         output: JSON lines; appended to.
@@ -53,13 +54,22 @@ def run_seeds(
     make_folder(output.parent)
     digest = config.digest()
     parts = ("validation", "test") if test else ("validation",)
+
+    @cache
+    def data_digest(label_seed: int) -> str:
+        return datasets.load(config.data.model_copy(update={"label_seed": label_seed})).digest
+
     rows = []
     for seed in dict.fromkeys(seeds):
-        of_seed = (row for row in read_rows(output) if row["config"] == digest and row["seed"] == seed)
-        row = next((row for row in of_seed if _holds(row, parts, benchmark_epochs)), None)
-        if row is None:
+        seeded = config.with_seed(seed)
+        for row in read_rows(output):
+            wanted = row["config"] == digest and row["seed"] == seed and _holds(row, parts, benchmark_epochs)
+            # Rows of before do not say of which data they are.
+            if wanted and ("data" not in row or row["data"] == data_digest(seeded.data.label_seed)):
+                break
+        else:
             console.print(f"seed {seed}", highlight=False)
-            row = _run_seed(config.with_seed(seed), digest, runs, parts, benchmark_epochs, console)
+            row = _run_seed(seeded, digest, runs, parts, benchmark_epochs, console)
             _append(output, row)
         rows.append(row)
     return rows
@@ -78,9 +88,9 @@ def _run_seed(
 ) -> dict[str, Any]:
     folder = default_folder(runs, config)
     outcome = train(config, folder, resume=True, console=console)
+    run = load_run(folder)
     figures: dict[str, Any] = {"validation": outcome.metrics, "test": None}
     if "test" in parts or benchmark_epochs is not None:
-        run = load_run(folder)
         splits = run.splits()
         if "test" in parts:
             if splits.test is None:
@@ -94,6 +104,7 @@ def _run_seed(
         "name": config.name,
         "recipe": config.recipe,
         "seed": config.fit.seed,
+        "data": run.data["digest"],
         "step": outcome.step,
         **figures,
         "minutes": round(outcome.minutes, 3),

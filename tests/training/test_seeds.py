@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from training import seeds as seeds_module
 from training.config import Config
@@ -116,6 +118,28 @@ def test_rows_of_another_configuration_stay_and_do_not_count(make_config: MakeCo
     run_seeds(make_config("fit.steps=7"), [1], output, tmp_path / "b")
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["step"] for row in rows] == [6, 7] and rows[0]["config"] != rows[1]["config"]
+
+
+def test_rows_and_runs_of_other_data_do_not_count(make_config: MakeConfig, tmp_path: Path) -> None:
+    def pictures(name: str) -> Config:
+        rng = np.random.default_rng(len(name))
+        for path in (tmp_path / name / kind / f"{i}.png" for kind in ("cat", "dog") for i in range(8)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(path)
+        return make_config(
+            f"data={{source: folder, path: {tmp_path / name}, size: 8}}", "fit.batch=8", "fit.steps=2", "fit.seed=1"
+        )
+
+    one, other, output = pictures("one"), pictures("other"), tmp_path / "seeds.jsonl"
+    assert one.digest() == other.digest()
+    rows = run_seeds(one, [1], output, tmp_path / "runs")
+    assert run_seeds(one, [1], output, tmp_path / "runs") == rows
+    with pytest.raises(RunError, match="small-1 is complete, but of other data"):
+        run_seeds(other, [1], output, tmp_path / "runs")
+    assert run_seeds(other, [1], output, tmp_path / "others")[0]["data"] != rows[0]["data"]
+    before = {key: value for key, value in rows[0].items() if key != "data"}
+    output.write_text(json.dumps(before) + "\n")
+    assert run_seeds(other, [1], output, tmp_path / "runs") == [before]
 
 
 def test_what_cannot_be_run_or_read_says_why(make_config: MakeConfig, tmp_path: Path) -> None:
