@@ -59,6 +59,8 @@ Overrides = Annotated[
     ),
 ]
 DEFAULT_RUNS = Path("runs")
+# The seeds that a configuration holds, and those that scikit-learn takes.
+LARGEST_SEED, LARGEST_SEED_OF_FIGURES = 2**63 - 1, 2**32 - 1
 
 
 @contextmanager
@@ -112,6 +114,7 @@ def train(
             "--seed",
             envvar="EQUIPOISE_TRAINING_SEED",
             min=0,
+            max=LARGEST_SEED,
             help="Seed of the run. Default: fit.seed of the configuration.",
         ),
     ] = None,
@@ -166,6 +169,7 @@ def seeds(
             "--seeds",
             envvar="EQUIPOISE_TRAINING_SEEDS",
             min=0,
+            max=LARGEST_SEED,
             help="Seeds, one run each, in this order (in the environment: one).",
             metavar="N...",
         ),
@@ -173,7 +177,7 @@ def seeds(
     output: Annotated[
         Path, typer.Option("--output", help="Results, one JSON line a finished seed; appended to.", metavar="FILE")
     ],
-    others: Annotated[list[int] | None, typer.Argument(min=0, hidden=True, metavar="SEED")] = None,
+    others: Annotated[list[int] | None, typer.Argument(min=0, max=LARGEST_SEED, hidden=True, metavar="SEED")] = None,
     runs: Runs = DEFAULT_RUNS,
     test: Annotated[
         bool,
@@ -221,7 +225,13 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Seed of the classifiers trained here and of the samples drawn.")
+        int,
+        typer.Option(
+            "--seed",
+            min=0,
+            max=LARGEST_SEED_OF_FIGURES,
+            help="Seed of the classifiers trained here and of the samples drawn.",
+        ),
     ] = 0,
     samples: Annotated[
         int, typer.Option("--samples", min=1, help="Samples from the prior, and negatives of each kind, images.")

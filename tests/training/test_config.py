@@ -65,6 +65,8 @@ def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path) -> None:
         ("  epochs: 2", "  epochs: 2\n  channels_last: 1", 9, ["fit.channels_last", "boolean"]),
         ("  epochs: 2", "  epochs: 2\n  select: accuracy", 9, ["fit.select", "'elbo'", '"accuracy"']),
         ("1e-3", "-1e-3", 10, ["fit.optimiser.learning_rate", "greater than 0"]),
+        ("  kind: equivae", f"  kind: mcevae_paper\n  pose_seed: {2**32}", 7, ["pose_seed", "less than"]),
+        ("  kind: equivae", f"  kind: mcevae\n  turn_seed: {2**63}", 7, ["turn_seed", "less than"]),
         ("    kind: cosine", "    kind: cosin", 11, ["fit.schedule", "cosin", "'cosine'"]),
         ("    kind: cosine", "    kind: cosine\n    warm: 1", 13, ["fit.schedule.warm", "unknown key"]),
         ("  source: digits", "  source: digit", 3, ["data", "'digits'"]),

@@ -114,7 +114,9 @@ class MCEVAEConfig(_Config):
         le=1,
         description="of the training views, drawn as RotNet does: black and white, in a size that depends on the angle",
     )
-    turn_seed: int = Field(default=0, ge=0, description="seed of the one unknown turn that every training picture has")
+    turn_seed: int = Field(
+        default=0, ge=0, lt=2**63, description="seed of the one unknown turn that every training picture has"
+    )
     background: Literal["zero", "border"] = Field(
         default="zero", description="border: mean of the outer ring of a picture"
     )

@@ -56,7 +56,9 @@ class SymmetryConfig(_Config):
     supervised: Literal[False] = False
     rotation_degrees: float = Field(default=45, ge=0, le=180, description="training pictures are turned by U(+-this)")
     shift: Literal[0] = 0
-    turn_seed: int = Field(default=0, ge=0, description="seed of the one unknown turn that every training picture has")
+    turn_seed: int = Field(
+        default=0, ge=0, lt=2**63, description="seed of the one unknown turn that every training picture has"
+    )
     modes: int = Field(default=4, ge=1, le=8, description="rotations served, best first")
     samples: int = Field(default=16, ge=1, description="S of augment.onnx: transforms drawn a run")
 
@@ -96,7 +98,9 @@ class TwoStageConfig(_Config):
     rotation_degrees: float = Field(default=45, ge=0, le=180, description="training pictures are turned by U(+-this)")
     shift: float = Field(default=0.0, ge=0, le=0.5, description="and moved by U(+-this), as a share of the side")
     scale: float = Field(default=0.0, ge=0, lt=1, description="and each axis scaled by exp U(+-this)")
-    turn_seed: int = Field(default=0, ge=0, description="seed of the one unknown transform of every training picture")
+    turn_seed: int = Field(
+        default=0, ge=0, lt=2**63, description="seed of the one unknown transform of every training picture"
+    )
     modes: int = Field(default=4, ge=1, le=8, description="rotations served, best first")
     samples: int = Field(default=16, ge=1, description="S of augment.onnx: transforms drawn a run")
 
