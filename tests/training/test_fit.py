@@ -416,6 +416,37 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(interrupted: tuple[Config, P
     assert_same_bits(folder, tmp_path / "whole")
 
 
+def test_two_processes_may_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, genuine = tmp_path / "judge.pt", os.fsync
+
+    def fsync(handle: int) -> None:
+        monkeypatch.setattr(os, "fsync", genuine)
+        checkpoint.write_atomically(target, b"the other's")
+        genuine(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / "plain").touch()
+    checkpoint.write_atomically(target, b"ours")
+    assert target.read_bytes() == b"ours" and sorted(os.listdir(tmp_path)) == ["judge.pt", "plain"]
+    assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_interrupted_write_leaves_nothing_in_the_way(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config("fit.steps=1"), folder)
+    assert os.listdir(folder) == []
+    (folder / ".config.yaml.0123.tmp").touch()  # a kill leaves it
+    assert train(make_config("fit.steps=1"), folder, resume=True).step == 1
+
+
 def test_a_checkpoint_cannot_run_code(interrupted: tuple[Config, Path]) -> None:
     config, folder = interrupted
     for path in folder.glob("checkpoint-*.pt"):
