@@ -226,6 +226,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # an error that YAML itself explains
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark
@@ -237,6 +239,18 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+def _read_yaml(text: str) -> Any:
+    """The values as JSON has them: keys are strings, and no two places share one object as YAML's aliases do.
+
+    Raises:
+        yaml.YAMLError, ValueError, TypeError, RecursionError: not YAML, or no such day, number, key, depth.
+    """
+    return json.loads(json.dumps(yaml.load(text, _Loader), default=str))  # noqa: S506 - a safe loader
+
+
+_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -257,18 +271,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: is not UTF-8 text") from error
     try:
         root = yaml.compose(text, _Loader)
-        values = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+        values = _read_yaml(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    except _NOT_YAML as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
     if root is None or not isinstance(values, dict):
         raise ConfigError(f"{path}:1: expected the sections name, recipe, data, model and fit")
     changed = {tuple(_override(values, text)): text for text in overrides}
     try:
         # As JSON, so that strict checking takes a list for a tuple and a string for a path but never "3" for 3.
-        return Config.model_validate_json(json.dumps(values, default=str), strict=True)
+        return Config.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         problems = [_explain(path, root, changed, _location(problem), problem) for problem in error.errors()]
         raise ConfigError("; ".join(dict.fromkeys(problems[:3]))) from error
@@ -286,8 +300,8 @@ def _override(values: dict[str, Any], text: str) -> list[str]:
     if not equals or not all(names):
         raise ConfigError(f"--set {text}: expected section.key=value")
     try:
-        parsed = yaml.load(value, _Loader)  # noqa: S506 - a safe loader
-    except yaml.YAMLError as error:
+        parsed = _read_yaml(value)
+    except _NOT_YAML as error:
         raise ConfigError(f"--set {text}: the value is not YAML") from error
     section = values
     for name in names[:-1]:

@@ -80,6 +80,8 @@ def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path) -> None:
         ("fit:", "fits:", 7, ["fits", "unknown key"]),
         ("recipe: test", "recipe: test\nrecipe: again", 3, ["recipe", "twice"]),
         ("recipe: test", "recipe: [", 4, []),
+        ("recipe: test", "recipe: {{ template }}", 2, ["unhashable key"]),
+        ("recipe: test", "? [a, b]\n: 1", 2, ["unhashable key"]),
         ("recipe: test", "recipe: !!python/object:os.system x", 2, ["python/object"]),
     ],
 )
@@ -90,6 +92,23 @@ def test_a_mistake_names_its_line(tmp_path: Path, old: str, new: str, line: int,
     assert f"c.yaml:{line}:" in message
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("2024-02-30", "day"),
+        ("{2024-02-03: 1}", "keys must be"),
+        ("&a [*a]", "Circular"),
+        ("9" * 5000, "digits"),
+        ("[" * 2000 + "]" * 2000, "recursion"),
+    ],
+)
+def test_what_no_value_can_be_is_one_line(tmp_path: Path, value: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"^[^\n]*c.yaml: cannot be read as YAML: .*{words}[^\n]*$"):
+        load(tmp_path, GOOD.replace("recipe: test", f"recipe: {value}"))
+    with pytest.raises(ConfigError, match="--set recipe=.*the value is not YAML"):
+        load(tmp_path, GOOD, f"recipe={value}")
 
 
 @pytest.mark.parametrize("text", ["", "just text", "- a\n- list", "3"])
@@ -112,6 +131,12 @@ def test_overrides_win_over_the_file_and_may_name_absent_keys(tmp_path: Path) ->
     config = load(tmp_path, GOOD, "fit.epochs=5", "fit.optimiser.kind=adamw", "fit.ema=0.99", "data.exclude=['3']")
     assert (config.fit.epochs, config.fit.optimiser.kind, config.fit.ema) == (5, "adamw", 0.99)
     assert config.data.exclude == ("3",)
+
+
+def test_an_override_changes_one_of_two_places_that_are_written_as_one(tmp_path: Path) -> None:
+    text = GOOD.replace("  kind: equivae", "  kind: equivae\n  encoder: &a {kind: convolution, hidden: 64}\n  posterior: *a")
+    model = load(tmp_path, text, "model.encoder.hidden=32").model
+    assert (model.encoder.hidden, model.posterior.hidden) == (32, 64)
 
 
 @pytest.mark.parametrize(
