@@ -80,6 +80,8 @@ def _holds(row: dict[str, Any], parts: Sequence[str], benchmark_epochs: int | No
     names = {"error_neural_head"} if benchmark_epochs is not None else set()
     if benchmark_epochs:
         names.add("error_benchmark_cnn")
+        if row.get("benchmark_epochs", benchmark_epochs) != benchmark_epochs:  # rows of before do not say
+            return False
     return all(row[part] is not None and names <= row[part].keys() for part in parts)
 
 
@@ -107,6 +109,7 @@ def _run_seed(
         "data": run.data["digest"],
         "step": outcome.step,
         **figures,
+        "benchmark_epochs": benchmark_epochs,
         "minutes": round(outcome.minutes, 3),
         "machine": machine(config),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
