@@ -6,6 +6,7 @@ decided by training/plan.py, and what is kept of it by training/checkpoint.py.
 
 import math
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -273,14 +274,14 @@ class Loop:
 
     def _close_window(self) -> dict[str, float]:
         means = {name: float(value) / self.progress.window_steps for name, value in self.progress.window.items()}
-        self._require_finite()
+        self._require_finite(self.progress.window.items())
         self.progress.window, self.progress.window_steps = {}, 0
         return means
 
-    def _require_finite(self) -> None:
-        """A step that is not finite leaves no finite weights, so the sums of this process tell."""
-        for name, value in self.progress.window.items():
-            if not math.isfinite(float(value)):
+    def _require_finite(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        """The sums of this process tell of every step but the last, of which only the weights know."""
+        for name, value in named:
+            if not bool(value.isfinite().all()):
                 raise RunFailed(
                     f"{name} is not finite any more at step {self.progress.step}: lower fit.optimiser.learning_rate "
                     f"or set fit.clip; the last good checkpoint stays in {self.folder}"
@@ -289,6 +290,7 @@ class Loop:
     def _validate(self, reporter: Reporter | None) -> bool:
         """Measure on the validation set, remember the best weights; whether patience is at its end comes back."""
         state, fit = self.progress, self.fit
+        self._require_finite(self.module.named_parameters())
         if reporter:
             metrics = self.kept.validate(self.reference, self.splits.validation, None)
             reporter.validation(state.step, self.plan.epoch_at(state.step), metrics)
@@ -306,8 +308,9 @@ class Loop:
         return self.fit.patience is not None and self.progress.since_best >= self.fit.patience
 
     def _save(self) -> None:
+        self._require_finite(self.progress.window.items())
+        self._require_finite(self.module.named_parameters())
         if self.fabric.is_global_zero:
-            self._require_finite()
             state: dict[str, Any] = {
                 "version": CHECKPOINT_VERSION,
                 "data": self.splits.digest,
@@ -358,6 +361,7 @@ class Loop:
                 step = state.best_step
             self.kept.calibrate(self.splits.train, self.splits.validation)
             metrics = self.kept.validate(self.splits.train, self.splits.validation, None)
+            self._require_finite((name, torch.tensor(value, dtype=torch.float64)) for name, value in metrics.items())
             save_model(self.folder, self.config, self.splits, self.kept, metrics, step, state.seconds / 60)
         self.fabric.barrier()
         done = load_run(self.folder)

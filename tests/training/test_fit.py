@@ -187,6 +187,25 @@ def test_a_loss_that_is_not_finite_ends_the_run(make_config: MakeConfig, tmp_pat
     assert found is None or all(v.isfinite().all() for v in found["model"].values())
 
 
+def test_a_last_step_that_spoils_the_weights_leaves_no_model(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunError, match=r"not finite any more at step 1"):
+        train(make_config("fit.steps=1", "fit.optimiser.learning_rate=1e30", "fit.clip=null"), tmp_path / "huge")
+    genuine = EquiVAE.loss
+
+    def loss(self: EquiVAE, batch: Any, generator: Any = None, progress: float = 0.0) -> dict[str, torch.Tensor]:
+        terms = genuine(self, batch, generator, progress)
+        if progress >= 2 / 3:  # finite itself, but the root's slope at 0 is not
+            terms["loss"] = terms["loss"] + torch.sqrt(0 * self.head[0].weight.sum())
+        return terms
+
+    monkeypatch.setattr(EquiVAE, "loss", loss)
+    with pytest.raises(RunError, match=r"weight is not finite any more at step 3"):
+        train(make_config("fit.steps=3"), tmp_path / "slope")
+    assert not (tmp_path / "huge" / "model.pt").exists() and not (tmp_path / "slope" / "model.pt").exists()
+
+
 @pytest.mark.parametrize(("capability", "expected"), [("AVX512", torch.bfloat16), ("AVX2", torch.float32)])
 def test_mixed_precision_where_it_is_fast_and_channels_last_train(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str, expected: torch.dtype
