@@ -162,7 +162,8 @@ class Fit(Section):
         return None if self.initial is None else Path(str(self.initial).replace("{seed}", str(self.seed)))
 
 
-# What may differ between a run and its resumption: none of it changes what is computed, rounding apart.
+# What may differ between a run and its resumption: none of it changes what is computed, rounding apart (and where the
+# number of devices would change a balanced batch, its checkpoint is refused).
 RUNTIME_KEYS = frozenset({"accelerator", "devices", "threads", "checkpoint_steps", "log_steps"})
 
 

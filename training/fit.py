@@ -314,6 +314,7 @@ class Loop:
             state: dict[str, Any] = {
                 "version": CHECKPOINT_VERSION,
                 "data": self.splits.digest,
+                "batches": self.plan.batches,
                 "model": self.module.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
                 "average": self.average.state_dict() if self.average is not None else None,
@@ -344,6 +345,11 @@ class Loop:
             raise RunError(f"{self.folder}: its checkpoint is of another version: begin again with --restart")
         if state["data"] != self.splits.digest:
             raise RunError(f"{self.folder}: the data set has changed since its checkpoint: begin again with --restart")
+        if (batches := state.get("batches", self.plan.batches)) != self.plan.batches:  # of before: not told
+            raise RunError(
+                f"{self.folder} was begun with a batch of {batches[0]} images, of which {self.fit.devices} device(s) "
+                f"make {self.plan.batches[0]}: resume on as many devices as before"
+            )
         self.module.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         if self.average is not None:

@@ -31,6 +31,7 @@ from training.config import Config, load_config
 from training.errors import DeviceError, RunError, TrainingError
 from training.fit import make_fabric, train
 from training.models.equivae import EquiVAE
+from training.plan import Plan
 from training.run import load_run, open_folder, read_metrics
 
 MakeConfig = Callable[..., Config]
@@ -386,6 +387,20 @@ def test_changed_data_is_not_resumed(interrupted: tuple[Config, Path], monkeypat
     monkeypatch.setattr(datasets, "load", lambda _: genuine)
     with pytest.raises(RunError, match="data set has changed"):
         train(config, folder, resume=True)
+
+
+def test_devices_that_change_the_batch_do_not_resume(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(8, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config("fit.batch=50"), folder)
+    # One process reads the checkpoint; the plan is that of two.
+    monkeypatch.setattr(Plan, "_whole_batch", lambda _: 40)
+    with pytest.raises(RunError, match=r"begun with a batch of 50 images.*make 40"):
+        train(make_config("fit.batch=50"), folder, resume=True)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
