@@ -64,8 +64,12 @@ LARGEST_SEED, LARGEST_SEED_OF_FIGURES = 2**63 - 1, 2**32 - 1
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """An expected error is one line and an exit code: 2 for wrong input, 1 for what went wrong on the way."""
+def explained(go_on: str = "run the command again") -> Iterator[None]:
+    """An expected error is one line and an exit code: 2 for wrong input, 1 for what went wrong on the way.
+
+    Args:
+        go_on: what to do after an interruption.
+    """
     try:
         yield
     except TrainingError as error:
@@ -73,7 +77,7 @@ def explained() -> Iterator[None]:
         wrong_input = isinstance(error, ConfigError | DataError | DeviceError | RunError)
         raise typer.Exit(WRONG_INPUT if wrong_input and not isinstance(error, RunFailed) else FAILED) from error
     except KeyboardInterrupt:
-        typer.echo("interrupted: go on with --resume", err=True)
+        typer.echo(f"interrupted: {go_on}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -136,7 +140,7 @@ def train(
     set_: Overrides = None,
 ) -> None:
     """Train a model into a run folder."""
-    with explained():
+    with explained("go on with --resume"):
         use_data_folder(data)
         if resume and restart:
             raise ConfigError("--resume and --restart exclude each other")
