@@ -126,7 +126,8 @@ def train(
         bool, typer.Option("--resume", help="Go on with an interrupted run; bit-exact on the CPU.", show_default="off")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Delete the run that the folder holds and begin again.", show_default="off")
+        bool,
+        typer.Option("--restart", help="Delete the run that the folder holds and begin again.", show_default="off"),
     ] = False,
     check: Annotated[
         bool,
@@ -150,8 +151,8 @@ def train(
         if seed is not None:
             chosen = chosen.with_seed(seed)
         # Only now: PyTorch takes seconds to import, and what is wrong with a configuration is said at once.
-        from training.fit import prepare
         from training.fit import train as fit
+        from training.preparation import prepare
         from training.run import default_folder
 
         if check:

@@ -29,6 +29,7 @@ ModelConfig = Annotated[
 ]
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -96,7 +97,7 @@ class Optimiser(Section):
     kind: Literal["adam", "adamw"] = "adam"
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0, description="on weights of two or more dimensions only")
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
 
     @model_validator(mode="after")
     def _decay_belongs_to_adamw(self) -> Self:

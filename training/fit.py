@@ -17,15 +17,14 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor
 
-from training import checkpoint, datasets
+from training import checkpoint
 from training.average import Average
-from training.config import Config, Fit, Optimiser, Precision
-from training.datasets import Splits
+from training.config import Config, Fit, Precision
 from training.datasets.images import first_of_each_class
-from training.errors import DataError, DeviceError, RunError, RunFailed
+from training.errors import DeviceError, RunError, RunFailed
 from training.models.base import Model
-from training.models.registry import build
-from training.plan import Plan, Stream, derived_seed, generator
+from training.plan import Stream, derived_seed, generator
+from training.preparation import Prepared, begin_with, prepare
 from training.progress import Reporter, describe
 from training.run import SKIPPED_FILE, is_complete, load_run, open_folder, save_model
 
@@ -94,35 +93,6 @@ def train(
         if resume:
             loop.restore()
         return loop.run()
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What is trained, on which examples, in which order; the same on every device."""
-
-    config: Config
-    splits: Splits
-    plan: Plan
-    module: Model
-    optimiser: torch.optim.Optimizer
-
-
-def prepare(config: Config) -> Prepared:
-    """Read the data and make the model with its first weights.
-
-    Raises:
-        TrainingError: wrong configuration or data.
-    """
-    splits = datasets.load(config.data)
-    config = config.for_data(unlabelled=splits.train.unlabelled is not None)
-    plan = Plan(config.fit, splits.train)
-    torch.manual_seed(derived_seed(config.fit.seed, Stream.WEIGHTS))
-    module = build(config.model, splits.input, len(splits.class_names))
-    try:
-        module.prepare(splits.train)
-    except ValueError as error:
-        raise DataError(f"{splits.name}: {error}") from error
-    return Prepared(config, splits, plan, module, make_optimiser(module, config.fit.optimiser))
 
 
 def make_fabric(fit: Fit) -> Fabric:
@@ -372,25 +342,3 @@ class Loop:
         self.fabric.barrier()
         done = load_run(self.folder)
         return Outcome(self.folder, done.metrics, done.step, done.minutes)
-
-
-def begin_with(module: torch.nn.Module, run: Path) -> None:
-    """Copy the weights of a finished run.
-
-    Raises:
-        RunError: no such run, or its model is of another kind or shape.
-    """
-    try:
-        module.load_state_dict(load_run(run).model.state_dict())
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise RunError(f"fit.initial: the model of {run} has another shape: {reason}") from error
-
-
-def make_optimiser(module: torch.nn.Module, config: Optimiser) -> torch.optim.Optimizer:
-    """Adam or AdamW, fused; weight decay on matrices and kernels, not on biases and norms."""
-    shrinking = [p for p in module.parameters() if p.ndim >= 2]
-    free = [p for p in module.parameters() if p.ndim < 2]
-    groups = [{"params": shrinking, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.learning_rate, betas=config.betas, fused=True)

@@ -6,7 +6,7 @@ skipped.txt          files of the data set that could not be used, with the reas
 checkpoint-*.pt      the newest two states of the loop (training/checkpoint.py)
 model.pt             the finished model; its presence says that the run is complete
 
-Whatever else lies in the folder is somebody else's: a restart deletes what runs, their evaluation and their figures have
+Whatever else lies in the folder is somebody else's: a restart deletes what a run, its evaluation and its figures have
 made there, and nothing more.
 """
 

@@ -115,6 +115,22 @@ def test_a_good_configuration_is_only_checked(
 
 
 @pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.canvas=40", "model.decoder={kind: transposed}"], "model: the decoder's 128 units do not fill"),
+        (["fit.order=shuffled"], "model.complements: in_batch needs fit.order: balanced"),
+        (["model={kind: mcevae, window: 14}", "fit.select=kl", "data.canvas=12"], "model: model.window 14"),
+        (["data.canvas=120", "data.photograph_seed=0"], "photographs have room for 106 x 106 pixels"),
+    ],
+)
+def test_what_cannot_be_trained_is_known_by_the_check(
+    write: Callable[[dict[str, Any]], Path], small: dict[str, Any], overrides: list[str], words: str
+) -> None:
+    result = run("train", write(small), "--check", *(part for text in overrides for part in ("--set", text)))
+    assert result.exit_code == 2 and words in result.output and len(result.output.splitlines()) == 1, result.output
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
         (["train", "none.yaml"], 2, "error: none.yaml: cannot be read"),

@@ -65,6 +65,18 @@ def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path) -> None:
         ("  epochs: 2", "  epochs: 2\n  channels_last: 1", 9, ["fit.channels_last", "boolean"]),
         ("  epochs: 2", "  epochs: 2\n  select: accuracy", 9, ["fit.select", "'elbo'", '"accuracy"']),
         ("1e-3", "-1e-3", 10, ["fit.optimiser.learning_rate", "greater than 0"]),
+        ("1e-3", "1e-3\n    betas: [0.9, 1.0]", 11, ["fit.optimiser.betas.1", "less than 1"]),
+        ("  kind: equivae", "  kind: equivae\n  posterior: {kind: dense, widths: []}", 7, ["widths", "at least 1"]),
+        ("  kind: equivae", "  kind: equivae\n  encoder: {kernel: 4}", 7, ["kernel 4 is even"]),
+        ("  kind: equivae", "  kind: equivae\n  encoder: {strides: [0, 1, 1, 1, 1]}", 7, ["encoder.strides.0", "1"]),
+        (
+            "  kind: equivae",
+            "  kind: equivae\n  decoder: {kind: transposed, filters: [-4]}",
+            7,
+            ["decoder.filters.0", "1"],
+        ),
+        ("  kind: equivae", "  kind: mcevae\n  pose: {angles: 16}", 7, ["dilation 8", "once around the 8 places"]),
+        ("  kind: equivae", "  kind: symmetry\n  encoder: {angles: 16}", 7, ["dilation 8", "once around the 8 places"]),
         ("  kind: equivae", f"  kind: mcevae_paper\n  pose_seed: {2**32}", 7, ["pose_seed", "less than"]),
         ("  kind: equivae", f"  kind: mcevae\n  turn_seed: {2**63}", 7, ["turn_seed", "less than"]),
         ("    kind: cosine", "    kind: cosin", 11, ["fit.schedule", "cosin", "'cosine'"]),
@@ -134,7 +146,8 @@ def test_overrides_win_over_the_file_and_may_name_absent_keys(tmp_path: Path) ->
 
 
 def test_an_override_changes_one_of_two_places_that_are_written_as_one(tmp_path: Path) -> None:
-    text = GOOD.replace("  kind: equivae", "  kind: equivae\n  encoder: &a {kind: convolution, hidden: 64}\n  posterior: *a")
+    bodies = "  encoder: &body {kind: convolution, hidden: 64}\n  posterior: *body"
+    text = GOOD.replace("  kind: equivae", f"  kind: equivae\n{bodies}")
     model = load(tmp_path, text, "model.encoder.hidden=32").model
     assert (model.encoder.hidden, model.posterior.hidden) == (32, 64)
 

@@ -397,7 +397,7 @@ def test_devices_that_change_the_batch_do_not_resume(
         interrupt_at(8, patch)
         with pytest.raises(KeyboardInterrupt):
             train(make_config("fit.batch=50"), folder)
-    # One process reads the checkpoint; the plan is that of two.
+    # In the place of more devices, for which there may be no room here.
     monkeypatch.setattr(Plan, "_whole_batch", lambda _: 40)
     with pytest.raises(RunError, match=r"begun with a batch of 50 images.*make 40"):
         train(make_config("fit.batch=50"), folder, resume=True)
