@@ -72,11 +72,17 @@ Overrides = Annotated[
     ),
 ]
 DEFAULT_RUNS = Path("runs")
+# The seeds that a configuration holds, and those that scikit-learn takes.
+LARGEST_SEED, LARGEST_SEED_OF_FIGURES = 2**63 - 1, 2**32 - 1
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """An expected error is one line and an exit code: 2 for wrong input, 1 for what went wrong on the way."""
+def explained(go_on: str = "run the command again") -> Iterator[None]:
+    """An expected error is one line and an exit code: 2 for wrong input, 1 for what went wrong on the way.
+
+    Args:
+        go_on: what to do after an interruption.
+    """
     try:
         yield
     except TrainingError as error:
@@ -84,7 +90,7 @@ def explained() -> Iterator[None]:
         wrong_input = isinstance(error, ConfigError | DataError | DeviceError | RunError)
         raise typer.Exit(WRONG_INPUT if wrong_input and not isinstance(error, RunFailed) else FAILED) from error
     except KeyboardInterrupt:
-        typer.echo("interrupted: go on with --resume", err=True)
+        typer.echo(f"interrupted: {go_on}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -125,6 +131,7 @@ def train(
             "--seed",
             envvar="EQUIPOISE_TRAINING_SEED",
             min=0,
+            max=LARGEST_SEED,
             help="Seed of the run. Default: fit.seed of the configuration.",
         ),
     ] = None,
@@ -132,7 +139,8 @@ def train(
         bool, typer.Option("--resume", help="Go on with an interrupted run; bit-exact on the CPU.", show_default="off")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Delete what the run folder holds and begin again.", show_default="off")
+        bool,
+        typer.Option("--restart", help="Delete the run that the folder holds and begin again.", show_default="off"),
     ] = False,
     check: Annotated[
         bool,
@@ -146,7 +154,7 @@ def train(
     set_: Overrides = None,
 ) -> None:
     """Train a model into a run folder."""
-    with explained():
+    with explained("go on with --resume"):
         use_data_folder(data)
         if resume and restart:
             raise ConfigError("--resume and --restart exclude each other")
@@ -156,8 +164,8 @@ def train(
         if seed is not None:
             chosen = chosen.with_seed(seed)
         # Only now: PyTorch takes seconds to import, and what is wrong with a configuration is said at once.
-        from training.fit import prepare
         from training.fit import train as fit
+        from training.preparation import prepare
         from training.run import default_folder
 
         if check:
@@ -179,6 +187,7 @@ def seeds(
             "--seeds",
             envvar="EQUIPOISE_TRAINING_SEEDS",
             min=0,
+            max=LARGEST_SEED,
             help="Seeds, one run each, in this order (in the environment: one).",
             metavar="N...",
         ),
@@ -186,7 +195,7 @@ def seeds(
     output: Annotated[
         Path, typer.Option("--output", help="Results, one JSON line a finished seed; appended to.", metavar="FILE")
     ],
-    others: Annotated[list[int] | None, typer.Argument(min=0, hidden=True, metavar="SEED")] = None,
+    others: Annotated[list[int] | None, typer.Argument(min=0, max=LARGEST_SEED, hidden=True, metavar="SEED")] = None,
     runs: Runs = DEFAULT_RUNS,
     test: Annotated[
         bool,
@@ -234,7 +243,13 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Seed of the classifiers trained here and of the samples drawn.")
+        int,
+        typer.Option(
+            "--seed",
+            min=0,
+            max=LARGEST_SEED_OF_FIGURES,
+            help="Seed of the classifiers trained here and of the samples drawn.",
+        ),
     ] = 0,
     samples: Annotated[
         int, typer.Option("--samples", min=1, help="Samples from the prior, and negatives of each kind, images.")

@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,10 @@ def write_atomically(target: Path, content: bytes) -> None:
     Raises:
         RunError: no space, no permission, ...; the message says so and nothing is left behind.
     """
-    aside = target.with_name(f".{target.name}.tmp")
+    # A name of its own, for others may write the same file; not tempfile's, whose files only their owner may read.
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with aside.open("wb") as file:
+        with aside.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -62,9 +64,10 @@ def write_atomically(target: Path, content: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         reason = "the disk is full" if error.errno in _DISK_FULL else error.strerror
         raise RunFailed(f"{target} cannot be written: {reason}") from error
+    finally:  # also where the user interrupts
+        aside.unlink(missing_ok=True)
 
 
 def serialise(state: dict[str, Any]) -> bytes:

@@ -29,6 +29,7 @@ ModelConfig = Annotated[
 ]
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -96,7 +97,7 @@ class Optimiser(Section):
     kind: Literal["adam", "adamw"] = "adam"
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0, description="on weights of two or more dimensions only")
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
 
     @model_validator(mode="after")
     def _decay_belongs_to_adamw(self) -> Self:
@@ -162,7 +163,8 @@ class Fit(Section):
         return None if self.initial is None else Path(str(self.initial).replace("{seed}", str(self.seed)))
 
 
-# What may differ between a run and its resumption: none of it changes what is computed, rounding apart.
+# What may differ between a run and its resumption: none of it changes what is computed, rounding apart (and where the
+# number of devices would change a balanced batch, its checkpoint is refused).
 RUNTIME_KEYS = frozenset({"accelerator", "devices", "threads", "checkpoint_steps", "log_steps"})
 
 
@@ -226,6 +228,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # an error that YAML itself explains
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark
@@ -237,6 +241,18 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+def _read_yaml(text: str) -> Any:
+    """The values as JSON has them: keys are strings, and no two places share one object as YAML's aliases do.
+
+    Raises:
+        yaml.YAMLError, ValueError, TypeError, RecursionError: not YAML, or no such day, number, key, depth.
+    """
+    return json.loads(json.dumps(yaml.load(text, _Loader), default=str))  # noqa: S506 - a safe loader
+
+
+_NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -257,18 +273,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: is not UTF-8 text") from error
     try:
         root = yaml.compose(text, _Loader)
-        values = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+        values = _read_yaml(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    except _NOT_YAML as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
     if root is None or not isinstance(values, dict):
         raise ConfigError(f"{path}:1: expected the sections name, recipe, data, model and fit")
     changed = {tuple(_override(values, text)): text for text in overrides}
     try:
         # As JSON, so that strict checking takes a list for a tuple and a string for a path but never "3" for 3.
-        return Config.model_validate_json(json.dumps(values, default=str), strict=True)
+        return Config.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         problems = [_explain(path, root, changed, _location(problem), problem) for problem in error.errors()]
         raise ConfigError("; ".join(dict.fromkeys(problems[:3]))) from error
@@ -286,8 +302,8 @@ def _override(values: dict[str, Any], text: str) -> list[str]:
     if not equals or not all(names):
         raise ConfigError(f"--set {text}: expected section.key=value")
     try:
-        parsed = yaml.load(value, _Loader)  # noqa: S506 - a safe loader
-    except yaml.YAMLError as error:
+        parsed = _read_yaml(value)
+    except _NOT_YAML as error:
         raise ConfigError(f"--set {text}: the value is not YAML") from error
     section = values
     for name in names[:-1]:

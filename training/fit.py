@@ -6,6 +6,7 @@ decided by training/plan.py, and what is kept of it by training/checkpoint.py.
 
 import math
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +17,14 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor
 
-from training import checkpoint, datasets
+from training import checkpoint
 from training.average import Average
-from training.config import Config, Fit, Optimiser, Precision
-from training.datasets import Splits
+from training.config import Config, Fit, Precision
 from training.datasets.images import first_of_each_class
-from training.errors import DataError, DeviceError, RunError, RunFailed
+from training.errors import DeviceError, RunError, RunFailed
 from training.models.base import Model
-from training.models.registry import build
-from training.plan import Plan, Stream, derived_seed, generator
+from training.plan import Stream, derived_seed, generator
+from training.preparation import Prepared, begin_with, prepare
 from training.progress import Reporter, describe
 from training.run import SKIPPED_FILE, is_complete, load_run, open_folder, save_model
 
@@ -75,27 +75,24 @@ def train(
         console.print(
             f"fit.precision: {cpu_precision(fit)}; {fit.precision} would be slower on this CPU", highlight=False
         )
-    config, splits, plan = prepare(config)
-    with _prepared_folder(fabric, config, folder, splits, console, resume=resume, restart=restart):
+    # All that can be wrong with the new run is said before a restart deletes the old one.
+    prepared = prepare(config)
+    if fit.initial_run is not None and not (resume and is_complete(folder)):
+        begin_with(prepared.module, fit.initial_run)
+    with _prepared_folder(fabric, prepared, folder, console, resume=resume, restart=restart):
         if is_complete(folder):
             done = load_run(folder)
+            if done.data["digest"] != prepared.splits.digest:
+                raise RunError(
+                    f"{folder} is complete, but of other data than this {prepared.splits.name}: "
+                    "add --restart, or choose another folder"
+                )
             console.print(f"{folder} is complete already: {describe(done.metrics)}", highlight=False, soft_wrap=True)
             return Outcome(folder, done.metrics, done.step, done.minutes)
-        loop = Loop(fabric, config, splits, plan, folder, console)
+        loop = Loop(fabric, prepared, folder, console)
         if resume:
             loop.restore()
         return loop.run()
-
-
-def prepare(config: Config) -> tuple[Config, Splits, Plan]:
-    """What is trained, on which examples, in which order; the same on every device.
-
-    Raises:
-        TrainingError: wrong configuration or data.
-    """
-    splits = datasets.load(config.data)
-    config = config.for_data(unlabelled=splits.train.unlabelled is not None)
-    return config, splits, Plan(config.fit, splits.train)
 
 
 def make_fabric(fit: Fit) -> Fabric:
@@ -122,13 +119,13 @@ def cpu_precision(fit: Fit) -> Precision:
 
 
 def _prepared_folder(
-    fabric: Fabric, config: Config, folder: Path, splits: Splits, console: Console, *, resume: bool, restart: bool
+    fabric: Fabric, prepared: Prepared, folder: Path, console: Console, *, resume: bool, restart: bool
 ) -> ExitStack:
     """Rank 0 opens the folder and keeps it while the context lasts; every process fails with it."""
-    held, problem = ExitStack(), ""
+    held, problem, splits = ExitStack(), "", prepared.splits
     if fabric.is_global_zero:
         try:
-            held.enter_context(open_folder(folder, config, resume=resume, restart=restart))
+            held.enter_context(open_folder(folder, prepared.config, resume=resume, restart=restart))
             counts = ", ".join(f"{len(part):,} {name}" for name, part in splits.parts.items())
             console.print(
                 f"{splits.name}: {counts}; classes {len(splits.class_names)}; run {folder}",
@@ -151,35 +148,21 @@ def _prepared_folder(
 
 
 class Loop:
-    """The state of one run and its steps.
+    """The state of one run and its steps."""
 
-    Raises:
-        DataError: the model finds the training set too small.
-    """
-
-    def __init__(
-        self, fabric: Fabric, config: Config, splits: Splits, plan: Plan, folder: Path, console: Console
-    ) -> None:
-        self.fabric, self.config, self.splits, self.plan = fabric, config, splits, plan
-        self.folder, self.console = folder, console
-        self.fit = config.fit
+    def __init__(self, fabric: Fabric, prepared: Prepared, folder: Path, console: Console) -> None:
+        self.fabric, self.folder, self.console = fabric, folder, console
+        self.config, self.splits, self.plan = prepared.config, prepared.splits, prepared.plan
+        self.module, self.optimiser = prepared.module, prepared.optimiser
+        self.fit = self.config.fit
         self.layout = torch.channels_last if self.fit.channels_last else torch.preserve_format
-        torch.manual_seed(derived_seed(self.fit.seed, Stream.WEIGHTS))
-        self.module = build(config.model, splits.input, len(splits.class_names))
-        try:
-            self.module.prepare(splits.train)
-        except ValueError as error:
-            raise DataError(f"{splits.name}: {error}") from error
-        if self.fit.initial_run is not None:
-            begin_with(self.module, self.fit.initial_run)
         self.module.to(memory_format=self.layout)  # type: ignore[call-overload]
-        self.optimiser = make_optimiser(self.module, self.fit.optimiser)
         self.model, self.stepper = fabric.setup(self.module, self.optimiser)
         self.model.mark_forward_method("loss")
         self.average = None if self.fit.ema is None else Average(self.module, self.fit.ema)
         self.progress = Progress()
         # Class means for the validations on the way; the last one takes the whole training set.
-        self.reference = first_of_each_class(splits.train, REFERENCE_IMAGES)
+        self.reference = first_of_each_class(self.splits.train, REFERENCE_IMAGES)
 
     @property
     def kept(self) -> Model:
@@ -261,14 +244,14 @@ class Loop:
 
     def _close_window(self) -> dict[str, float]:
         means = {name: float(value) / self.progress.window_steps for name, value in self.progress.window.items()}
-        self._require_finite()
+        self._require_finite(self.progress.window.items())
         self.progress.window, self.progress.window_steps = {}, 0
         return means
 
-    def _require_finite(self) -> None:
-        """A step that is not finite leaves no finite weights, so the sums of this process tell."""
-        for name, value in self.progress.window.items():
-            if not math.isfinite(float(value)):
+    def _require_finite(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        """The sums of this process tell of every step but the last, of which only the weights know."""
+        for name, value in named:
+            if not bool(value.isfinite().all()):
                 raise RunFailed(
                     f"{name} is not finite any more at step {self.progress.step}: lower fit.optimiser.learning_rate "
                     f"or set fit.clip; the last good checkpoint stays in {self.folder}"
@@ -277,6 +260,7 @@ class Loop:
     def _validate(self, reporter: Reporter | None) -> bool:
         """Measure on the validation set, remember the best weights; whether patience is at its end comes back."""
         state, fit = self.progress, self.fit
+        self._require_finite(self.module.named_parameters())
         if reporter:
             metrics = self.kept.validate(self.reference, self.splits.validation, None)
             reporter.validation(state.step, self.plan.epoch_at(state.step), metrics)
@@ -294,11 +278,13 @@ class Loop:
         return self.fit.patience is not None and self.progress.since_best >= self.fit.patience
 
     def _save(self) -> None:
+        self._require_finite(self.progress.window.items())
+        self._require_finite(self.module.named_parameters())
         if self.fabric.is_global_zero:
-            self._require_finite()
             state: dict[str, Any] = {
                 "version": CHECKPOINT_VERSION,
                 "data": self.splits.digest,
+                "batches": self.plan.batches,
                 "model": self.module.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
                 "average": self.average.state_dict() if self.average is not None else None,
@@ -329,6 +315,11 @@ class Loop:
             raise RunError(f"{self.folder}: its checkpoint is of another version: begin again with --restart")
         if state["data"] != self.splits.digest:
             raise RunError(f"{self.folder}: the data set has changed since its checkpoint: begin again with --restart")
+        if (batches := state.get("batches", self.plan.batches)) != self.plan.batches:  # of before: not told
+            raise RunError(
+                f"{self.folder} was begun with a batch of {batches[0]} images, of which {self.fit.devices} device(s) "
+                f"make {self.plan.batches[0]}: resume on as many devices as before"
+            )
         self.module.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         if self.average is not None:
@@ -346,29 +337,8 @@ class Loop:
                 step = state.best_step
             self.kept.calibrate(self.splits.train, self.splits.validation)
             metrics = self.kept.validate(self.splits.train, self.splits.validation, None)
+            self._require_finite((name, torch.tensor(value, dtype=torch.float64)) for name, value in metrics.items())
             save_model(self.folder, self.config, self.splits, self.kept, metrics, step, state.seconds / 60)
         self.fabric.barrier()
         done = load_run(self.folder)
         return Outcome(self.folder, done.metrics, done.step, done.minutes)
-
-
-def begin_with(module: torch.nn.Module, run: Path) -> None:
-    """Copy the weights of a finished run.
-
-    Raises:
-        RunError: no such run, or its model is of another kind or shape.
-    """
-    try:
-        module.load_state_dict(load_run(run).model.state_dict())
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise RunError(f"fit.initial: the model of {run} has another shape: {reason}") from error
-
-
-def make_optimiser(module: torch.nn.Module, config: Optimiser) -> torch.optim.Optimizer:
-    """Adam or AdamW, fused; weight decay on matrices and kernels, not on biases and norms."""
-    shrinking = [p for p in module.parameters() if p.ndim >= 2]
-    free = [p for p in module.parameters() if p.ndim < 2]
-    groups = [{"params": shrinking, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.learning_rate, betas=config.betas, fused=True)

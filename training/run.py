@@ -5,6 +5,9 @@ metrics.jsonl        one JSON object a line: means of the training terms and eve
 skipped.txt          files of the data set that could not be used, with the reason (only where there are any)
 checkpoint-*.pt      the newest two states of the loop (training/checkpoint.py)
 model.pt             the finished model; its presence says that the run is complete
+
+Whatever else lies in the folder is somebody else's: a restart deletes what a run, its evaluation and its figures have
+made there, and nothing more.
 """
 
 import fcntl
@@ -15,6 +18,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,20 @@ from training.models.equivae import EquiVAE
 from training.models.registry import build
 
 CONFIG_FILE, METRICS_FILE, SKIPPED_FILE, MODEL_FILE = "config.yaml", "metrics.jsonl", "skipped.txt", "model.pt"
+MADE_BY_A_RUN = (
+    CONFIG_FILE,
+    METRICS_FILE,
+    SKIPPED_FILE,
+    MODEL_FILE,
+    "checkpoint-*.pt",
+    "tensorboard",
+    "judge.pt",
+    "evaluation-*.json",
+    "quick-*.json",
+    "figures",
+    "without-class-*",
+    ".*.tmp",  # what a kill left half written
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,7 @@ def open_folder(folder: Path, config: Config, *, resume: bool, restart: bool) ->
     stored = folder / CONFIG_FILE
     with ExitStack() as held:
         try:
-            if not stored.is_file() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if folder.exists() and not _is_empty(folder) and not _is_run(folder):
                 raise RunError(f"{folder} exists and is not a run folder: choose another --run")
             folder.mkdir(parents=True, exist_ok=True)
             _lock(folder, held)
@@ -124,9 +142,29 @@ def _lock(folder: Path, held: ExitStack) -> None:
         pass  # a file system without locks on folders, such as NFS
 
 
+def _is_empty(folder: Path) -> bool:
+    """Whether a new run may begin there; hidden files, such as a first write that was interrupted, do not count."""
+    return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether the folder is a run's: many a program, and many a user, has a config.yaml of their own."""
+    try:
+        values = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError, yaml.YAMLError):
+        return False
+    begun = (folder / METRICS_FILE).is_file() or all(map(_is_made_by_a_run, folder.iterdir()))
+    return isinstance(values, dict) and values.keys() >= Config.model_fields.keys() and begun
+
+
+def _is_made_by_a_run(path: Path) -> bool:
+    return any(fnmatch(path.name, pattern) for pattern in MADE_BY_A_RUN)
+
+
 def _clear(folder: Path) -> None:
-    """Delete what the folder holds, last the file that says that it is a run's, so that a kill leaves a run folder."""
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG_FILE):
+    """Delete what the run has made, last the file that says that it is a run's, so that a kill leaves a run folder."""
+    made = filter(_is_made_by_a_run, folder.iterdir())
+    for path in sorted(made, key=lambda path: path.name == CONFIG_FILE):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -136,7 +174,7 @@ def _clear(folder: Path) -> None:
 def _same_config(stored: Path, config: Config) -> None:
     try:
         earlier = restore_config(yaml.safe_load(stored.read_text(encoding="utf-8"))).identity()
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, yaml.YAMLError) as error:
         raise RunError(f"{stored} is damaged: start again with --restart") from error
     if different := sorted(_differences(earlier, config.identity())):
         raise RunError(

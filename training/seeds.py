@@ -1,17 +1,20 @@
 """The same configuration under many seeds: one JSON line for every finished seed, so that a kill loses one run only."""
 
+import fcntl
 import json
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from training import probes
+from training import datasets, probes
 from training.checkpoint import make_folder, write_atomically
 from training.config import Config
 from training.datasets import LabelledImages, Splits
@@ -34,8 +37,8 @@ def run_seeds(
 ) -> list[dict[str, Any]]:
     """Train every seed that `output` does not hold yet, in order; the rows of all these seeds come back.
 
-    A seed that was interrupted goes on from its checkpoint. Rows of another configuration, or without the figures that
-    are asked for, do not count.
+    A seed that was interrupted goes on from its checkpoint. Rows of another configuration, of other data, or without
+    the figures that are asked for do not count.
 
     Args:
         output: JSON lines; appended to.
@@ -48,19 +51,26 @@ def run_seeds(
     console = console or Console(stderr=True)
     if config.fit.devices > 1:
         raise ConfigError("seeds: one device a run (fit.devices: 1); start the command once a device instead")
-    earlier = read_rows(output)
     make_folder(output.parent)
     digest = config.digest()
     parts = ("validation", "test") if test else ("validation",)
+
+    @cache
+    def data_digest(label_seed: int) -> str:
+        return datasets.load(config.data.model_copy(update={"label_seed": label_seed})).digest
+
     rows = []
     for seed in dict.fromkeys(seeds):
-        of_seed = (row for row in earlier if row["config"] == digest and row["seed"] == seed)
-        row = next((row for row in of_seed if _holds(row, parts, benchmark_epochs)), None)
-        if row is None:
+        seeded = config.with_seed(seed)
+        for row in read_rows(output):
+            wanted = row["config"] == digest and row["seed"] == seed and _holds(row, parts, benchmark_epochs)
+            # Rows of before do not say of which data they are.
+            if wanted and ("data" not in row or row["data"] == data_digest(seeded.data.label_seed)):
+                break
+        else:
             console.print(f"seed {seed}", highlight=False)
-            row = _run_seed(config.with_seed(seed), digest, runs, parts, benchmark_epochs, console)
-            earlier.append(row)
-            _write(output, earlier)
+            row = _run_seed(seeded, digest, runs, parts, benchmark_epochs, console)
+            _append(output, row)
         rows.append(row)
     return rows
 
@@ -70,6 +80,8 @@ def _holds(row: dict[str, Any], parts: Sequence[str], benchmark_epochs: int | No
     names = {"error_neural_head"} if benchmark_epochs is not None else set()
     if benchmark_epochs:
         names.add("error_benchmark_cnn")
+        if row.get("benchmark_epochs", benchmark_epochs) != benchmark_epochs:  # rows of before do not say
+            return False
     return all(row[part] is not None and names <= row[part].keys() for part in parts)
 
 
@@ -78,9 +90,9 @@ def _run_seed(
 ) -> dict[str, Any]:
     folder = default_folder(runs, config)
     outcome = train(config, folder, resume=True, console=console)
+    run = load_run(folder)
     figures: dict[str, Any] = {"validation": outcome.metrics, "test": None}
     if "test" in parts or benchmark_epochs is not None:
-        run = load_run(folder)
         splits = run.splits()
         if "test" in parts:
             if splits.test is None:
@@ -94,8 +106,10 @@ def _run_seed(
         "name": config.name,
         "recipe": config.recipe,
         "seed": config.fit.seed,
+        "data": run.data["digest"],
         "step": outcome.step,
         **figures,
+        "benchmark_epochs": benchmark_epochs,
         "minutes": round(outcome.minutes, 3),
         "machine": machine(config),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -138,22 +152,29 @@ def read_rows(output: Path) -> list[dict[str, Any]]:
     if not output.exists():
         return []
     try:
-        lines = output.read_text(encoding="utf-8").splitlines()
+        text = output.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{output} cannot be read: {error}") from error
-    rows = []
+    rows, lines = [], text.splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             if not {"config", "seed", "test"} <= row.keys():
                 raise ValueError("not a result of seeds")
         except (ValueError, AttributeError) as error:
-            if number == len(lines):
+            if number == len(lines) and line.startswith('{"config"') and not text.endswith("\n"):
                 break
             raise RunError(f"{output}:{number}: {error}; choose another --output") from error
         rows.append(row)
     return rows
 
 
-def _write(output: Path, rows: list[dict[str, Any]]) -> None:
-    write_atomically(output, "".join(json.dumps(row) + "\n" for row in rows).encode())
+def _append(output: Path, row: dict[str, Any]) -> None:
+    """Add a row to those that the file has by now: other processes may write theirs into it."""
+    handle = os.open(output.parent, os.O_RDONLY)  # there is no file to leave behind
+    try:
+        with suppress(OSError):  # a file system without locks on folders, such as NFS
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        write_atomically(output, "".join(json.dumps(each) + "\n" for each in (*read_rows(output), row)).encode())
+    finally:
+        os.close(handle)

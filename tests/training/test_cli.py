@@ -121,6 +121,22 @@ def test_a_good_configuration_is_only_checked(
 
 
 @pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.canvas=40", "model.decoder={kind: transposed}"], "model: the decoder's 128 units do not fill"),
+        (["fit.order=shuffled"], "model.complements: in_batch needs fit.order: balanced"),
+        (["model={kind: mcevae, window: 14}", "fit.select=kl", "data.canvas=12"], "model: model.window 14"),
+        (["data.canvas=120", "data.photograph_seed=0"], "photographs have room for 106 x 106 pixels"),
+    ],
+)
+def test_what_cannot_be_trained_is_known_by_the_check(
+    write: Callable[[dict[str, Any]], Path], small: dict[str, Any], overrides: list[str], words: str
+) -> None:
+    result = run("train", write(small), "--check", *(part for text in overrides for part in ("--set", text)))
+    assert result.exit_code == 2 and words in result.output and len(result.output.splitlines()) == 1, result.output
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
         (["train", "none.yaml"], 2, "error: none.yaml: cannot be read"),
@@ -133,6 +149,10 @@ def test_a_good_configuration_is_only_checked(
             "none.npz does not exist",
         ),
         (["train", "{config}", "--seed", "-1"], 2, "Invalid value for '--seed'"),
+        (["train", "{config}", "--seed", str(2**63)], 2, "Invalid value for '--seed'"),
+        (["seeds", "{config}", "--seeds", str(2**63), "--output", "x"], 2, "Invalid value for '--seeds'"),
+        (["seeds", "{config}", "--seeds", "1", str(2**63), "--output", "x"], 2, "Invalid value for 'SEED'"),
+        (["evaluate", "none", "--seed", str(2**32)], 2, "Invalid value for '--seed'"),
         (["train", "{config}", "--seed", "x"], 2, "Invalid value for '--seed'"),
         (["train", "{config}", "--nonsense"], 2, "No such option"),
         (["train"], 2, "Missing argument 'CONFIG'"),
@@ -193,6 +213,8 @@ def test_ctrl_c_says_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(EquiVAE, "batch", interrupted)
         stopped = run("train", path, "--run", tmp_path / "run")
+        of_many = run("seeds", path, "--seeds", 1, "--output", tmp_path / "seeds.jsonl", "--runs", tmp_path)
+    assert of_many.exit_code == 130 and "interrupted: run the command again" in of_many.output
     assert stopped.exit_code == 130 and "interrupted: go on with --resume" in stopped.output
     assert run("train", path, "--run", tmp_path / "run", "--resume", "--set", "fit.log_steps=7").exit_code == 0
 

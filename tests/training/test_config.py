@@ -65,6 +65,20 @@ def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path) -> None:
         ("  epochs: 2", "  epochs: 2\n  channels_last: 1", 9, ["fit.channels_last", "boolean"]),
         ("  epochs: 2", "  epochs: 2\n  select: accuracy", 9, ["fit.select", "'elbo'", '"accuracy"']),
         ("1e-3", "-1e-3", 10, ["fit.optimiser.learning_rate", "greater than 0"]),
+        ("1e-3", "1e-3\n    betas: [0.9, 1.0]", 11, ["fit.optimiser.betas.1", "less than 1"]),
+        ("  kind: equivae", "  kind: equivae\n  posterior: {kind: dense, widths: []}", 7, ["widths", "at least 1"]),
+        ("  kind: equivae", "  kind: equivae\n  encoder: {kernel: 4}", 7, ["kernel 4 is even"]),
+        ("  kind: equivae", "  kind: equivae\n  encoder: {strides: [0, 1, 1, 1, 1]}", 7, ["encoder.strides.0", "1"]),
+        (
+            "  kind: equivae",
+            "  kind: equivae\n  decoder: {kind: transposed, filters: [-4]}",
+            7,
+            ["decoder.filters.0", "1"],
+        ),
+        ("  kind: equivae", "  kind: mcevae\n  pose: {angles: 16}", 7, ["dilation 8", "once around the 8 places"]),
+        ("  kind: equivae", "  kind: symmetry\n  encoder: {angles: 16}", 7, ["dilation 8", "once around the 8 places"]),
+        ("  kind: equivae", f"  kind: mcevae_paper\n  pose_seed: {2**32}", 7, ["pose_seed", "less than"]),
+        ("  kind: equivae", f"  kind: mcevae\n  turn_seed: {2**63}", 7, ["turn_seed", "less than"]),
         ("    kind: cosine", "    kind: cosin", 11, ["fit.schedule", "cosin", "'cosine'"]),
         ("    kind: cosine", "    kind: cosine\n    warm: 1", 13, ["fit.schedule.warm", "unknown key"]),
         ("  source: digits", "  source: digit", 3, ["data", "'digits'"]),
@@ -78,6 +92,8 @@ def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path) -> None:
         ("fit:", "fits:", 7, ["fits", "unknown key"]),
         ("recipe: test", "recipe: test\nrecipe: again", 3, ["recipe", "twice"]),
         ("recipe: test", "recipe: [", 4, []),
+        ("recipe: test", "recipe: {{ template }}", 2, ["unhashable key"]),
+        ("recipe: test", "? [a, b]\n: 1", 2, ["unhashable key"]),
         ("recipe: test", "recipe: !!python/object:os.system x", 2, ["python/object"]),
     ],
 )
@@ -88,6 +104,23 @@ def test_a_mistake_names_its_line(tmp_path: Path, old: str, new: str, line: int,
     assert f"c.yaml:{line}:" in message
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("2024-02-30", "day"),
+        ("{2024-02-03: 1}", "keys must be"),
+        ("&a [*a]", "Circular"),
+        ("9" * 5000, "digits"),
+        ("[" * 2000 + "]" * 2000, "recursion"),
+    ],
+)
+def test_what_no_value_can_be_is_one_line(tmp_path: Path, value: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"^[^\n]*c.yaml: cannot be read as YAML: .*{words}[^\n]*$"):
+        load(tmp_path, GOOD.replace("recipe: test", f"recipe: {value}"))
+    with pytest.raises(ConfigError, match="--set recipe=.*the value is not YAML"):
+        load(tmp_path, GOOD, f"recipe={value}")
 
 
 @pytest.mark.parametrize("text", ["", "just text", "- a\n- list", "3"])
@@ -110,6 +143,13 @@ def test_overrides_win_over_the_file_and_may_name_absent_keys(tmp_path: Path) ->
     config = load(tmp_path, GOOD, "fit.epochs=5", "fit.optimiser.kind=adamw", "fit.ema=0.99", "data.exclude=['3']")
     assert (config.fit.epochs, config.fit.optimiser.kind, config.fit.ema) == (5, "adamw", 0.99)
     assert config.data.exclude == ("3",)
+
+
+def test_an_override_changes_one_of_two_places_that_are_written_as_one(tmp_path: Path) -> None:
+    bodies = "  encoder: &body {kind: convolution, hidden: 64}\n  posterior: *body"
+    text = GOOD.replace("  kind: equivae", f"  kind: equivae\n{bodies}")
+    model = load(tmp_path, text, "model.encoder.hidden=32").model
+    assert (model.encoder.hidden, model.posterior.hidden) == (32, 64)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from training import datasets
 from training.config import DigitsData, MnistData, SvhnData
-from training.datasets import LabelledImages, mnist, svhn
+from training.datasets import LabelledImages, mnist, storage, svhn
 from training.datasets.images import first_of_each_class, stratified_split
 from training.datasets.storage import data_root, download
 from training.errors import DataError
@@ -212,6 +212,24 @@ def test_a_wrong_checksum_leaves_nothing_behind(tmp_path: Path, server: tuple[st
     with pytest.raises(DataError, match=r"wrong checksum.*File not found.*do this"):
         download("file", (address, f"{address}none/"), "0" * 32, tmp_path / "target", "do this")
     assert list((tmp_path / "target").iterdir()) == []
+
+
+def test_two_processes_of_one_number_may_download_one_file(
+    tmp_path: Path, server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the first processes of two containers."""
+    address, folder = server
+    (folder / "file").write_bytes(b"content")
+    wanted = ("file", (address,), hashlib.md5(b"content").hexdigest(), tmp_path / "target", "")
+    genuine = storage.md5
+
+    def md5(path: Path) -> str:
+        monkeypatch.setattr(storage, "md5", genuine)
+        download(*wanted)
+        return genuine(path)
+
+    monkeypatch.setattr(storage, "md5", md5)
+    assert download(*wanted).read_bytes() == b"content"
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

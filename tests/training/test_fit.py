@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,9 +28,10 @@ from training import checkpoint, datasets
 from training.__main__ import app
 from training.average import Average
 from training.config import Config, load_config
-from training.errors import DeviceError, RunError
+from training.errors import DeviceError, RunError, TrainingError
 from training.fit import make_fabric, train
 from training.models.equivae import EquiVAE
+from training.plan import Plan
 from training.run import load_run, open_folder, read_metrics
 
 MakeConfig = Callable[..., Config]
@@ -186,6 +188,25 @@ def test_a_loss_that_is_not_finite_ends_the_run(make_config: MakeConfig, tmp_pat
     assert found is None or all(v.isfinite().all() for v in found["model"].values())
 
 
+def test_a_last_step_that_spoils_the_weights_leaves_no_model(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunError, match=r"not finite any more at step 1"):
+        train(make_config("fit.steps=1", "fit.optimiser.learning_rate=1e30", "fit.clip=null"), tmp_path / "huge")
+    genuine = EquiVAE.loss
+
+    def loss(self: EquiVAE, batch: Any, generator: Any = None, progress: float = 0.0) -> dict[str, torch.Tensor]:
+        terms = genuine(self, batch, generator, progress)
+        if progress >= 2 / 3:  # finite itself, but the root's slope at 0 is not
+            terms["loss"] = terms["loss"] + torch.sqrt(0 * self.head[0].weight.sum())
+        return terms
+
+    monkeypatch.setattr(EquiVAE, "loss", loss)
+    with pytest.raises(RunError, match=r"weight is not finite any more at step 3"):
+        train(make_config("fit.steps=3"), tmp_path / "slope")
+    assert not (tmp_path / "huge" / "model.pt").exists() and not (tmp_path / "slope" / "model.pt").exists()
+
+
 @pytest.mark.parametrize(("capability", "expected"), [("AVX512", torch.bfloat16), ("AVX2", torch.float32)])
 def test_mixed_precision_where_it_is_fast_and_channels_last_train(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str, expected: torch.dtype
@@ -306,6 +327,46 @@ def test_a_folder_in_use_is_not_overwritten(make_config: MakeConfig, tmp_path: P
         train(config, tmp_path / "other" / "precious.txt" / "run")
 
 
+def test_a_restart_deletes_what_runs_make_and_nothing_else(
+    make_config: MakeConfig, finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "figures").mkdir()
+    (run / "notes.txt").touch()
+    config = make_config()
+    with open_folder(run, config, resume=False, restart=True):
+        assert {path.name for path in run.iterdir()} == {"config.yaml", "notes.txt"}
+    assert load_config(run / "config.yaml") == config
+
+
+def test_a_restart_deletes_nothing_before_the_new_run_can_begin(
+    make_config: MakeConfig, finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    content = (run / "model.pt").read_bytes()
+    itself = f"fit.initial={run}"
+    for wrong in (["fit.initial=nowhere"], ["model.few_labels={unlabelled_batch: 4}"], [itself, "model.r_dim=5"]):
+        with pytest.raises(TrainingError):
+            train(make_config(*wrong), run, restart=True)
+        assert (run / "model.pt").read_bytes() == content
+    train(make_config(itself, "fit.steps=1"), run, restart=True)
+    assert load_run(run).step == 1
+
+
+@pytest.mark.parametrize("text", ["apiVersion: v1\n", "{{ template }}", None])
+def test_a_config_yaml_makes_no_run_folder(make_config: MakeConfig, tmp_path: Path, text: str | None) -> None:
+    """Another program's, or the user's own (None) beside the pictures that it names."""
+    config, folder = make_config(), tmp_path / "project"
+    (folder / "pictures").mkdir(parents=True)
+    text = text or yaml.safe_dump(config.as_dict())
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(RunError, match="not a run folder"), open_folder(folder, config, resume=False, restart=True):
+        pass
+    assert (folder / "pictures").is_dir() and (folder / "config.yaml").read_text() == text
+
+
 def test_a_file_system_without_locks_will_do(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +387,20 @@ def test_changed_data_is_not_resumed(interrupted: tuple[Config, Path], monkeypat
     monkeypatch.setattr(datasets, "load", lambda _: genuine)
     with pytest.raises(RunError, match="data set has changed"):
         train(config, folder, resume=True)
+
+
+def test_devices_that_change_the_batch_do_not_resume(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(8, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config("fit.batch=50"), folder)
+    # In the place of more devices, for which there may be no room here.
+    monkeypatch.setattr(Plan, "_whole_batch", lambda _: 40)
+    with pytest.raises(RunError, match=r"begun with a batch of 50 images.*make 40"):
+        train(make_config("fit.batch=50"), folder, resume=True)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
@@ -373,6 +448,37 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(interrupted: tuple[Config, P
     train(config, folder, resume=True)
     train(config, tmp_path / "whole")
     assert_same_bits(folder, tmp_path / "whole")
+
+
+def test_two_processes_may_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, genuine = tmp_path / "judge.pt", os.fsync
+
+    def fsync(handle: int) -> None:
+        monkeypatch.setattr(os, "fsync", genuine)
+        checkpoint.write_atomically(target, b"the other's")
+        genuine(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / "plain").touch()
+    checkpoint.write_atomically(target, b"ours")
+    assert target.read_bytes() == b"ours" and sorted(os.listdir(tmp_path)) == ["judge.pt", "plain"]
+    assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_interrupted_write_leaves_nothing_in_the_way(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config("fit.steps=1"), folder)
+    assert os.listdir(folder) == []
+    (folder / ".config.yaml.0123.tmp").touch()  # a kill leaves it
+    assert train(make_config("fit.steps=1"), folder, resume=True).step == 1
 
 
 def test_a_checkpoint_cannot_run_code(interrupted: tuple[Config, Path]) -> None:

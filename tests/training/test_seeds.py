@@ -4,8 +4,11 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from training import seeds as seeds_module
 from training.config import Config
@@ -56,6 +59,22 @@ def test_a_line_that_a_kill_cut_short_is_written_again(make_config: MakeConfig, 
     assert [json.loads(line)["seed"] for line in output.read_text().splitlines()] == [1, 2]
 
 
+def test_rows_that_another_process_writes_meanwhile_stay(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, output, runs = make_config("fit.steps=2"), tmp_path / "seeds.jsonl", tmp_path / "runs"
+    genuine = seeds_module.train
+
+    def train(chosen: Config, *arguments: Any, **named: Any) -> object:
+        monkeypatch.setattr(seeds_module, "train", genuine)
+        run_seeds(config, [3, 2], output, runs)
+        return genuine(chosen, *arguments, **named)
+
+    monkeypatch.setattr(seeds_module, "train", train)
+    run_seeds(config, [1, 2], output, runs)
+    assert [json.loads(line)["seed"] for line in output.read_text().splitlines()] == [3, 2, 1]
+
+
 def test_test_figures_only_where_they_are_asked_for(make_config: MakeConfig, tmp_path: Path) -> None:
     config, output = make_config("fit.steps=6"), tmp_path / "seeds.jsonl"
     run_seeds(config, [1], output, tmp_path / "runs")
@@ -82,6 +101,8 @@ def test_the_papers_other_classifiers_join_the_figures_of_a_finished_run(
     assert run_seeds(config, [1], output, runs, test=True, benchmark_epochs=0) == [row]
     assert run_seeds(config, [1], output, runs) == [bare]
     assert len(output.read_text().splitlines()) == count == 2
+    (longer,) = run_seeds(config, [1], output, runs, benchmark_epochs=9)
+    assert longer["benchmark_epochs"] == 9 and len(output.read_text().splitlines()) == 3
 
 
 def test_every_seed_keeps_labels_of_its_own(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -101,11 +122,34 @@ def test_rows_of_another_configuration_stay_and_do_not_count(make_config: MakeCo
     assert [row["step"] for row in rows] == [6, 7] and rows[0]["config"] != rows[1]["config"]
 
 
+def test_rows_and_runs_of_other_data_do_not_count(make_config: MakeConfig, tmp_path: Path) -> None:
+    def pictures(name: str) -> Config:
+        rng = np.random.default_rng(len(name))
+        for path in (tmp_path / name / kind / f"{i}.png" for kind in ("cat", "dog") for i in range(8)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(path)
+        return make_config(
+            f"data={{source: folder, path: {tmp_path / name}, size: 8}}", "fit.batch=8", "fit.steps=2", "fit.seed=1"
+        )
+
+    one, other, output = pictures("one"), pictures("other"), tmp_path / "seeds.jsonl"
+    assert one.digest() == other.digest()
+    rows = run_seeds(one, [1], output, tmp_path / "runs")
+    assert run_seeds(one, [1], output, tmp_path / "runs") == rows
+    with pytest.raises(RunError, match="small-1 is complete, but of other data"):
+        run_seeds(other, [1], output, tmp_path / "runs")
+    assert run_seeds(other, [1], output, tmp_path / "others")[0]["data"] != rows[0]["data"]
+    before = {key: value for key, value in rows[0].items() if key != "data"}
+    output.write_text(json.dumps(before) + "\n")
+    assert run_seeds(other, [1], output, tmp_path / "runs") == [before]
+
+
 def test_what_cannot_be_run_or_read_says_why(make_config: MakeConfig, tmp_path: Path) -> None:
     config, output = make_config("fit.steps=6"), tmp_path / "seeds.jsonl"
-    output.write_text('{"a": 1}\n{"a": 2}\n')
-    with pytest.raises(RunError, match=r"seeds.jsonl:1: not a result.*another --output"):
-        run_seeds(config, [1], output, tmp_path / "runs")
-    assert output.read_text() == '{"a": 1}\n{"a": 2}\n'
+    for text in ('{"a": 1}\n{"a": 2}\n', '[{"a": 1}]\n', '{"a": 1}', "the only copy of my notes\n"):
+        output.write_text(text)
+        with pytest.raises(RunError, match=r"seeds.jsonl:1: .*another --output"):
+            run_seeds(config, [1], output, tmp_path / "runs")
+        assert output.read_text() == text
     with pytest.raises(ConfigError, match="one device"):
         run_seeds(make_config("fit.devices=2"), [1], tmp_path / "other.jsonl", tmp_path / "runs")

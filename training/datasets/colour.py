@@ -30,13 +30,16 @@ def over_photographs(splits: Splits, seed: int) -> Splits:
     """Light grey pictures [N,1,S,S] -> colour pictures [N,3,S,S], the grey level as the stroke's opacity.
 
     Raises:
-        DataError: the pictures are not light strokes on a dark ground.
+        DataError: the pictures are not light strokes on a dark ground, or larger than a part of a photograph.
     """
     if splits.preprocessing.polarity != "light" or splits.input.channels != 1:
         raise DataError(f"{splits.name}: over_photographs needs light grey strokes on a dark ground")
     photographs = [
         np.asarray(Image.fromarray(pixels).reduce(REDUCED), np.float32) for pixels in load_sample_images().images
     ]
+    largest = min(min(pixels.shape[0], pixels.shape[1] // PARTS) for pixels in photographs)
+    if splits.input.height > largest:
+        raise DataError(f"{splits.name}: photographs have room for {largest} x {largest} pixels at most")
 
     def coloured(part: LabelledImages, index: int) -> LabelledImages:
         ground = [np.array_split(pixels, PARTS, axis=1)[index] for pixels in photographs]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
@@ -36,7 +37,7 @@ def download(name: str, mirrors: Sequence[str], checksum: str, folder: Path, adv
     except OSError as error:
         raise DataError(f"cannot make the data folder {folder}: {error.strerror}") from error
     for mirror in mirrors:
-        partial = target.with_name(f".{name}.{os.getpid()}.part")
+        partial = target.with_name(f".{name}.{secrets.token_hex(8)}.part")
         try:
             request = Request(mirror + name, headers={"User-Agent": "equipoise"})  # noqa: S310 - a constant, held to its digest
             with urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310

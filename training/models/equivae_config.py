@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from training.augment_config import AugmentConfig
+from training.models.config_checks import Size, check_kernel
 
 __all__ = [
     "ConvBodyConfig",
@@ -26,15 +27,16 @@ class ConvBodyConfig(_Config):
     """Convolutions, then one dense layer of `hidden` units; the defaults are App. B's."""
 
     kind: Literal["convolution"] = "convolution"
-    filters: tuple[int, ...] = (8, 16, 32, 64, 64)
-    strides: tuple[int, ...] = (1, 2, 2, 2, 2)
-    kernel: int = 5
+    filters: tuple[Size, ...] = (8, 16, 32, 64, 64)
+    strides: tuple[Size, ...] = (1, 2, 2, 2, 2)
+    kernel: Size = 5
     norm: bool = False
     pool: Literal["flatten", "depthwise"] = "flatten"
-    hidden: int = 128
+    hidden: Size = 128
 
     @model_validator(mode="after")
-    def _one_stride_a_filter(self) -> ConvBodyConfig:
+    def _consistent(self) -> ConvBodyConfig:
+        check_kernel(self.kernel)
         if len(self.filters) != len(self.strides):
             raise ValueError(f"{len(self.filters)} filters but {len(self.strides)} strides")
         return self
@@ -44,28 +46,28 @@ class DenseBodyConfig(_Config):
     """Dense layers on the pixels."""
 
     kind: Literal["dense"]
-    widths: tuple[int, ...]
+    widths: tuple[Size, ...] = Field(min_length=1)
 
 
 class TransposedDecoderConfig(_Config):
     """App. B's decoder; the last filter count is the image's channels and is not listed."""
 
     kind: Literal["transposed"] = "transposed"
-    filters: tuple[int, ...] = (64, 32, 16, 8)
-    hidden: int = 64
-    units: int = 128
+    filters: tuple[Size, ...] = (64, 32, 16, 8)
+    hidden: Size = 64
+    units: Size = 128
 
 
 class DenseDecoderConfig(_Config):
     kind: Literal["dense"]
-    widths: tuple[int, ...]
+    widths: tuple[Size, ...]
 
 
 class FewLabelsConfig(_Config):
     """Training with unlabelled images (training/models/equivae_few.py); the defaults are the paper's, d = 8 apart."""
 
     encoder: ConvBodyConfig | None = Field(default=ConvBodyConfig(), description="of q(y|x); null: on f_inv(x) alone")
-    widths: tuple[int, ...] = (128, 64)
+    widths: tuple[Size, ...] = (128, 64)
     dropout: float = Field(default=0.5, ge=0, lt=1)
     unlabelled_batch: int = Field(default=32, ge=1, description="unlabelled images a step")
     decoded: int | None = Field(default=None, ge=1, description="of them, those that Eq. 6 takes; null: all")

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from training.models.config_checks import Size, check_kernel
+
 __all__ = ["LiftedConfig"]
 
 
@@ -23,8 +25,8 @@ class LiftedConfig(BaseModel):
         "matter; null: the frame",
     )
     bins: int = Field(128, ge=16, multiple_of=2, description="of the circle; each way up reads half of them")
-    filters: tuple[int, ...] = (16, 32, 32, 64, 64, 96, 96)
-    strides: tuple[int, ...] = (2, 2, 1, 2, 1, 2, 1)
+    filters: tuple[Size, ...] = (16, 32, 32, 64, 64, 96, 96)
+    strides: tuple[Size, ...] = (2, 2, 1, 2, 1, 2, 1)
     kernel: int = Field(3, ge=3, le=9)
     jitter_degrees: float = Field(15.0, ge=0, le=45, description="training turns the main axis by U(+-this)")
     stretch: float = Field(0.2, ge=0, lt=1, description="and the letters' width and height by exp U(+-this) each")
@@ -35,6 +37,5 @@ class LiftedConfig(BaseModel):
     def _consistent(self) -> LiftedConfig:
         if len(self.filters) != len(self.strides):
             raise ValueError(f"{len(self.filters)} filters but {len(self.strides)} strides")
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel {self.kernel} is even: it has no middle")
+        check_kernel(self.kernel)
         return self

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from training.augment_config import AugmentConfig
+from training.models.config_checks import Size, check_circle
 from training.models.lifted_config import LiftedConfig
 
 DISTORTION = {
@@ -40,12 +41,11 @@ class PoseConfig(_Config):
     )
     width: int = Field(default=96, ge=4)
     kernel: int = Field(default=5, ge=3, le=9, multiple_of=1)
-    dilations: tuple[int, ...] = Field(default=(1, 2, 4, 8, 2, 1), min_length=1)
+    dilations: tuple[Size, ...] = Field(default=(1, 2, 4, 8, 2, 1), min_length=1)
 
     @model_validator(mode="after")
-    def _odd(self) -> PoseConfig:
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel {self.kernel} is even: it has no middle")
+    def _within_the_circle(self) -> PoseConfig:
+        check_circle(self.kernel, self.dilations, self.angles)
         return self
 
 
@@ -56,8 +56,8 @@ def _kind_of_pose(value: Any) -> str:
 class EncoderConfig(_Config):
     """The convolutions that read z_c and z from the rectified picture, then one dense layer of `hidden` units."""
 
-    filters: tuple[int, ...] = (32, 64, 64, 64)
-    strides: tuple[int, ...] = (2, 1, 2, 2)
+    filters: tuple[Size, ...] = (32, 64, 64, 64)
+    strides: tuple[Size, ...] = (2, 1, 2, 2)
     hidden: int = Field(default=128, ge=1)
 
     @model_validator(mode="after")
@@ -71,7 +71,7 @@ class DecoderConfig(_Config):
     """Two dense layers to a map of a quarter of the side, then two doublings."""
 
     hidden: int = Field(default=128, ge=1)
-    filters: tuple[int, int, int] = (24, 32, 16)
+    filters: tuple[Size, Size, Size] = (24, 32, 16)
 
 
 class MCEVAEConfig(_Config):
@@ -114,7 +114,9 @@ class MCEVAEConfig(_Config):
         le=1,
         description="of the training views, drawn as RotNet does: black and white, in a size that depends on the angle",
     )
-    turn_seed: int = Field(default=0, ge=0, description="seed of the one unknown turn that every training picture has")
+    turn_seed: int = Field(
+        default=0, ge=0, lt=2**63, description="seed of the one unknown turn that every training picture has"
+    )
     background: Literal["zero", "border"] = Field(
         default="zero", description="border: mean of the outer ring of a picture"
     )

@@ -25,4 +25,4 @@ class PlainVAEConfig(BaseModel):
     clusters: int = Field(10, ge=1, description="k of k-means on z after training")
     rotation_degrees: float = Field(90.0, ge=0, le=180, description="training images are turned once by U(+-this)")
     shift: float = Field(0.25, ge=0, le=0.5, description="and, in SE2, moved once by U(+-this) of the side")
-    pose_seed: int = Field(0, ge=0, description="of these one-off transforms")
+    pose_seed: int = Field(0, ge=0, lt=2**32, description="of these one-off transforms")

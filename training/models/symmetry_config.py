@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from training.models.config_checks import Size, check_circle
 from training.models.mcevae_config import DecoderConfig
 
 __all__ = ["FlowConfig", "PolarEncoderConfig", "SymmetryConfig", "TwoStageConfig"]
@@ -24,15 +25,20 @@ class PolarEncoderConfig(_Config):
     angles: int = Field(default=128, ge=16, multiple_of=2, description="samples a circle; the posterior's bins")
     width: int = Field(default=64, ge=4)
     kernel: Literal[3, 5, 7, 9] = 5
-    dilations: tuple[int, ...] = Field(default=(1, 2, 4, 8, 2, 1), min_length=1)
+    dilations: tuple[Size, ...] = Field(default=(1, 2, 4, 8, 2, 1), min_length=1)
     hidden: int = Field(default=128, ge=1, description="units between the pooled features and z")
+
+    @model_validator(mode="after")
+    def _within_the_circle(self) -> PolarEncoderConfig:
+        check_circle(self.kernel, self.dilations, self.angles)
+        return self
 
 
 class FlowConfig(_Config):
     """p(eta|x^): dense features of the prototype, then splines."""
 
-    features: tuple[int, int] = Field(default=(64, 32), description="widths of the dense layers on the prototype")
-    hidden: tuple[int, ...] = (64, 64)
+    features: tuple[Size, Size] = Field(default=(64, 32), description="widths of the dense layers on the prototype")
+    hidden: tuple[Size, ...] = (64, 64)
     bins: int = Field(default=12, ge=2, description="knots a spline")
     transforms: int = Field(default=3, ge=1, description="splines in a row")
 
@@ -56,7 +62,9 @@ class SymmetryConfig(_Config):
     supervised: Literal[False] = False
     rotation_degrees: float = Field(default=45, ge=0, le=180, description="training pictures are turned by U(+-this)")
     shift: Literal[0] = 0
-    turn_seed: int = Field(default=0, ge=0, description="seed of the one unknown turn that every training picture has")
+    turn_seed: int = Field(
+        default=0, ge=0, lt=2**63, description="seed of the one unknown turn that every training picture has"
+    )
     modes: int = Field(default=4, ge=1, le=8, description="rotations served, best first")
     samples: int = Field(default=16, ge=1, description="S of augment.onnx: transforms drawn a run")
 
@@ -96,12 +104,14 @@ class TwoStageConfig(_Config):
     rotation_degrees: float = Field(default=45, ge=0, le=180, description="training pictures are turned by U(+-this)")
     shift: float = Field(default=0.0, ge=0, le=0.5, description="and moved by U(+-this), as a share of the side")
     scale: float = Field(default=0.0, ge=0, lt=1, description="and each axis scaled by exp U(+-this)")
-    turn_seed: int = Field(default=0, ge=0, description="seed of the one unknown transform of every training picture")
+    turn_seed: int = Field(
+        default=0, ge=0, lt=2**63, description="seed of the one unknown transform of every training picture"
+    )
     modes: int = Field(default=4, ge=1, le=8, description="rotations served, best first")
     samples: int = Field(default=16, ge=1, description="S of augment.onnx: transforms drawn a run")
 
     encoder: PolarEncoderConfig = PolarEncoderConfig()
-    scale_filters: tuple[int, ...] = Field(
+    scale_filters: tuple[Size, ...] = Field(
         default=(16, 32, 32), description="strided convolutions that read the scales"
     )
     flow: FlowConfig = FlowConfig()

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from training.models.config_checks import Size, check_circle
 from training.models.lifted_config import LiftedConfig
 
 __all__ = ["PolarConfig", "UprightConfig"]
@@ -23,12 +24,11 @@ class PolarConfig(_Config):
     angles: int = Field(256, ge=32, multiple_of=2, description="samples a circle; the posterior has half as many bins")
     width: int = Field(96, ge=4)
     kernel: int = Field(5, ge=3, le=9)
-    dilations: tuple[int, ...] = Field((1, 2, 4, 8, 2, 1), min_length=1)
+    dilations: tuple[Size, ...] = Field((1, 2, 4, 8, 2, 1), min_length=1)
 
     @model_validator(mode="after")
-    def _odd(self) -> PolarConfig:
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel {self.kernel} is even: it has no middle")
+    def _within_the_circle(self) -> PolarConfig:
+        check_circle(self.kernel, self.dilations, self.angles)
         return self
 
 

@@ -1,0 +1,79 @@
+"""What a run begins with: its data, the plan of its steps, and the model with its first weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from training import datasets
+from training.config import Config, Fit, Optimiser
+from training.datasets import Splits
+from training.errors import ConfigError, DataError, RunError
+from training.models.base import Model
+from training.models.equivae_config import EquiVAEConfig
+from training.models.registry import build
+from training.plan import Plan, Stream, derived_seed
+from training.run import load_run
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is trained, on which examples, in which order; the same on every device."""
+
+    config: Config
+    splits: Splits
+    plan: Plan
+    module: Model
+    optimiser: torch.optim.Optimizer
+
+
+def prepare(config: Config) -> Prepared:
+    """Read the data and make the model.
+
+    Raises:
+        TrainingError: wrong configuration or data.
+    """
+    splits = datasets.load(config.data)
+    config = config.for_data(unlabelled=splits.train.unlabelled is not None)
+    _check_complements(config.model, config.fit)
+    plan = Plan(config.fit, splits.train)
+    torch.manual_seed(derived_seed(config.fit.seed, Stream.WEIGHTS))
+    try:
+        module = build(config.model, splits.input, len(splits.class_names))
+    except (ValueError, RuntimeError) as error:  # sizes that fit neither one another nor the pictures
+        raise ConfigError(f"model: {str(error).splitlines()[0]}") from error
+    try:
+        module.prepare(splits.train)
+    except ValueError as error:
+        raise DataError(f"{splits.name}: {error}") from error
+    return Prepared(config, splits, plan, module, make_optimiser(module, config.fit.optimiser))
+
+
+def _check_complements(model: object, fit: Fit) -> None:
+    """Not for the configuration itself to say: finished runs that were lucky can still be read."""
+    if isinstance(model, EquiVAEConfig) and model.complements == "in_batch" and fit.order == "shuffled":
+        raise ConfigError(
+            "model.complements: in_batch needs fit.order: balanced; shuffled, an image may be alone of its class"
+        )
+
+
+def begin_with(module: torch.nn.Module, run: Path) -> None:
+    """Copy the weights of a finished run.
+
+    Raises:
+        RunError: no such run, or its model is of another kind or shape.
+    """
+    try:
+        module.load_state_dict(load_run(run).model.state_dict())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise RunError(f"fit.initial: the model of {run} has another shape: {reason}") from error
+
+
+def make_optimiser(module: torch.nn.Module, config: Optimiser) -> torch.optim.Optimizer:
+    """Adam or AdamW, fused; weight decay on matrices and kernels, not on biases and norms."""
+    shrinking = [p for p in module.parameters() if p.ndim >= 2]
+    free = [p for p in module.parameters() if p.ndim < 2]
+    groups = [{"params": shrinking, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.learning_rate, betas=config.betas, fused=True)
