@@ -22,12 +22,13 @@ from training.export import export_run
 from training.fit import train
 from training.flow import PoseFlow, WrappedNormal
 from training.lie import resample
+from training.models import symmetry_parts
 from training.models.rotation import wrapped
 from training.models.symmetry import Symmetry
 from training.models.symmetry_config import PolarEncoderConfig, SymmetryConfig
 from training.models.symmetry_parts import Correlator, InvariantEncoder
 from training.run import LoadedRun, load_run
-from training.turned import move, similarity
+from training.turned import RelativeError, move, similarity
 from training.variants import DrawVariant
 
 SMALL: dict[str, Any] = {
@@ -319,3 +320,19 @@ def test_the_exported_graphs_draw_what_torch_draws(run: LoadedRun, digits: torch
     for count in (1, 9):
         (got,) = session.run(None, {"image": digits[:count].numpy(), "noise": noise[:count].numpy()})
         np.testing.assert_allclose(got, want[:count], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("flips", ["all", "but at one smoothing"])
+def test_calibration_goes_on_where_every_picture_is_a_flip(flips: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(12)
+
+    def error(*_: Any) -> RelativeError:
+        degrees = 9.0 if flips != "all" and float(model.smoothing) == 16 else 170.0
+        return RelativeError(torch.full((4,), degrees), torch.full((4, 2), 9.0), torch.zeros(4, 2))
+
+    monkeypatch.setattr(symmetry_parts, "relative_error", error)
+    data = small_digits.load(0).validation.padded(12).subset(torch.arange(4))
+    symmetry_parts.fit_smoothing(model, data, 1.0)
+    assert float(model.std_factor) == pytest.approx(1 if flips == "all" else 0.5**0.5)
+    if flips != "all":
+        assert float(model.smoothing) == 16
