@@ -298,7 +298,25 @@ def test_a_variant_of_a_large_picture_keeps_its_size_and_mode(run: LoadedRun, di
     assert (ink * rows).sum() / ink.sum() == pytest.approx(75, abs=12)
 
 
-@pytest.mark.parametrize("wrong", ["text", torch.zeros(4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    ("mode", "kind", "top"), [("I;16", np.uint16, 65535), ("I", np.int32, 65535), ("F", np.float32, 1.0)]
+)
+def test_a_variant_of_many_grey_levels_is_that_of_eight_bits(
+    run: LoadedRun, digits: torch.Tensor, mode: str, kind: type[np.generic], top: float
+) -> None:
+    shades = (50 + 200 * digits[3, 0].numpy()).astype(np.uint8)
+    picture = Image.fromarray((shades * (top / 255)).astype(kind))
+    assert picture.mode == mode
+    drawn, plain = (DrawVariant(run, seed=4)(given) for given in (picture, Image.fromarray(shades)))
+    assert drawn.mode == mode
+    grey = np.clip(np.asarray(drawn, float) / top, 0, 1) * 255  # 32 bits overshoot at an edge, 8 are cut
+    assert np.abs(grey - np.asarray(plain, float)).max() < 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["text", torch.zeros(4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4, dtype=torch.int64)],
+)
 def test_what_is_no_picture_is_refused(run: LoadedRun, wrong: Any) -> None:
     with pytest.raises(TypeError, match="PIL"):
         DrawVariant(run)(wrong)
