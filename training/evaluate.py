@@ -153,8 +153,9 @@ class _Evaluation:
         share = measures.intended_prior_samples(self.model, means, judge, self.options.samples, seed)
         how = "prior samples of v, r of the validation class mean, that the independent CNN gives the class"
         self.add("intended_prior_samples", share, "%", how, n=self.options.samples, split="validation")
-        share = measures.intended_swaps(self.model, self.encoded, self.labels, judge, seed)
-        self.add("intended_swaps", share, "%", "swaps that the independent CNN gives the class of the content")
+        if len(self.data) > 1:
+            share = measures.intended_swaps(self.model, self.encoded, self.labels, judge, seed)
+            self.add("intended_swaps", share, "%", "swaps that the independent CNN gives the class of the content")
 
     def probes(self) -> None:
         seed, train = self.options.seed, self.splits.train

@@ -230,3 +230,13 @@ def test_nothing_unlabelled_is_as_good_as_no_folder_for_it(root: Path) -> None:
     splits = datasets.load(config(root))
     assert splits.train.unlabelled is None and splits.class_names == ("cat", "dog")
     assert [line.split(":")[0] for line in splits.skipped] == ["unlabelled/notes.txt"]
+
+
+def test_a_test_folder_without_usable_pictures_is_no_test_set(tmp_path: Path, root: Path) -> None:
+    whole = tmp_path / "whole"
+    (whole / "test" / "cat").mkdir(parents=True)
+    root.rename(whole / "train")
+    assert datasets.load(config(whole)).test is None
+    (whole / "test" / "cat" / "notes.txt").write_text("not a picture")
+    splits = datasets.load(config(whole))
+    assert splits.test is None and splits.summary()["skipped"] == 1

@@ -270,3 +270,12 @@ def test_a_reader_of_the_table_who_has_left_does_not_cost_the_report(
     with pytest.raises(BrokenPipeError):
         evaluate(run, tmp_path / "report.json", console=Console(file=io.StringIO()))
     assert "figures" in json.loads((tmp_path / "report.json").read_text())
+
+
+def test_one_picture_has_nothing_to_swap_with(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_run(run)
+    one = loaded.splits().validation.subset(torch.arange(1))
+    monkeypatch.setattr(probes, "independent_cnn", lambda *_: probes.Judge(Bright(), 0.0))
+    evaluation = module._Evaluation(loaded, loaded.splits(), one, QUICK, Console(file=io.StringIO()))
+    evaluation.generation()
+    assert [figure.name for figure in evaluation.report.figures] == ["judge_error", "intended_prior_samples"]

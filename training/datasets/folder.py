@@ -77,7 +77,8 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
             if path.name not in names
         )
         files = _of_classes(root / "test", names, skipped, root)
-        test = _read(root / "test", files, names, config, limits, skipped, root)
+        read = _read(root / "test", files, names, config, limits, skipped, root)
+        test = read if len(read) else None
     _require_enough(whole, root, skipped)
     train, validation = stratified_split(whole.labels, config.validation, config.split_seed, fewest_kept=FEWEST_KEPT)
     labelled = whole.subset(train)
