@@ -49,7 +49,7 @@ def draw_figures(run: Path, output: Path, seed: int = 0, console: Console | None
     """Draw every figure into the folder `output`; the paths written.
 
     Raises:
-        TrainingError: the run is not finished, its data is not there, or `output` is no folder.
+        TrainingError: the run is not finished, its data is not there, or `output` is no folder or cannot be written.
     """
     console = console or Console()
     loaded = load_run(run)

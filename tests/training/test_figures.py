@@ -1,7 +1,9 @@
 """Figures: every file is written, shows what it says, and is the same picture each time."""
 
+import errno
 import importlib
 import io
+import os
 import shutil
 import sys
 import types
@@ -142,3 +144,13 @@ def test_one_image_a_class_has_the_figures_that_need_no_two(
         "swap-grid",
         "elbo",
     }
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"figure\.png cannot be written: the disk is full"):
+        plots.save(plots.Figure((1, 1)), tmp_path / "deep" / "figure.png")
+    assert not list((tmp_path / "deep").iterdir())
