@@ -42,6 +42,8 @@ class DrawVariant:
         self.run = load_run(run) if isinstance(run, Path) else run
         if not isinstance(self.run.model, Symmetry | SymmetryTwoStage):
             raise RunError(f"{self.run.folder} holds a model of kind {self.run.config.model.kind}: expected symmetry")
+        if isinstance(self.run.model, Symmetry) and not self.run.model.draws_variants:
+            raise RunError(f"{self.run.folder} holds a model with the prior gaussian, which draws no variants")
         self.model = self.run.model
         self.noise = torch.Generator()
         if seed is None:

@@ -1,5 +1,6 @@
 """The symmetry-transformation model: what its parts promise, that it learns on small digits, and what is exported."""
 
+import dataclasses
 import io
 import math
 import re
@@ -18,11 +19,14 @@ from rich.console import Console
 from contract.manifest import InputSpec, verify
 from training.config import load_config
 from training.datasets import digits as small_digits
+from training.errors import RunError
 from training.export import export_run
 from training.fit import train
 from training.flow import PoseFlow, WrappedNormal
+from training.graphs import export_graphs
 from training.lie import resample
 from training.models import symmetry_parts
+from training.models.registry import graphs, whole
 from training.models.rotation import wrapped
 from training.models.symmetry import Symmetry
 from training.models.symmetry_config import PolarEncoderConfig, SymmetryConfig
@@ -354,3 +358,11 @@ def test_calibration_goes_on_where_every_picture_is_a_flip(flips: str, monkeypat
     assert float(model.std_factor) == pytest.approx(1 if flips == "all" else 0.5**0.5)
     if flips != "all":
         assert float(model.smoothing) == 16
+
+
+def test_a_model_without_a_flow_has_every_graph_but_that_of_variants(run: LoadedRun) -> None:
+    model = make(12, prior="gaussian").eval()
+    exported = export_graphs(graphs("symmetry", model), model.input, whole("symmetry", model))
+    assert set(exported.graphs) == {"embed", "transform", "canonicalize"}
+    with pytest.raises(RunError, match="prior gaussian, which draws no variants"):
+        DrawVariant(dataclasses.replace(run, model=model))
