@@ -52,7 +52,7 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
         DataError: no such folder, fewer than two classes, or a class with too few usable pictures.
     """
     limits = limits or PictureLimits()
-    root = config.path.expanduser()
+    root = Path(os.path.expanduser(config.path))  # Path's own raises where there is no such user
     if not root.is_dir():
         raise DataError(f"folder: {root} {'is not a folder' if root.exists() else 'does not exist'}")
     # A folder train of pictures alone is a class, but train and test beside each other are never two.
