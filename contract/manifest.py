@@ -26,12 +26,13 @@ OPSET = 18
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.npz"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MAX_LABEL_LENGTH = 200
 _HASH_CHUNK_BYTES = 1024 * 1024
 
 Capability = Literal["embed", "classify", "transform", "canonicalize", "recombine", "augment"]
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")]
-Label = Annotated[str, Field(min_length=1, max_length=200)]
+Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_LENGTH)]
 
 Axes = tuple[str | int, ...]
 _PICTURE: Axes = ("N", "C", "H", "W")

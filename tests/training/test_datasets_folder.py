@@ -240,3 +240,11 @@ def test_a_test_folder_without_usable_pictures_is_no_test_set(tmp_path: Path, ro
     (whole / "test" / "cat" / "notes.txt").write_text("not a picture")
     splits = datasets.load(config(whole))
     assert splits.test is None and splits.summary()["skipped"] == 1
+
+
+def test_a_class_name_that_no_model_folder_takes_is_told_when_it_is_read(root: Path) -> None:
+    (root / "cat").rename(root / ("c" * 200))
+    assert datasets.load(config(root)).class_names == ("c" * 200, "dog")
+    (root / ("c" * 200)).rename(root / ("c" * 201))
+    with pytest.raises(DataError, match="more than 200 characters"):
+        datasets.load(config(root))

@@ -24,7 +24,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from contract.manifest import InputSpec
+from contract.manifest import MAX_LABEL_LENGTH, InputSpec
 from contract.picture import Picture, open_picture
 from contract.picture_header import (
     CorruptPictureError,
@@ -127,6 +127,8 @@ def _class_names(base: Path, skipped: list[str], root: Path) -> tuple[str, ...]:
     for name in names:
         if not name.isprintable():
             raise DataError(f"folder: the class {name!a} of {base} is to be a label: its name is not printable text")
+        if len(name) > MAX_LABEL_LENGTH:
+            raise DataError(f"folder: the class {name} of {base} has a name of more than {MAX_LABEL_LENGTH} characters")
     skipped.extend(f"{_named(path, root)}: lies in no class folder" for path in entries if not path.is_dir())
     return names
 
