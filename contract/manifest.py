@@ -5,6 +5,7 @@ starts with a dot and then renamed, so that a reader never sees half a folder; `
 and the SHA-256 that the manifest states.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -26,12 +27,14 @@ OPSET = 18
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.npz"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MAX_LABEL_LENGTH = 200
 _HASH_CHUNK_BYTES = 1024 * 1024
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 Capability = Literal["embed", "classify", "transform", "canonicalize", "recombine", "augment"]
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")]
-Label = Annotated[str, Field(min_length=1, max_length=200)]
+Label = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_LENGTH)]
 
 Axes = tuple[str | int, ...]
 _PICTURE: Axes = ("N", "C", "H", "W")
@@ -215,7 +218,7 @@ class Manifest(ModelCard):
 
 def versions(model_folder: Path) -> list[int]:
     """The version numbers below a model's folder, ascending; names that are not positive integers are ignored."""
-    return sorted(int(entry.name) for entry in model_folder.iterdir() if re.fullmatch(r"[1-9][0-9]{0,8}", entry.name))
+    return sorted(int(entry.name) for entry in model_folder.iterdir() if _VERSION.fullmatch(entry.name))
 
 
 def write_model_folder(store: Path, card: ModelCard, contents: Mapping[str, bytes]) -> Path:
@@ -224,7 +227,7 @@ def write_model_folder(store: Path, card: ModelCard, contents: Mapping[str, byte
     Nothing is left behind on an error.
 
     Raises:
-        OSError: the store cannot be written (no space left, no permission).
+        OSError: the store cannot be written (no space left, no permission), or no version number is left.
         pydantic.ValidationError: `contents` lacks a file that the card names.
     """
     model_folder = store / card.name
@@ -236,6 +239,8 @@ def write_model_folder(store: Path, card: ModelCard, contents: Mapping[str, byte
         aside.chmod(0o755)  # mkdtemp makes a folder that only its owner can enter; the service runs as someone else
         while True:
             version = max(versions(model_folder), default=0) + 1
+            if not _VERSION.fullmatch(str(version)):
+                raise OSError(errno.EOVERFLOW, f"version {version - 1} is the last that a model can have")
             manifest = Manifest(
                 **card.model_dump(),
                 version=version,
@@ -273,6 +278,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
+        if path.exists() and not path.is_file():  # to open a pipe is to wait for its writer
+            raise ManifestError(f"{MANIFEST_FILE} is not a plain file")
         with path.open("rb") as file:
             raw = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:

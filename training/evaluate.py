@@ -18,11 +18,12 @@ from training.checkpoint import make_folder, write_atomically
 from training.datasets import LabelledImages, Splits
 from training.datasets.images import first_of_each_class
 from training.errors import DataError, RunError
-from training.held_out import held_out_class
+from training.held_out import held_out_class, without_class
 from training.models.equivae_few import FewLabelEquiVAE
 from training.models.registry import KINDS
 from training.orientation.card import PoseEvaluation
 from training.pages import PAGES, read_from_pages
+from training.preparation import prepare
 from training.report import Figure, Options, Report, describe, print_report
 from training.run import LoadedRun, load_run, read_metrics
 from training.scores import percent
@@ -38,15 +39,15 @@ PAGES_READ = 1000
 def evaluate(
     run: Path, output: Path | None = None, options: Options | None = None, console: Console | None = None
 ) -> Report:
-    """Measure a finished run, print the table and write it as JSON.
+    """Measure a finished run, write the table as JSON and print it.
 
     Args:
         output: the JSON file; by default evaluation-SPLIT.json in the run's folder, which an export copies into the
             manifest, or quick-SPLIT.json where `options.limit` leaves out a part of the split.
 
     Raises:
-        TrainingError: the run is not finished, its data is not there or has changed, there is no such split, or
-            `output` cannot be written; all but a full disk is said before anything is measured.
+        TrainingError: the run is not finished, its data is not there or has changed, there is no such split, a class
+            cannot be held out, or `output` cannot be written; all but a full disk is said before anything is measured.
     """
     options = options or Options()
     console = console or Console()
@@ -66,8 +67,9 @@ def evaluate(
         report = _Evaluation(loaded, splits, data, options, console).run()
     else:
         report = PoseEvaluation(loaded, splits, data, options, console).run()
-    print_report(report, console)
+    # Printing comes second: it fails where whoever reads the table has left.
     write_atomically(target, (json.dumps(report.as_dict(), indent=2) + "\n").encode())
+    print_report(report, console)
     console.print(f"written to {target}", highlight=False, soft_wrap=True)
     return report
 
@@ -86,6 +88,8 @@ class _Evaluation:
         self.report = Report(describe(run) | {"distance_weight": self.model.config.distance_weight})
 
     def run(self) -> Report:
+        for name in self.options.held_out:  # what cannot be left out is said now, and not after all is measured
+            prepare(without_class(self.loaded, name, self.options.held_out_epochs))
         steps = [
             ("distances", self.distances),
             ("ELBO", self.elbo),
@@ -149,8 +153,9 @@ class _Evaluation:
         share = measures.intended_prior_samples(self.model, means, judge, self.options.samples, seed)
         how = "prior samples of v, r of the validation class mean, that the independent CNN gives the class"
         self.add("intended_prior_samples", share, "%", how, n=self.options.samples, split="validation")
-        share = measures.intended_swaps(self.model, self.encoded, self.labels, judge, seed)
-        self.add("intended_swaps", share, "%", "swaps that the independent CNN gives the class of the content")
+        if len(self.data) > 1:
+            share = measures.intended_swaps(self.model, self.encoded, self.labels, judge, seed)
+            self.add("intended_swaps", share, "%", "swaps that the independent CNN gives the class of the content")
 
     def probes(self) -> None:
         seed, train = self.options.seed, self.splits.train

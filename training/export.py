@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from rich.console import Console
 
 from contract.manifest import OPSET, Manifest, ModelCard, verify, write_model_folder
+from training.config import DigitsData, FolderData, MnistData, SvhnData, TextData
 from training.errors import RunError
 from training.graphs import export_graphs
 from training.models.registry import KINDS, graphs, whole
@@ -94,8 +95,15 @@ def _metrics(run: LoadedRun) -> dict[str, Any]:
 def _protocol(run: LoadedRun) -> str:
     """How the loop's last validation was measured, and what its figures owe to the choice of the weights."""
     data, fit = run.config.data, run.config.fit
-    split_seed = getattr(data, "split_seed", None)
-    split = "the last of the training file" if split_seed is None else f"split seed {split_seed}"
+    match data:
+        case DigitsData() | FolderData():
+            split = f"split seed {data.split_seed}"
+        case MnistData() | SvhnData():
+            split = "the last of the training file"
+        case TextData():
+            split = f"drawn with seed {data.seed}"
+        case _:
+            assert_never(data)
     parts = [
         *run.model.protocol,
         f"validation split of {run.data['name']}, {run.data['counts']['validation']:,} images, {split}",

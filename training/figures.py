@@ -49,7 +49,7 @@ def draw_figures(run: Path, output: Path, seed: int = 0, console: Console | None
     """Draw every figure into the folder `output`; the paths written.
 
     Raises:
-        TrainingError: the run is not finished, its data is not there, or `output` is no folder.
+        TrainingError: the run is not finished, its data is not there, or `output` is no folder or cannot be written.
     """
     console = console or Console()
     loaded = load_run(run)
@@ -68,16 +68,17 @@ def draw_figures(run: Path, output: Path, seed: int = 0, console: Console | None
 
 
 def equivae_figures(run: LoadedRun, data: LabelledImages, seed: int, console: Console) -> dict[str, Figure]:
-    """Every figure of an EquiVAE, by name."""
+    """Every figure of an EquiVAE, by name; `interpolation` needs a class with two images."""
     model = run.equivae()
     encoded = encode(model, data.images)
     means = model.class_means(data)
     figures = {
         "prior-samples": prior_samples(model, means, data.class_names, seed),
-        "interpolation": interpolation(model, data, encoded, means, seed),
         "swap-grid": swap_grid(model, data, encoded, seed),
         "elbo": curves(run),
     }
+    if any(len(members) > 1 for members in data.by_class[:CLASSES_SHOWN]):
+        figures["interpolation"] = interpolation(model, data, encoded, means, seed)
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:MAPPED_IMAGES]
     some = data.subset(chosen)
     means_of_five, labels = pooled_embeddings(model, some, COMPLEMENTS, seed)

@@ -11,7 +11,7 @@ from training.measures import NOVEL, serve
 from training.run import LoadedRun, load_run
 from training.scores import auroc, percent
 
-__all__ = ["held_out_class"]
+__all__ = ["held_out_class", "without_class"]
 
 
 def held_out_class(
@@ -29,15 +29,11 @@ def held_out_class(
     Raises:
         TrainingError: no such class, or the training fails.
     """
-    splits = run.splits()
-    if name not in splits.class_names:
-        raise DataError(f"{splits.name}: no class {name!r}; there are {', '.join(splits.class_names)}")
-    label = splits.class_names.index(name)
-    config = _without(run.config, name, len(splits.class_names), epochs)
+    config, label = without_class(run, name, epochs), run.class_names.index(name)
     folder = run.folder / (f"without-class-{label}" + (f"-{epochs}-epochs" if epochs else ""))
     train(config, folder, resume=folder.exists(), console=console)
     model = load_run(folder).equivae()
-    whole = splits.parts[split]
+    whole = run.splits().parts[split]
     novel = whole.images[whole.labels == label]
     known = whole.without((name,))
     known_served, novel_scores = serve(model, known.images), serve(model, novel).novelty
@@ -50,12 +46,18 @@ def held_out_class(
     }
 
 
-def _without(config: Config, name: str, classes: int, epochs: int | None) -> Config:
-    """The configuration for the other classes; a balanced batch keeps its images a class."""
-    data = config.data.model_copy(update={"exclude": (*config.data.exclude, name)})
-    fit = config.fit
+def without_class(run: LoadedRun, name: str, epochs: int | None = None) -> Config:
+    """The run's configuration for its other classes; a balanced batch keeps its images a class.
+
+    Raises:
+        DataError: no such class.
+    """
+    if name not in run.class_names:
+        raise DataError(f"{run.data['name']}: no class {name!r}; there are {', '.join(run.class_names)}")
+    data = run.config.data.model_copy(update={"exclude": (*run.config.data.exclude, name)})
+    fit, classes = run.config.fit, len(run.class_names)
     if fit.order == "balanced":
         fit = fit.model_copy(update={"batch": fit.batch // classes * (classes - 1)})
     if epochs is not None:
         fit = fit.model_copy(update={"epochs": epochs, "steps": None})
-    return config.model_copy(update={"data": data, "fit": fit})
+    return run.config.model_copy(update={"data": data, "fit": fit})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.checkpoint import make_folder, write_atomically
 from training.datasets import LabelledImages
 from training.errors import TrainingError
 
@@ -42,10 +44,16 @@ LABEL_INCHES = 0.09  # a letter of a row's name
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG that names no software or time, so that equal figures are equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a PNG that names no software or time, so that equal figures are equal files.
+
+    Raises:
+        RunError: it cannot be written; what was there stays.
+    """
+    make_folder(path.parent)
+    png = BytesIO()
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure.savefig(path, dpi=100, metadata={"Software": None})
+        figure.savefig(png, format="png", dpi=100, metadata={"Software": None})
+    write_atomically(path, png.getvalue())
 
 
 def one_a_class(data: LabelledImages, count: int, seed: int) -> list[Tensor]:

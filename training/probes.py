@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -189,11 +190,10 @@ def independent_cnn(run: Path, splits: Splits, seed: int = 0, steps: int = JUDGE
     recipe = f"{splits.digest} {seed} {steps} {network}"
     made_of = hashlib.sha256(recipe.encode()).hexdigest()
     cached = run / JUDGE_FILE
-    if cached.exists():
-        state = torch.load(cached, map_location="cpu", weights_only=True)
-        if state["made_of"] == made_of:
-            network.load_state_dict(state["weights"])
-            return Judge(network.eval(), state["validation_error"])
+    state = _read_judge(cached)
+    if state.get("made_of") == made_of:
+        network.load_state_dict(state["weights"])
+        return Judge(network.eval(), state["validation_error"])
     log.info("training the independent CNN: %d steps", steps)
     with seeded(seed):
         generator = torch.Generator().manual_seed(seed)
@@ -205,3 +205,12 @@ def independent_cnn(run: Path, splits: Splits, seed: int = 0, steps: int = JUDGE
     state = {"made_of": made_of, "validation_error": error, "weights": network.state_dict()}
     write_atomically(cached, serialise(state))
     return Judge(network, error)
+
+
+def _read_judge(path: Path) -> dict[str, Any]:
+    """What an earlier call left; nothing where there is none, or it is damaged: then it is made anew."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged file fails in as many ways as it has bytes
+        return {}
+    return state

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from contract import geometry
 from contract.geometry import Matrix
+from contract.picture_pixels import to_pixels
 from contract.preprocess import prepare
 from training.errors import RunError
 from training.lie import DIMENSIONS
@@ -25,9 +26,10 @@ __all__ = ["DrawVariant"]
 class DrawVariant:
     """A picture as it may plausibly lie, drawn anew at every call from p(eta|x^) of a symmetry-transformation model.
 
-    It takes and gives a PIL image, or a tensor [C,H,W] (uint8, or floats in [0,1]; C 1 or 3), of any size, as the
-    transforms of torchvision do, so that it stands among them in a `Compose`. What comes in from outside the picture
-    has the median colour of its border. Loaders with several processes give each its own `seed`.
+    It takes and gives a PIL image of any mode, of which the model sees what the service would show it, or a tensor
+    [C,H,W] (uint8, or floats in [0,1]; C 1 or 3), of any size, as the transforms of torchvision do, so that it stands
+    among them in a `Compose`. What comes in from outside the picture has the median colour of its border. Loaders with
+    several processes give each its own `seed`.
 
     Args:
         run: a finished run, or its folder.
@@ -40,6 +42,8 @@ class DrawVariant:
         self.run = load_run(run) if isinstance(run, Path) else run
         if not isinstance(self.run.model, Symmetry | SymmetryTwoStage):
             raise RunError(f"{self.run.folder} holds a model of kind {self.run.config.model.kind}: expected symmetry")
+        if isinstance(self.run.model, Symmetry) and not self.run.model.draws_variants:
+            raise RunError(f"{self.run.folder} holds a model with the prior gaussian, which draws no variants")
         self.model = self.run.model
         self.noise = torch.Generator()
         if seed is None:
@@ -50,26 +54,31 @@ class DrawVariant:
     def __call__(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
         if isinstance(picture, Image.Image):
             return self._of_image(picture)
-        if isinstance(picture, Tensor) and picture.ndim == 3 and picture.shape[0] in (1, 3):
+        if isinstance(picture, Tensor) and picture.ndim == 3 and picture.shape[0] in (1, 3) and _is_scaled(picture):
             return self._of_tensor(picture)
-        raise TypeError(f"expected a PIL image or a tensor [C,H,W] of 1 or 3 channels, not {_described(picture)}")
+        raise TypeError(
+            "expected a PIL image or a tensor [C,H,W] of 1 or 3 channels, uint8 or floats in [0,1], "
+            f"not {_described(picture)}"
+        )
 
     def _of_image(self, picture: Image.Image) -> Image.Image:
-        seen = picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
         # Pillow counts pixels from their corners.
         (a, b, x), (c, d, y) = geometry.compose(
-            [[1, 0, 0.5], [0, 1, 0.5]], self._matrix(np.asarray(seen)), [[1, 0, -0.5], [0, 1, -0.5]]
+            [[1, 0, 0.5], [0, 1, 0.5]], self._matrix(to_pixels(picture)), [[1, 0, -0.5], [0, 1, -0.5]]
         )
-        mode = picture.mode if picture.mode not in ("1", "P") else seen.mode
-        samples = np.asarray(picture.convert(mode))
-        fill = tuple(int(value) for value in np.atleast_1d(np.median(_border(samples), axis=0)))
-        return picture.convert(mode).transform(
+        mode = picture.mode if picture.mode not in ("1", "P") else "RGB"
+        # Pillow's bicubic filter takes samples of 16 bits for two of 8.
+        shown = picture.convert("I" if mode.startswith("I;16") else mode)
+        samples = np.asarray(shown)
+        fill = tuple(np.atleast_1d(np.median(_border(samples), axis=0)).astype(samples.dtype).tolist())
+        drawn = shown.transform(
             picture.size,
             Image.Transform.AFFINE,
             (a, b, x, c, d, y),
             Image.Resampling.BICUBIC,
             fillcolor=fill if len(fill) > 1 else fill[0],
         )
+        return drawn.convert(mode)
 
     def _of_tensor(self, picture: Tensor) -> Tensor:
         values = picture.float() / 255 if picture.dtype == torch.uint8 else picture.float()
@@ -99,5 +108,10 @@ def _border(samples: np.ndarray) -> np.ndarray:
     return np.concatenate([samples[0], samples[-1], samples[:, 0], samples[:, -1]])
 
 
+def _is_scaled(picture: Tensor) -> bool:
+    """Whether the type says what white is."""
+    return picture.dtype == torch.uint8 or picture.is_floating_point()
+
+
 def _described(value: object) -> str:
-    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    return f"a tensor {list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

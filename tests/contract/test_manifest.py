@@ -254,9 +254,10 @@ def test_an_unlisted_file_is_refused(folder: Path) -> None:
         verify(folder)
 
 
-def test_a_fifo_in_place_of_a_file_does_not_hang(folder: Path) -> None:
-    (folder / "embed.onnx").unlink()
-    os.mkfifo(folder / "embed.onnx")
+@pytest.mark.parametrize("name", ["embed.onnx", "manifest.json"])
+def test_a_fifo_in_place_of_a_file_does_not_hang(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
     with pytest.raises(ManifestError, match="not a plain file"):
         verify(folder)
 
@@ -264,3 +265,11 @@ def test_a_fifo_in_place_of_a_file_does_not_hang(folder: Path) -> None:
 def test_the_schema_survives_a_round_trip(folder: Path) -> None:
     manifest = verify(folder)
     assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+
+
+def test_after_the_last_version_nothing_is_written(tmp_path: Path) -> None:
+    model = tmp_path / "equivae-test"
+    (model / "999999999").mkdir(parents=True)
+    with pytest.raises(OSError, match="version 999999999 is the last"):
+        write_model_folder(tmp_path, card(), CONTENTS)
+    assert [entry.name for entry in model.iterdir()] == ["999999999"]

@@ -3,20 +3,25 @@
 import gzip
 import hashlib
 import http.server
+import io
+import re
 import struct
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.io import savemat
+from scipy.sparse import csc_matrix
 from sklearn.datasets import load_digits
 
 from training import datasets
-from training.config import DigitsData, MnistData, SvhnData
+from training.config import DigitsData, FolderData, MnistData, SvhnData
 from training.datasets import LabelledImages, mnist, storage, svhn
 from training.datasets.images import first_of_each_class, stratified_split
 from training.datasets.storage import data_root, download
@@ -265,6 +270,49 @@ def test_damaged_idx_files_are_named(
         datasets.load(MnistData(source="mnist", path=tmp_path))
 
 
+def mark(archive: bytes, local: int, central: int, value: int) -> bytes:
+    """Set a byte of the headers of every file in a zip archive."""
+    marked = bytearray(archive)
+    for signature, offset in ((b"PK\3\4", local), (b"PK\1\2", central)):
+        for found in re.finditer(re.escape(signature), archive):
+            marked[found.start() + offset] = value
+    return bytes(marked)
+
+
+def test_files_that_lie_about_themselves_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "bare.npy", np.zeros(3))
+    np.savez(tmp_path / "plain.npz", **{name: np.zeros(3, np.uint8) for name in mnist.ARRAYS})
+    plain = (tmp_path / "plain.npz").read_bytes()
+    (tmp_path / "encrypted.npz").write_bytes(mark(plain, 6, 8, 1))
+    (tmp_path / "method.npz").write_bytes(mark(plain, 8, 10, 97))
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        for name in mnist.ARRAYS:
+            header = io.BytesIO()
+            np.lib.format.write_array_header_1_0(
+                header, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 10**6)}
+            )
+            archive.writestr(f"{name}.npy", header.getvalue())
+    for name in ("bare.npy", "encrypted.npz", "method.npz", "huge.npz"):
+        with pytest.raises(DataError, match=f"{name} cannot be read as .npz"):
+            datasets.load(MnistData(source="mnist", path=tmp_path / name))
+    for shape, words in (((65536, 65536, 65536), "cut short: 0 of 281,474"), ((1,) * 255, "not an idx file")):
+        for name, _ in mnist.FILES:
+            (tmp_path / name).write_bytes(struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape))
+        with pytest.raises(DataError, match=words):
+            datasets.load(MnistData(source="mnist", path=tmp_path))
+
+
+def test_the_home_of_nobody_does_not_exist() -> None:
+    path = Path("~nobody-of-this-name/data")
+    for config, words in (
+        (MnistData(source="mnist", path=path), "does not exist"),
+        (SvhnData(source="svhn", path=path), "has no train_32x32.mat"),
+        (FolderData(source="folder", path=path, size=8), "does not exist"),
+    ):
+        with pytest.raises(DataError, match=words):
+            datasets.load(config)
+
+
 def test_a_damaged_gzip_or_npz_is_named(tmp_path: Path, stand_in: dict[str, np.ndarray]) -> None:
     write_idx(tmp_path / "idx", stand_in, packed=True)
     cut(tmp_path / "idx" / "train-images-idx3-ubyte.gz")
@@ -313,9 +361,13 @@ def test_svhn_reads_the_published_files(svhn_folder: Path, monkeypatch: pytest.M
         ({"X": np.zeros((32, 32, 3, 4)), "y": np.ones((4, 1), np.uint8)}, "expected uint8"),
         ({"X": np.zeros((32, 32, 3, 4), np.uint8), "y": np.zeros((4, 1), np.uint8)}, "from 0 to 0"),
         ({"X": np.zeros((32, 32, 3, 4), np.uint8), "y": np.ones((4, 1), np.uint8)}, "3,257 alone"),
+        *(
+            ({"X": np.zeros((32, 32, 3, 4), np.uint8), "y": y}, "no array of numbers")
+            for y in ("abcd", {"a": 1}, np.array(["a", np.zeros(2)], object), csc_matrix(np.ones((4, 1))))
+        ),
     ],
 )
-def test_wrong_svhn_files_are_named(tmp_path: Path, content: dict[str, np.ndarray], words: str) -> None:
+def test_wrong_svhn_files_are_named(tmp_path: Path, content: dict[str, Any], words: str) -> None:
     for name in svhn.FILES:
         savemat(tmp_path / name, content)
     with pytest.raises(DataError, match=words):

@@ -191,3 +191,60 @@ def test_folders_that_cannot_be_trained_on(tmp_path: Path, root: Path) -> None:
         (root / "emu" / f"{i}.png").write_text("no picture")
     with pytest.raises(DataError, match="3 files could not be used, the first: emu/0.png"):
         datasets.load(config(root))
+
+
+def test_what_lies_beside_train_is_listed(tmp_path: Path, root: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    root.rename(whole / "train")
+    for name in ("val/cat", "unlabelled"):
+        save(whole / name / "x.png", 222)
+    (whole / "stray.png").touch()
+    splits = datasets.load(config(whole))
+    assert splits.skipped == tuple(
+        f"{name}: lies beside train, not in it" for name in ("stray.png", "unlabelled", "val")
+    )
+    assert splits.train.unlabelled is None
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_class_may_be_called_as_a_part_is(root: Path, name: str) -> None:
+    for i in range(4):
+        save(root / name / f"{i}.png", 150)
+    splits = datasets.load(config(root))
+    assert splits.class_names == ("cat", "dog", name) and splits.test is None
+
+
+def test_train_and_test_without_classes_are_not_two_classes(tmp_path: Path, root: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    (root / "cat").rename(whole / "train")
+    (root / "dog").rename(whole / "test")
+    with pytest.raises(DataError, match=r"train holds no folder"):
+        datasets.load(config(whole))
+
+
+def test_nothing_unlabelled_is_as_good_as_no_folder_for_it(root: Path) -> None:
+    (root / "unlabelled").mkdir()
+    (root / "unlabelled" / "notes.txt").write_text("not a picture")
+    splits = datasets.load(config(root))
+    assert splits.train.unlabelled is None and splits.class_names == ("cat", "dog")
+    assert [line.split(":")[0] for line in splits.skipped] == ["unlabelled/notes.txt"]
+
+
+def test_a_test_folder_without_usable_pictures_is_no_test_set(tmp_path: Path, root: Path) -> None:
+    whole = tmp_path / "whole"
+    (whole / "test" / "cat").mkdir(parents=True)
+    root.rename(whole / "train")
+    assert datasets.load(config(whole)).test is None
+    (whole / "test" / "cat" / "notes.txt").write_text("not a picture")
+    splits = datasets.load(config(whole))
+    assert splits.test is None and splits.summary()["skipped"] == 1
+
+
+def test_a_class_name_that_no_model_folder_takes_is_told_when_it_is_read(root: Path) -> None:
+    (root / "cat").rename(root / ("c" * 200))
+    assert datasets.load(config(root)).class_names == ("c" * 200, "dog")
+    (root / ("c" * 200)).rename(root / ("c" * 201))
+    with pytest.raises(DataError, match="more than 200 characters"):
+        datasets.load(config(root))

@@ -242,3 +242,40 @@ def test_held_out_class_trains_without_it_and_keeps_the_model(run: Path) -> None
     assert load_run(run / "without-class-4-2-epochs").step == 2 * (len(inner.splits().train) // 36)
     with pytest.raises(DataError, match="no class 'x'"):
         held_out_class(loaded, "x", "validation")
+
+
+@pytest.mark.parametrize(("held_out", "words"), [("x", "no class 'x'"), ("4", "labels are not equally many")])
+def test_a_class_that_cannot_be_held_out_is_told_before_anything_is_measured(
+    run: Path, monkeypatch: pytest.MonkeyPatch, held_out: str, words: str
+) -> None:
+    monkeypatch.setattr(module._Evaluation, "distances", lambda self: pytest.fail("measured first"))
+    loaded = load_run(run)
+    whole = loaded.splits()
+    if held_out == "4":  # 20 labels divide among ten classes, not among nine
+        few = loaded.config.model_copy(update={"data": loaded.config.data.model_copy(update={"labels": 20})})
+        monkeypatch.setattr(module, "load_run", lambda folder: dataclasses.replace(loaded, config=few))
+        monkeypatch.setattr(LoadedRun, "splits", lambda self: whole)
+    with pytest.raises(DataError, match=words):
+        evaluate(run, options=Options(held_out=("3", held_out)), console=Console(file=io.StringIO()))
+
+
+def test_a_reader_of_the_table_who_has_left_does_not_cost_the_report(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(module._Evaluation, "run", lambda self: self.report)
+    monkeypatch.setattr(module, "print_report", closed)
+    with pytest.raises(BrokenPipeError):
+        evaluate(run, tmp_path / "report.json", console=Console(file=io.StringIO()))
+    assert "figures" in json.loads((tmp_path / "report.json").read_text())
+
+
+def test_one_picture_has_nothing_to_swap_with(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_run(run)
+    one = loaded.splits().validation.subset(torch.arange(1))
+    monkeypatch.setattr(probes, "independent_cnn", lambda *_: probes.Judge(Bright(), 0.0))
+    evaluation = module._Evaluation(loaded, loaded.splits(), one, QUICK, Console(file=io.StringIO()))
+    evaluation.generation()
+    assert [figure.name for figure in evaluation.report.figures] == ["judge_error", "intended_prior_samples"]

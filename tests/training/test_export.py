@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from contract.manifest import InputSpec, read_manifest, verify
 from training import export, graphs
-from training.config import MnistData
+from training.config import MnistData, TextData
 from training.errors import RunError
 from training.export import _metrics, _protocol, export_run
 from training.graphs import ATOL, RTOL, ExportError, digit_pictures, export_graphs
@@ -152,6 +152,8 @@ def test_the_protocol_says_which_split_and_whether_it_chose_the_weights(finished
     data = MnistData(source="mnist")
     protocol = _protocol(replace(run, config=run.config.model_copy(update={"fit": fit, "data": data})))
     assert "the last of the training file" in protocol and "seed" not in protocol
+    drawn = TextData(source="text", seed=5)
+    assert "images, drawn with seed 5" in _protocol(replace(run, config=run.config.model_copy(update={"data": drawn})))
     assert protocol.endswith("the weights were selected by elbo on this split, so these figures are optimistic")
 
 

@@ -1,7 +1,9 @@
 """Figures: every file is written, shows what it says, and is the same picture each time."""
 
+import errno
 import importlib
 import io
+import os
 import shutil
 import sys
 import types
@@ -15,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from training import figures, plots
+from training.datasets.images import first_of_each_class
 from training.errors import RunError, TrainingError
 from training.figures import draw_figures, pooled_embeddings
 from training.measures import encode
@@ -128,3 +131,26 @@ def test_an_unfinished_run_is_refused(finished_run: Path, tmp_path: Path) -> Non
     shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("model.pt"))
     with pytest.raises(RunError, match=r"has no model\.pt"):
         draw_figures(tmp_path / "run", tmp_path / "figures")
+
+
+def test_one_image_a_class_has_the_figures_that_need_no_two(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: None)
+    run = load_run(finished_run)
+    one = first_of_each_class(run.splits().validation, 10)
+    assert set(figures.equivae_figures(run, one, 0, Console(file=io.StringIO()))) == {
+        "prior-samples",
+        "swap-grid",
+        "elbo",
+    }
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"figure\.png cannot be written: the disk is full"):
+        plots.save(plots.Figure((1, 1)), tmp_path / "deep" / "figure.png")
+    assert not list((tmp_path / "deep").iterdir())

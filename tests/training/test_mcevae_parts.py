@@ -16,6 +16,7 @@ from training.config import MnistData
 from training.datasets import LabelledImages
 from training.datasets import digits as small_digits
 from training.lie import compose, exponential
+from training.models import mcevae
 from training.models.mcevae import MCEVAE
 from training.models.mcevae_config import DecoderConfig, MCEVAEConfig
 from training.models.mcevae_parts import Decoder
@@ -213,3 +214,12 @@ def test_the_decoders_last_convolution_is_one_however_it_is_computed(channels: i
     latent = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
     start = decoder.dense(latent).unflatten(1, (decoder.units, decoder.start, decoder.start))
     torch.testing.assert_close(decoder(latent), decoder.layers(start), atol=1e-5, rtol=1e-5)
+
+
+def test_calibration_goes_on_where_every_picture_is_a_flip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a few validation pictures that happens; flips say nothing of the deviation."""
+    monkeypatch.setattr(mcevae, "FLIP_DEGREES", 0)
+    data = LabelledImages(torch.randint(256, (4, 1, 16, 16), generator=seeded()).byte(), torch.arange(4), tuple("0123"))
+    model = make()
+    model.calibrate(data, data)
+    assert float(model.std_factor) == 1 and bool(model.frame_std.isfinite().all())

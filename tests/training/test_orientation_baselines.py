@@ -1,5 +1,8 @@
 """Baselines, RotNet's generator and the classifier on cases whose answers are known."""
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +123,18 @@ def test_classifier_that_does_not_fit_is_explained(tmp_path: Path) -> None:
     ):
         with pytest.raises(RunError, match=reason):
             served_classifier(folder, labels, channels, side)
+
+
+def test_classifier_that_is_not_what_its_manifest_says_is_refused(tmp_path: Path) -> None:
+    version = tmp_path / "equivae-digits" / "1"
+    shutil.copytree(STORE / "equivae-digits" / "1", version)
+    graph = version / "classify.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"?")
+    with pytest.raises(RunError, match="does not match its SHA-256"):
+        served_classifier(version.parent, tuple("0123456789"), 1, 8)
+    manifest = json.loads((version / "manifest.json").read_text())
+    graph.write_bytes(b"no graph")
+    manifest["files"]["classify.onnx"] = {"sha256": hashlib.sha256(b"no graph").hexdigest(), "size": 8}
+    (version / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="classify graph cannot be loaded"):
+        served_classifier(version.parent, tuple("0123456789"), 1, 8)

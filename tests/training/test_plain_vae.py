@@ -11,6 +11,7 @@ from training.lie import exponential, inverse, resample
 from training.models.fixed_pose import cross_entropy
 from training.models.plain_vae import PlainVAE
 from training.models.plain_vae_config import PlainVAEConfig
+from training.orientation.looks import LatentModel
 
 METHODS = ("beta", "affine", "spatial")
 INPUT = InputSpec(channels=1, height=12, width=12)
@@ -64,16 +65,16 @@ def test_it_learns_and_finds_clusters(method: str, group: str, data: LabelledIma
 def test_what_is_decoded_is_the_canonical_picture_under_the_transform(method: str) -> None:
     model = make(method)
     z, matrix = torch.randn(3, 16), exponential("SO2", torch.tensor([[0.5], [-1.0], [0.0]]))
-    canonical = model.decode(z, torch.eye(2, 3).expand(3, 2, 3))
-    torch.testing.assert_close(model.decode(z, matrix), resample(canonical, inverse(matrix)))
+    canonical = model.decode(z, z)
+    torch.testing.assert_close(model.decode_under(matrix, z), resample(canonical, inverse(matrix)))
 
 
 def test_spatial_decodes_places_where_the_transform_moves_them() -> None:
     """A quarter of a turn maps the pixel grid onto itself."""
     model = make("spatial")
     z, quarter = torch.randn(1, 16), exponential("SO2", torch.tensor([[torch.pi / 2]]))
-    upright = model.decode(z, torch.eye(2, 3)[None])
-    turned = model.decode(z, quarter)
+    upright = model.decode(z, z)
+    turned = model.decode_under(quarter, z)
     torch.testing.assert_close(turned, torch.rot90(upright, 1, (2, 3)), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(turned, resample(upright, inverse(quarter), "nearest"), rtol=1e-3, atol=1e-4)
 
@@ -96,7 +97,7 @@ def test_beta_weighs_the_kl_of_z(data: LabelledImages) -> None:
     torch.testing.assert_close(terms["loss"], expected)
     q = model.posterior(batch["observed"])
     z = q.z + torch.exp(0.5 * q.z_log_variance) * torch.randn(q.z.shape, generator=seeded(1))
-    rebuilt = model.decode(z, exponential("SO2", q.tau))
+    rebuilt = model.decode_under(exponential("SO2", q.tau), z)
     torch.testing.assert_close(terms["reconstruction"], cross_entropy(batch["observed"], rebuilt).mean())
 
 
@@ -108,3 +109,12 @@ def test_the_drawn_reconstruction_is_the_objectives(method: str, data: LabelledI
     figures = model.validate(data, few)
     assert figures["reconstruction_drawn"] == pytest.approx(expected, rel=1e-5)
     assert set(figures) == set(PlainVAEConfig.metrics)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_means_of_clusters_can_be_decoded(method: str, data: LabelledImages) -> None:
+    """As a figure does: `canonicalize` decodes the same latents."""
+    model = make(method).eval()
+    images = data.images[:3].float() / 255
+    assert isinstance(model, LatentModel)
+    torch.testing.assert_close(model.decode(*model.latents(images)), model.canonicalize(images).canonical)

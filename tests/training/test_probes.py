@@ -111,6 +111,12 @@ def test_judge_is_cached_for_the_same_data_and_seed_only(splits: Splits, tmp_pat
     assert (tmp_path / probes.JUDGE_FILE).stat().st_mtime_ns != stamp
 
 
+def test_a_damaged_judge_is_made_anew(splits: Splits, tmp_path: Path) -> None:
+    (tmp_path / probes.JUDGE_FILE).write_bytes(b"PK garbage")
+    first = probes.independent_cnn(tmp_path, splits, steps=2)
+    assert probes.independent_cnn(tmp_path, splits, steps=2).validation_error == first.validation_error
+
+
 # --- negatives and pages ---
 
 

@@ -1,5 +1,6 @@
 """The symmetry-transformation model: what its parts promise, that it learns on small digits, and what is exported."""
 
+import dataclasses
 import io
 import math
 import re
@@ -18,16 +19,20 @@ from rich.console import Console
 from contract.manifest import InputSpec, verify
 from training.config import load_config
 from training.datasets import digits as small_digits
+from training.errors import RunError
 from training.export import export_run
 from training.fit import train
 from training.flow import PoseFlow, WrappedNormal
+from training.graphs import export_graphs
 from training.lie import resample
+from training.models import symmetry_parts
+from training.models.registry import graphs, whole
 from training.models.rotation import wrapped
 from training.models.symmetry import Symmetry
 from training.models.symmetry_config import PolarEncoderConfig, SymmetryConfig
 from training.models.symmetry_parts import Correlator, InvariantEncoder
 from training.run import LoadedRun, load_run
-from training.turned import move, similarity
+from training.turned import RelativeError, move, similarity
 from training.variants import DrawVariant
 
 SMALL: dict[str, Any] = {
@@ -297,7 +302,25 @@ def test_a_variant_of_a_large_picture_keeps_its_size_and_mode(run: LoadedRun, di
     assert (ink * rows).sum() / ink.sum() == pytest.approx(75, abs=12)
 
 
-@pytest.mark.parametrize("wrong", ["text", torch.zeros(4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    ("mode", "kind", "top"), [("I;16", np.uint16, 65535), ("I", np.int32, 65535), ("F", np.float32, 1.0)]
+)
+def test_a_variant_of_many_grey_levels_is_that_of_eight_bits(
+    run: LoadedRun, digits: torch.Tensor, mode: str, kind: type[np.generic], top: float
+) -> None:
+    shades = (50 + 200 * digits[3, 0].numpy()).astype(np.uint8)
+    picture = Image.fromarray((shades * (top / 255)).astype(kind))
+    assert picture.mode == mode
+    drawn, plain = (DrawVariant(run, seed=4)(given) for given in (picture, Image.fromarray(shades)))
+    assert drawn.mode == mode
+    grey = np.clip(np.asarray(drawn, float) / top, 0, 1) * 255  # 32 bits overshoot at an edge, 8 are cut
+    assert np.abs(grey - np.asarray(plain, float)).max() < 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["text", torch.zeros(4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4, dtype=torch.int64)],
+)
 def test_what_is_no_picture_is_refused(run: LoadedRun, wrong: Any) -> None:
     with pytest.raises(TypeError, match="PIL"):
         DrawVariant(run)(wrong)
@@ -319,3 +342,27 @@ def test_the_exported_graphs_draw_what_torch_draws(run: LoadedRun, digits: torch
     for count in (1, 9):
         (got,) = session.run(None, {"image": digits[:count].numpy(), "noise": noise[:count].numpy()})
         np.testing.assert_allclose(got, want[:count], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("flips", ["all", "but at one smoothing"])
+def test_calibration_goes_on_where_every_picture_is_a_flip(flips: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(12)
+
+    def error(*_: Any) -> RelativeError:
+        degrees = 9.0 if flips != "all" and float(model.smoothing) == 16 else 170.0
+        return RelativeError(torch.full((4,), degrees), torch.full((4, 2), 9.0), torch.zeros(4, 2))
+
+    monkeypatch.setattr(symmetry_parts, "relative_error", error)
+    data = small_digits.load(0).validation.padded(12).subset(torch.arange(4))
+    symmetry_parts.fit_smoothing(model, data, 1.0)
+    assert float(model.std_factor) == pytest.approx(1 if flips == "all" else 0.5**0.5)
+    if flips != "all":
+        assert float(model.smoothing) == 16
+
+
+def test_a_model_without_a_flow_has_every_graph_but_that_of_variants(run: LoadedRun) -> None:
+    model = make(12, prior="gaussian").eval()
+    exported = export_graphs(graphs("symmetry", model), model.input, whole("symmetry", model))
+    assert set(exported.graphs) == {"embed", "transform", "canonicalize"}
+    with pytest.raises(RunError, match="prior gaussian, which draws no variants"):
+        DrawVariant(dataclasses.replace(run, model=model))

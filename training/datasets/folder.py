@@ -2,7 +2,10 @@
 
     pictures/<class>/**/*                       split into training and validation by a seed
     pictures/train/<class>/... and test/<class>/...    the same, with a test set of its own
-    pictures/unlabelled/**/*                    beside the classes: more pictures of them that nobody has sorted
+    pictures/unlabelled/**/*                    beside the classes (pictures/train/unlabelled where there is a train):
+                                                more pictures of them that nobody has sorted
+
+A folder train that holds no folders, and has no test beside it, is a class of that name.
 
 Every picture goes through the decoder and the framing that the service uses; other formats that Pillow reads become
 PNG first. What cannot be used is listed with its reason and counted; names that begin with a dot are no part of it.
@@ -21,7 +24,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from contract.manifest import InputSpec
+from contract.manifest import MAX_LABEL_LENGTH, InputSpec
 from contract.picture import Picture, open_picture
 from contract.picture_header import (
     CorruptPictureError,
@@ -49,31 +52,40 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
         DataError: no such folder, fewer than two classes, or a class with too few usable pictures.
     """
     limits = limits or PictureLimits()
-    root = config.path.expanduser()
+    root = Path(os.path.expanduser(config.path))  # Path's own raises where there is no such user
     if not root.is_dir():
         raise DataError(f"folder: {root} {'is not a folder' if root.exists() else 'does not exist'}")
-    parts = {name: root / name for name in ("train", "test") if (root / name).is_dir()}
-    if "test" in parts and "train" not in parts:
+    # A folder train of pictures alone is a class, but train and test beside each other are never two.
+    divided = (root / "train").is_dir() and (_holds_folders(root / "train") or (root / "test").is_dir())
+    if not divided and _holds_folders(root / "test"):
         raise DataError(f"folder: {root} has a folder test but none named train: put the training classes into train")
     skipped: list[str] = []
-    base = parts.get("train", root)
+    base = root / "train" if divided else root
     names = _class_names(base, skipped, root)
     whole = _read(base, _of_classes(base, names, skipped, root), names, config, limits, skipped, root)
     test = None
-    if "train" in parts and "test" in parts:
+    if divided:
+        skipped.extend(
+            f"{_named(path, root)}: lies beside train, not in it"
+            for path in _visible(root)
+            if path.name not in ("train", "test")
+        )
+    if divided and (root / "test").is_dir():
         skipped.extend(
             f"{_named(path, root)}: {'no class of train' if path.is_dir() else 'lies in no class folder'}"
-            for path in _visible(parts["test"])
+            for path in _visible(root / "test")
             if path.name not in names
         )
-        files = _of_classes(parts["test"], names, skipped, root)
-        test = _read(parts["test"], files, names, config, limits, skipped, root)
+        files = _of_classes(root / "test", names, skipped, root)
+        read = _read(root / "test", files, names, config, limits, skipped, root)
+        test = read if len(read) else None
     _require_enough(whole, root, skipped)
     train, validation = stratified_split(whole.labels, config.validation, config.split_seed, fewest_kept=FEWEST_KEPT)
     labelled = whole.subset(train)
     if (base / UNLABELLED).is_dir():
         files = [(path, 0) for path in _files(base / UNLABELLED, skipped, root)]
-        labelled = replace(labelled, unlabelled=_read(base, files, names, config, limits, skipped, root).images)
+        more = _read(base, files, names, config, limits, skipped, root).images
+        labelled = replace(labelled, unlabelled=more if len(more) else None)
     return Splits(
         name=root.resolve().name or "folder",
         train=labelled,
@@ -96,6 +108,10 @@ def _visible(folder: Path) -> list[Path]:
         raise DataError(f"folder: {folder} cannot be listed: {error.strerror}") from error
 
 
+def _holds_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(path.is_dir() for path in _visible(folder))
+
+
 def _named(path: Path, root: Path) -> str:
     """The path in `root` on one line, also where it is no text: names are bytes to a file system."""
     name = str(path.relative_to(root))
@@ -111,6 +127,8 @@ def _class_names(base: Path, skipped: list[str], root: Path) -> tuple[str, ...]:
     for name in names:
         if not name.isprintable():
             raise DataError(f"folder: the class {name!a} of {base} is to be a label: its name is not printable text")
+        if len(name) > MAX_LABEL_LENGTH:
+            raise DataError(f"folder: the class {name} of {base} has a name of more than {MAX_LABEL_LENGTH} characters")
     skipped.extend(f"{_named(path, root)}: lies in no class folder" for path in entries if not path.is_dir())
     return names
 

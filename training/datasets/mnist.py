@@ -5,7 +5,8 @@ what is not there is downloaded. Feige (2019) holds out the last 5,000 of the 60
 """
 
 import gzip
-import zipfile
+import math
+import os
 import zlib
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def load(path: Path | None) -> Splits:
 
 def _named(path: Path) -> tuple[NDArray[np.uint8], ...]:
     """A path that the user gave: what is missing there is an error, nothing is downloaded in its place."""
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))  # Path's own raises where there is no such user
     if not path.exists():
         raise DataError(f"mnist: {path} does not exist. {ADVICE}")
     if path.is_file():
@@ -91,11 +92,13 @@ def _idx_file(folder: Path, name: str) -> Path | None:
 def _read_npz(path: Path) -> tuple[NDArray[np.uint8], ...]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if missing := [name for name in ARRAYS if name not in archive]:
-                raise DataError(f"mnist: {path} has no array {', '.join(missing)}; it holds {', '.join(archive)}")
-            return tuple(archive[name] for name in ARRAYS)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            held = archive.files
+            arrays = {name: archive[name] for name in ARRAYS if name in held}
+    except Exception as error:  # numpy and zipfile answer broken files with many kinds of exception
         raise DataError(f"mnist: {path} cannot be read as .npz: {error}") from error
+    if missing := [name for name in ARRAYS if name not in arrays]:
+        raise DataError(f"mnist: {path} has no array {', '.join(missing)}; it holds {', '.join(held)}")
+    return tuple(arrays.values())
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:
@@ -105,12 +108,12 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"mnist: {path} cannot be read: {error}; delete it to download it again") from error
     rank = content[3] if len(content) > 3 else 0
-    if content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * rank:
-        raise DataError(f"mnist: {path} is not an idx file of bytes")
+    if content[:3] != b"\0\0\x08" or rank > 3 or len(content) < 4 + 4 * rank:
+        raise DataError(f"mnist: {path} is not an idx file of bytes in three dimensions at most")
     shape = tuple(int(size) for size in np.frombuffer(content, ">u4", rank, 4))
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
-    if values.size != int(np.prod(shape)):
-        raise DataError(f"mnist: {path} is cut short: {values.size:,} of {int(np.prod(shape)):,} values")
+    if values.size != math.prod(shape):
+        raise DataError(f"mnist: {path} is cut short: {values.size:,} of {math.prod(shape):,} values")
     return values.reshape(shape).copy()
 
 

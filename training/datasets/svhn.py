@@ -4,6 +4,7 @@
 Feige (2019) trains on 70,000 of the 73,257 and validates on the last 3,257.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ ADVICE = f"Put train_32x32.mat and test_32x32.mat into a folder and name it with
 
 def load(path: Path | None) -> Splits:
     """Train 70,000, validation 3,257 (the last of the training file), test 26,032."""
-    folder = path.expanduser() if path else _default_folder()
+    # Path's own expanduser raises where there is no such user.
+    folder = Path(os.path.expanduser(path)) if path else _default_folder()
     train_file, test_file = (_file(folder, name, may_download=path is None) for name in FILES)
     whole, test = _read(train_file), _read(test_file)
     if len(whole) <= VALIDATION:
@@ -61,7 +63,10 @@ def _read(path: Path) -> LabelledImages:
         raise DataError(f"svhn: {path} cannot be read as a MATLAB file: {error}") from error
     if not {"X", "y"} <= content.keys():
         raise DataError(f"svhn: {path} must hold the arrays X and y")
-    images, labels = content["X"], content["y"].reshape(-1).astype(np.int64)
+    images, labels = content["X"], content["y"]
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "uif":  # text, a cell, a struct, a sparse matrix
+        raise DataError(f"svhn: y of {path} is no array of numbers")
+    labels = labels.reshape(-1).astype(np.int64)
     if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)):
         raise DataError(
             f"svhn: X of {path} is {images.dtype} {list(images.shape)}, expected uint8 [32, 32, 3, {len(labels)}]"

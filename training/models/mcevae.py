@@ -339,8 +339,9 @@ class MCEVAE(Inference):
             known = [self._errors(images, source) for images, _ in validation.chunks(CHUNK, self.prior.device)]
             error, stds = (torch.cat(parts) for parts in zip(*known, strict=True))
         same = error.abs() < FLIP_DEGREES / 2
-        ratio = error.abs()[same] / stds[same].norm(dim=1).clamp_min(1e-6)
-        self.std_factor.copy_(ratio.quantile(COVERAGE).clamp(1e-3, 10))
+        if same.any():
+            ratio = error.abs()[same] / stds[same].norm(dim=1).clamp_min(1e-6)
+            self.std_factor.copy_(ratio.quantile(COVERAGE).clamp(1e-3, 10))
         # Over the whole circle more than a few digits have two modes, and a deviation above the flat posterior's.
         usual = torch.deg2rad(stds.flatten()[: 2**20].quantile(0.95))
         self.std_knee.copy_(torch.minimum(usual, self._flat_deviation()[0] / 2))

@@ -104,12 +104,17 @@ class PlainVAE(FixedPoseModel):
         z, log_variance = self.z(self.encoder(images) if features is None else features).chunk(2, 1)
         return Posterior(z, log_variance, tau, tau_log_variance)
 
-    def decode(self, z: Tensor, matrix: Tensor) -> Tensor:
-        """The mean of p(x|z, tau): [N,Z], [N,2,3] -> [N,C,S,S] in [0,1]"""
+    def decode_under(self, matrix: Tensor, z: Tensor) -> Tensor:
+        """The mean of p(x|z, tau): [N,2,3], [N,Z] -> [N,C,S,S] in [0,1]"""
         back = inverse(matrix)
         if self.config.method == "spatial":
             return torch.sigmoid(self.decoder(z, grid(back, self.side)))
         return resample(torch.sigmoid(self.decoder(z, z[:, :0])), back)
+
+    def decode(self, content: Tensor, style: Tensor) -> Tensor:
+        """The canonical picture of z, which `latents` gives in both places: [N,Z] twice -> [N,C,S,S] in [0,1]"""
+        upright = torch.eye(2, 3, dtype=style.dtype, device=style.device).expand(len(style), 2, 3)
+        return self.decode_under(upright, style)
 
     # --- one step of training -------------------------------------------------------------------------------------
 
@@ -121,7 +126,7 @@ class PlainVAE(FixedPoseModel):
         q = self.posterior(x)
         z, _ = draw((q.z, q.z_log_variance), generator)
         tau = q.tau if q.tau_log_variance is None else draw((q.tau, q.tau_log_variance), generator)[0]
-        rebuilt = self.decode(z, exponential(self.config.group, tau))
+        rebuilt = self.decode_under(exponential(self.config.group, tau), z)
         reconstruction = cross_entropy(x, rebuilt).mean()
         kl_z, kl_tau = (value.mean() for value in _kl(q))
         loss = reconstruction + self.config.beta * kl_z + kl_tau
@@ -143,8 +148,7 @@ class PlainVAE(FixedPoseModel):
         """[N,C,S,S] -> pose, z decoded without a transform, the input resampled through the pose, and z."""
         q = self.posterior(images)
         pose = self._pose(q)
-        upright = torch.eye(2, 3, dtype=q.z.dtype, device=q.z.device).expand(len(images), 2, 3)
-        return Canonical(pose, self.decode(q.z, upright), resample(images, pose.matrix), q.z)
+        return Canonical(pose, self.decode(q.z, q.z), resample(images, pose.matrix), q.z)
 
     def embed(self, images: Tensor) -> Tensor:
         """z: [N,C,S,S] -> [N,Z]"""
@@ -157,7 +161,7 @@ class PlainVAE(FixedPoseModel):
 
     def rebuild(self, images: Tensor) -> tuple[Tensor, Tensor]:
         q = self.posterior(images)
-        return self.decode(q.z, exponential(self.config.group, q.tau)), torch.stack(_kl(q)).sum(0)
+        return self.decode_under(exponential(self.config.group, q.tau), q.z), torch.stack(_kl(q)).sum(0)
 
 
 def _kl(q: Posterior) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from contract.manifest import Capability, InputSpec
@@ -90,10 +90,17 @@ def build(config: Any, input: InputSpec, num_classes: int) -> Model:
 
 def graphs(kind: str, model: Model) -> dict[Capability, Graph]:
     """One graph a capability of the model."""
-    return {capability: make(model) for capability, make in KINDS[kind].graphs.items()}
+    return {capability: make(model) for capability, make in _kind_of(kind, model).graphs.items()}
 
 
 def whole(kind: str, model: Model) -> Graph | None:
     """The graph of the model of which those of its capabilities can be cut, where the kind has one."""
-    make = KINDS[kind].whole
+    make = _kind_of(kind, model).whole
     return None if make is None else make(model)
+
+
+def _kind_of(kind: str, model: Model) -> Kind:
+    """The kind, without what this model of it cannot do."""
+    if isinstance(model, Symmetry) and not model.draws_variants:
+        return replace(KINDS[kind], graphs=_POSE_GRAPHS, whole=mcevae_graphs.Whole)
+    return KINDS[kind]

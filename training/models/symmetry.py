@@ -203,6 +203,11 @@ class Symmetry(Model):
         """
         return self.everything(images, noise)[1]
 
+    @property
+    def draws_variants(self) -> bool:
+        """Whether it has `augment` and `everything`: no flow, nothing to draw with."""
+        return isinstance(self.prior, PoseFlow)
+
     def everything(self, images: Tensor, noise: Tensor) -> tuple[Canonical, Tensor]:
         """What `canonicalize` and `augment` give."""
         assert isinstance(self.prior, PoseFlow)

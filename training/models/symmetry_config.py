@@ -70,7 +70,8 @@ class SymmetryConfig(_Config):
 
     z_dim: int = Field(default=24, ge=1)
     prior: Literal["flow", "shared", "gaussian"] = Field(
-        default="flow", description="p(eta|x^): the flow, the flow without x^, or one wrapped Gaussian from x^"
+        default="flow",
+        description="p(eta|x^): the flow, the flow without x^, or one wrapped Gaussian from x^ (no variants)",
     )
     encoder: PolarEncoderConfig = PolarEncoderConfig()
     decoder: DecoderConfig = DecoderConfig()

@@ -125,7 +125,8 @@ def fit_smoothing(model: Smoothed, data: LabelledImages, limit: float) -> None:
 
     Pixels of a picture are not independent, so that the plain posterior lies on one bin and its mode, a mean over the
     bins, is no finer than they are. The smoothing is the one with the least mean error between views turned by
-    U(+-limit), flips apart; of those errors 68.3 % then lie within one deviation.
+    U(+-limit), flips apart; of those errors 68.3 % then lie within one deviation. Where there is nothing but flips, the
+    deviation stays as it is.
     """
     model.std_factor.fill_(1.0)
     part = data.subset(torch.arange(min(len(data), CALIBRATION)))
@@ -139,6 +140,8 @@ def fit_smoothing(model: Smoothed, data: LabelledImages, limit: float) -> None:
         same = error < 45
         return error[same], stds[same].norm(dim=1)
 
-    best = min(SMOOTHINGS, key=lambda value: float(errors(value)[0].mean()))
+    # The mean of no errors is not a number.
+    best = min(SMOOTHINGS, key=lambda value: float(errors(value)[0].mean().nan_to_num(math.inf)))
     error, std = errors(best)
-    model.std_factor.copy_((error / std.clamp_min(1e-6)).quantile(COVERAGE).clamp(1e-3, 10))
+    if len(error):
+        model.std_factor.copy_((error / std.clamp_min(1e-6)).quantile(COVERAGE).clamp(1e-3, 10))

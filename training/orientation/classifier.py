@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from contract.manifest import ManifestError, read_manifest, versions
+from contract.manifest import ManifestError, verify, versions
 from training.errors import RunError
 
 __all__ = ["Classifier", "served_classifier"]
@@ -33,11 +33,11 @@ def served_classifier(folder: Path, names: Sequence[str], channels: int, side: i
     Where its pictures are smaller than those to be read, it reads their middle.
 
     Raises:
-        RunError: no such model folder, or one whose labels or input do not fit.
+        RunError: no such model folder, one that is not what its manifest says, or one whose labels or input do not fit.
     """
     try:
         version = folder if (folder / "manifest.json").is_file() else folder / str(max(versions(folder)))
-        manifest = read_manifest(version)
+        manifest = verify(version.absolute())  # which holds the name of the folder and of the one above to the manifest
     except (OSError, ValueError, ManifestError) as error:
         raise RunError(f"{folder} is no model folder: {error}") from error
     if "classify" not in manifest.graphs or manifest.labels != tuple(names):
@@ -47,7 +47,10 @@ def served_classifier(folder: Path, names: Sequence[str], channels: int, side: i
         raise RunError(
             f"{version} reads {manifest.input.channels} x {width} x {width}, not {channels} x {side} x {side}"
         )
-    session = onnxruntime.InferenceSession(version / manifest.graphs["classify"].file)
+    try:
+        session = onnxruntime.InferenceSession(version / manifest.graphs["classify"].file)
+    except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+        raise RunError(f"{version}: its classify graph cannot be loaded: {error}") from error
     margin = (side - width) // 2
 
     def classify(images: Tensor) -> Tensor:
