@@ -65,9 +65,11 @@ class Pace:
 
     def refused(self, connection: "Connection") -> None:
         self._refused += 1
-        if self._refused > REFUSALS_A_TICK and not connection.flow.read_paused:
+        if self._refused > REFUSALS_A_TICK or connection.waits:  # again, for what it had sent before
             connection.flow.pause_reading()
-            self._waiting.append(connection)
+            if not connection.waits:
+                connection.waits = True
+                self._waiting.append(connection)
         if self._timer is None:
             self._timer = connection.loop.call_later(TICK_SECONDS, self._tick, connection.loop)
 
@@ -75,6 +77,7 @@ class Pace:
         self._refused = 0
         for _ in range(min(REFUSALS_A_TICK, len(self._waiting))):
             connection = self._waiting.popleft()
+            connection.waits = False
             if not connection.transport.is_closing():
                 connection.flow.resume_reading()
         self._timer = loop.call_later(TICK_SECONDS, self._tick, loop) if self._waiting else None
@@ -158,6 +161,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     counted = False
     refused = False  # the request whose body arrives
+    waits = False  # for its turn to be read, see Pace
     deaf = False  # it has had its last answer
     linger_timer: asyncio.TimerHandle | None = None  # of a connection past the limit
     in_head = False

@@ -41,7 +41,8 @@ class Watchdog(threading.Thread):
     written to standard error and the process exits with status 1.
 
     It counts its own looks, not the time between them: a process that was stopped, by a signal, a debugger or a paused
-    container, does not hang.
+    container, does not hang. Compiled code that never ends and keeps the interpreter's lock stops the watchdog too; to
+    the liveness probe it is an answer that does not come.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -62,10 +63,12 @@ class Watchdog(threading.Thread):
                 return
             missed = 0 if self._beaten else missed + 1
             self._beaten = False
-        threading.Timer(_LAST_WORDS_SECONDS, os._exit, (1,)).start()
-        say(logging.CRITICAL, "the event loop hangs", seconds=self._seconds)
-        faulthandler.dump_traceback()
-        os._exit(1)
+        try:
+            threading.Timer(_LAST_WORDS_SECONDS, os._exit, (1,)).start()
+            say(logging.CRITICAL, "the event loop hangs", seconds=self._seconds)
+            faulthandler.dump_traceback()
+        finally:  # even where no thread can be started any more
+            os._exit(1)
 
     def end(self) -> None:
         self._over.set()

@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def write_atomically(target: Path, content: bytes) -> None:
         reason = "the disk is full" if error.errno in _DISK_FULL else error.strerror
         raise RunFailed(f"{target} cannot be written: {reason}") from error
     finally:  # also where the user interrupts
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
 
 
 def serialise(state: dict[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from contract.manifest import Preprocessing
-from training.errors import ConfigError
+from training.errors import ConfigError, first_line
 from training.models.equivae_config import EquiVAEConfig, FewLabelsConfig
 from training.models.mcevae_config import MCEVAEConfig
 from training.models.mcevae_paper_config import MCEVAEPaperConfig
@@ -278,7 +278,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: {error.problem}") from error
     except _NOT_YAML as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{path}: cannot be read as YAML: {first_line(error)}") from error
     if root is None or not isinstance(values, dict):
         raise ConfigError(f"{path}:1: expected the sections name, recipe, data, model and fit")
     changed = {tuple(_override(values, text)): text for text in overrides}

@@ -5,6 +5,11 @@ class TrainingError(Exception):
     """Something the user can put right; the message says what and how, without a traceback."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of what another's error says, which may be nothing."""
+    return (str(error).splitlines() or [repr(error)])[0]
+
+
 class ConfigError(TrainingError):
     """A configuration file or a `--set` override that cannot be used; the message names the file and the line."""
 

@@ -85,7 +85,7 @@ def train(
             if done.data["digest"] != prepared.splits.digest:
                 raise RunError(
                     f"{folder} is complete, but of other data than this {prepared.splits.name}: "
-                    "add --restart, or choose another folder"
+                    "restart it, or choose another folder"
                 )
             console.print(f"{folder} is complete already: {describe(done.metrics)}", highlight=False, soft_wrap=True)
             return Outcome(folder, done.metrics, done.step, done.minutes)

@@ -8,7 +8,7 @@ import torch
 from training import datasets
 from training.config import Config, Fit, Optimiser
 from training.datasets import Splits
-from training.errors import ConfigError, DataError, RunError
+from training.errors import ConfigError, DataError, RunError, first_line
 from training.models.base import Model
 from training.models.equivae_config import EquiVAEConfig
 from training.models.registry import build
@@ -41,7 +41,7 @@ def prepare(config: Config) -> Prepared:
     try:
         module = build(config.model, splits.input, len(splits.class_names))
     except (ValueError, RuntimeError) as error:  # sizes that fit neither one another nor the pictures
-        raise ConfigError(f"model: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"model: {first_line(error)}") from error
     try:
         module.prepare(splits.train)
     except ValueError as error:

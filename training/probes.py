@@ -213,4 +213,4 @@ def _read_judge(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged file fails in as many ways as it has bytes
         return {}
-    return state
+    return state if isinstance(state, dict) and state.keys() >= {"made_of", "validation_error", "weights"} else {}

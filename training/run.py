@@ -30,7 +30,7 @@ from training import datasets
 from training.checkpoint import serialise, write_atomically
 from training.config import Config, restore_config
 from training.datasets import Splits
-from training.errors import DataError, RunError
+from training.errors import DataError, RunError, first_line
 from training.framing import turning_frame
 from training.models.base import Model
 from training.models.equivae import EquiVAE
@@ -117,11 +117,14 @@ def open_folder(folder: Path, config: Config, *, resume: bool, restart: bool) ->
                 raise RunError(f"{folder} exists and is not a run folder: choose another --run")
             folder.mkdir(parents=True, exist_ok=True)
             _lock(folder, held)
+            for left in (*folder.glob(".checkpoint-*.tmp"), *folder.glob(f".{MODEL_FILE}.*.tmp")):
+                left.unlink()  # of a run that was killed while it wrote
             if restart:
                 _clear(folder)
         except OSError as error:
             raise RunError(f"{folder} cannot be used as a run folder: {error.strerror}") from error
-        if not stored.is_file():
+        if restart or not stored.is_file():
+            write_atomically(folder / METRICS_FILE, b"")
             write_atomically(stored, yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True).encode())
         elif resume:
             _same_config(stored, config)
@@ -153,7 +156,9 @@ def _is_run(folder: Path) -> bool:
         values = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError, yaml.YAMLError):
         return False
-    begun = (folder / METRICS_FILE).is_file() or all(map(_is_made_by_a_run, folder.iterdir()))
+    begun = (folder / METRICS_FILE).is_file() or all(
+        _is_made_by_a_run(path) for path in folder.iterdir() if not path.name.startswith(".")
+    )
     return isinstance(values, dict) and values.keys() >= Config.model_fields.keys() and begun
 
 
@@ -162,9 +167,12 @@ def _is_made_by_a_run(path: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Delete what the run has made, last the file that says that it is a run's, so that a kill leaves a run folder."""
-    made = filter(_is_made_by_a_run, folder.iterdir())
-    for path in sorted(made, key=lambda path: path.name == CONFIG_FILE):
+    """Delete what the run has made, but for the files that say that it is a run's, so that a kill leaves a run folder;
+    the new run writes them over.
+    """
+    for path in filter(_is_made_by_a_run, folder.iterdir()):
+        if path.name in (CONFIG_FILE, METRICS_FILE):
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -174,7 +182,7 @@ def _clear(folder: Path) -> None:
 def _same_config(stored: Path, config: Config) -> None:
     try:
         earlier = restore_config(yaml.safe_load(stored.read_text(encoding="utf-8"))).identity()
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError) as error:
         raise RunError(f"{stored} is damaged: start again with --restart") from error
     if different := sorted(_differences(earlier, config.identity())):
         raise RunError(
@@ -242,7 +250,7 @@ def load_run(folder: Path) -> LoadedRun:
             minutes=content["minutes"],
         )
     except Exception as error:  # a damaged file fails in as many ways as it has bytes
-        raise RunError(f"{path} is damaged or of another version: {str(error).splitlines()[0][:200]}") from error
+        raise RunError(f"{path} is damaged or of another version: {first_line(error)[:200]}") from error
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

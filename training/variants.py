@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from contract import geometry
 from contract.geometry import Matrix
-from contract.picture_pixels import to_pixels
+from contract.picture_pixels import depth_of, to_pixels
 from contract.preprocess import prepare
 from training.errors import RunError
 from training.lie import DIMENSIONS
@@ -64,7 +64,9 @@ class DrawVariant:
     def _of_image(self, picture: Image.Image) -> Image.Image:
         # Pillow counts pixels from their corners.
         (a, b, x), (c, d, y) = geometry.compose(
-            [[1, 0, 0.5], [0, 1, 0.5]], self._matrix(to_pixels(picture)), [[1, 0, -0.5], [0, 1, -0.5]]
+            [[1, 0, 0.5], [0, 1, 0.5]],
+            self._matrix(to_pixels(picture, depth_of(picture))),
+            [[1, 0, -0.5], [0, 1, -0.5]],
         )
         mode = picture.mode if picture.mode not in ("1", "P") else "RGB"
         # Pillow's bicubic filter takes samples of 16 bits for two of 8.

@@ -336,7 +336,7 @@ def test_a_restart_deletes_what_runs_make_and_nothing_else(
     (run / "notes.txt").touch()
     config = make_config()
     with open_folder(run, config, resume=False, restart=True):
-        assert {path.name for path in run.iterdir()} == {"config.yaml", "notes.txt"}
+        assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.jsonl", "notes.txt"}
     assert load_config(run / "config.yaml") == config
 
 

@@ -18,7 +18,7 @@ TIMEOUT_S = 30.0
 def data_root() -> Path:
     """The folder of data sets: `EQUIPOISE_TRAINING_DATA`, else the user's cache folder."""
     if chosen := os.environ.get(ENVIRONMENT):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))  # of an unknown user it stays as it is, and does not exist
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "equipoise"
 
 
