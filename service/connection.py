@@ -65,7 +65,9 @@ class Pace:
 
     def refused(self, connection: "Connection") -> None:
         self._refused += 1
-        if self._refused > REFUSALS_A_TICK or connection.waits:  # again, for what it had sent before
+        # Again where it waits already: what it had sent before is refused too, and uvicorn reads on after every answer.
+        # One that takes no answers waits as well, or they would pile up.
+        if self._refused > REFUSALS_A_TICK or connection.waits or connection.flow.write_paused:
             connection.flow.pause_reading()
             if not connection.waits:
                 connection.waits = True
@@ -77,8 +79,11 @@ class Pace:
         self._refused = 0
         for _ in range(min(REFUSALS_A_TICK, len(self._waiting))):
             connection = self._waiting.popleft()
-            connection.waits = False
-            if not connection.transport.is_closing():
+            gone = connection.transport.is_closing()
+            connection.waits = connection.flow.write_paused and not gone
+            if connection.waits:
+                self._waiting.append(connection)
+            elif not gone:
                 connection.flow.resume_reading()
         self._timer = loop.call_later(TICK_SECONDS, self._tick, loop) if self._waiting else None
 

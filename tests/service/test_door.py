@@ -147,6 +147,8 @@ def test_a_connection_has_one_turn_however_much_it_asks(pipelined: int, monkeypa
     pace, loop = service.connection.Pace(), Mock()
     five = [Mock(waits=False, loop=loop, transport=Mock(**{"is_closing.return_value": False})) for _ in range(5)]
     for connection in five:
+        connection.flow.write_paused = False
+    for connection in five:
         for _ in range(pipelined):
             connection.flow.read_paused = False  # as uvicorn resumes after every answer
             connection.flow.pause_reading.side_effect = partial(setattr, connection.flow, "read_paused", True)
@@ -165,6 +167,20 @@ def test_a_connection_has_one_turn_however_much_it_asks(pipelined: int, monkeypa
     assert [connection.flow.resume_reading.call_count for connection in five[:4]] == [
         int(paused) for paused in first[:4]
     ]
+
+
+def test_who_takes_no_answers_is_not_read_until_he_has() -> None:
+    """Or the answers to what he goes on sending would pile up."""
+    pace, loop = service.connection.Pace(), Mock()
+    connection = Mock(waits=False, loop=loop, transport=Mock(**{"is_closing.return_value": False}))
+    connection.flow.write_paused = True
+    pace.refused(connection)
+    assert connection.flow.pause_reading.called
+    for taken in (False, False, True):
+        connection.flow.write_paused = not taken
+        (_, tick, of), _ = loop.call_later.call_args
+        tick(of)
+        assert connection.flow.resume_reading.called == taken and connection.waits != taken
 
 
 def test_what_is_no_inference_is_let_in(full: str) -> None:
