@@ -36,6 +36,7 @@ from contract.picture_header import (
 from contract.preprocess import prepare
 from training.config import FolderData
 from training.datasets.images import LabelledImages, Splits, stratified_split
+from training.datasets.storage import expanded
 from training.errors import DataError
 
 # One image for validation and two for training: an image needs another of its class as its complement (EquiVAE, Eq. 2).
@@ -52,7 +53,7 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
         DataError: no such folder, fewer than two classes, or a class with too few usable pictures.
     """
     limits = limits or PictureLimits()
-    root = Path(os.path.expanduser(config.path))  # Path's own raises where there is no such user
+    root = expanded(config.path)
     if not root.is_dir():
         raise DataError(f"folder: {root} {'is not a folder' if root.exists() else 'does not exist'}")
     # A folder train of pictures alone is a class, but train and test beside each other are never two.

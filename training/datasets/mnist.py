@@ -6,7 +6,6 @@ what is not there is downloaded. Feige (2019) holds out the last 5,000 of the 60
 
 import gzip
 import math
-import os
 import zlib
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from contract.manifest import InputSpec, Preprocessing
 from training.datasets.images import LabelledImages, Splits
-from training.datasets.storage import ENVIRONMENT, data_root, download
+from training.datasets.storage import ENVIRONMENT, data_root, download, expanded
 from training.errors import DataError
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
@@ -55,7 +54,7 @@ def load(path: Path | None) -> Splits:
 
 def _named(path: Path) -> tuple[NDArray[np.uint8], ...]:
     """A path that the user gave: what is missing there is an error, nothing is downloaded in its place."""
-    path = Path(os.path.expanduser(path))  # Path's own raises where there is no such user
+    path = expanded(path)
     if not path.exists():
         raise DataError(f"mnist: {path} does not exist. {ADVICE}")
     if path.is_file():

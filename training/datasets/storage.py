@@ -18,8 +18,15 @@ TIMEOUT_S = 30.0
 def data_root() -> Path:
     """The folder of data sets: `EQUIPOISE_TRAINING_DATA`, else the user's cache folder."""
     if chosen := os.environ.get(ENVIRONMENT):
-        return Path(os.path.expanduser(chosen))  # of an unknown user it stays as it is, and does not exist
+        return expanded(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "equipoise"
+
+
+def expanded(path: str | Path) -> Path:
+    """With the home of `~` or `~user`; Path's own method raises where there is no such user: here `~user` is a folder
+    that does not exist.
+    """
+    return Path(os.path.expanduser(path))
 
 
 def md5(path: Path) -> str:

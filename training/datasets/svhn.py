@@ -4,7 +4,6 @@
 Feige (2019) trains on 70,000 of the 73,257 and validates on the last 3,257.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from scipy.io import loadmat
 
 from contract.manifest import InputSpec, Preprocessing
 from training.datasets.images import LabelledImages, Splits
-from training.datasets.storage import ENVIRONMENT, data_root, download
+from training.datasets.storage import ENVIRONMENT, data_root, download, expanded
 from training.errors import DataError
 
 MIRRORS = ("http://ufldl.stanford.edu/housenumbers/",)
@@ -27,8 +26,7 @@ ADVICE = f"Put train_32x32.mat and test_32x32.mat into a folder and name it with
 
 def load(path: Path | None) -> Splits:
     """Train 70,000, validation 3,257 (the last of the training file), test 26,032."""
-    # Path's own expanduser raises where there is no such user.
-    folder = Path(os.path.expanduser(path)) if path else _default_folder()
+    folder = expanded(path) if path else _default_folder()
     train_file, test_file = (_file(folder, name, may_download=path is None) for name in FILES)
     whole, test = _read(train_file), _read(test_file)
     if len(whole) <= VALIDATION:
