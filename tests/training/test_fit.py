@@ -1,7 +1,5 @@
 """The loop: what step t does, exact resumption after a kill, and clear errors with the last good checkpoint kept."""
 
-import errno
-import fcntl
 import hashlib
 import io
 import math
@@ -9,7 +7,6 @@ import os
 import pickle
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,11 +25,11 @@ from training import checkpoint, datasets
 from training.__main__ import app
 from training.average import Average
 from training.config import Config, load_config
-from training.errors import DeviceError, RunError, TrainingError
+from training.errors import DeviceError, RunError
 from training.fit import make_fabric, train
 from training.models.equivae import EquiVAE
 from training.plan import Plan
-from training.run import load_run, open_folder, read_metrics
+from training.run import load_run, read_metrics
 
 MakeConfig = Callable[..., Config]
 ENCODED = (
@@ -300,84 +297,6 @@ def goes_on_bit_for_bit(config: Config, folder: Path) -> None:
     assert read_metrics(folder) == read_metrics(whole)
 
 
-def test_a_finished_run_is_not_trained_again(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config("fit.steps=10")
-    first = train(config, tmp_path / "run")
-    content = (tmp_path / "run" / "model.pt").read_bytes()
-    assert train(config, tmp_path / "run", resume=True) == first
-    assert (tmp_path / "run" / "model.pt").read_bytes() == content
-
-
-def test_a_folder_in_use_is_not_overwritten(make_config: MakeConfig, tmp_path: Path) -> None:
-    config, run = make_config("fit.steps=5"), tmp_path / "run"
-    train(config, run)
-    with pytest.raises(RunError, match="holds a run already"):
-        train(config, run)
-    with pytest.raises(RunError, match=r"another configuration \(fit.ema, fit.seed differ\)"):
-        train(make_config("fit.steps=5", "fit.ema=0.5", "fit.seed=3"), run, resume=True)
-    train(make_config("fit.steps=5", "fit.seed=3"), run, restart=True)
-    assert load_run(run).config.fit.seed == 3
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "precious.txt").touch()
-    for restart in (False, True):
-        with pytest.raises(RunError, match="not a run folder"):
-            train(config, tmp_path / "other", restart=restart)
-    assert (tmp_path / "other" / "precious.txt").exists()
-    with pytest.raises(RunError, match="cannot be used as a run folder"):
-        train(config, tmp_path / "other" / "precious.txt" / "run")
-
-
-def test_a_restart_deletes_what_runs_make_and_nothing_else(
-    make_config: MakeConfig, finished_run: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
-    (run / "figures").mkdir()
-    (run / "notes.txt").touch()
-    config = make_config()
-    with open_folder(run, config, resume=False, restart=True):
-        assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.jsonl", "notes.txt"}
-    assert load_config(run / "config.yaml") == config
-
-
-def test_a_restart_deletes_nothing_before_the_new_run_can_begin(
-    make_config: MakeConfig, finished_run: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
-    content = (run / "model.pt").read_bytes()
-    itself = f"fit.initial={run}"
-    for wrong in (["fit.initial=nowhere"], ["model.few_labels={unlabelled_batch: 4}"], [itself, "model.r_dim=5"]):
-        with pytest.raises(TrainingError):
-            train(make_config(*wrong), run, restart=True)
-        assert (run / "model.pt").read_bytes() == content
-    train(make_config(itself, "fit.steps=1"), run, restart=True)
-    assert load_run(run).step == 1
-
-
-@pytest.mark.parametrize("text", ["apiVersion: v1\n", "{{ template }}", None])
-def test_a_config_yaml_makes_no_run_folder(make_config: MakeConfig, tmp_path: Path, text: str | None) -> None:
-    """Another program's, or the user's own (None) beside the pictures that it names."""
-    config, folder = make_config(), tmp_path / "project"
-    (folder / "pictures").mkdir(parents=True)
-    text = text or yaml.safe_dump(config.as_dict())
-    (folder / "config.yaml").write_text(text)
-    with pytest.raises(RunError, match="not a run folder"), open_folder(folder, config, resume=False, restart=True):
-        pass
-    assert (folder / "pictures").is_dir() and (folder / "config.yaml").read_text() == text
-
-
-def test_a_file_system_without_locks_will_do(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EBADF, "Bad file descriptor")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with open_folder(tmp_path / "run", make_config(), resume=False, restart=False):
-        assert (tmp_path / "run" / "config.yaml").is_file()
-
-
 def test_changed_data_is_not_resumed(interrupted: tuple[Config, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     config, folder = interrupted
     genuine = datasets.load(config.data)
@@ -450,37 +369,6 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(interrupted: tuple[Config, P
     assert_same_bits(folder, tmp_path / "whole")
 
 
-def test_two_processes_may_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target, genuine = tmp_path / "judge.pt", os.fsync
-
-    def fsync(handle: int) -> None:
-        monkeypatch.setattr(os, "fsync", genuine)
-        checkpoint.write_atomically(target, b"the other's")
-        genuine(handle)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    (tmp_path / "plain").touch()
-    checkpoint.write_atomically(target, b"ours")
-    assert target.read_bytes() == b"ours" and sorted(os.listdir(tmp_path)) == ["judge.pt", "plain"]
-    assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_an_interrupted_write_leaves_nothing_in_the_way(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(_: int) -> None:
-        raise KeyboardInterrupt
-
-    folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(make_config("fit.steps=1"), folder)
-    assert os.listdir(folder) == []
-    (folder / ".config.yaml.0123.tmp").touch()  # a kill leaves it
-    assert train(make_config("fit.steps=1"), folder, resume=True).step == 1
-
-
 def test_a_checkpoint_cannot_run_code(interrupted: tuple[Config, Path]) -> None:
     config, folder = interrupted
     for path in folder.glob("checkpoint-*.pt"):
@@ -506,29 +394,3 @@ def test_runs_that_cannot_be_read_say_why(interrupted: tuple[Config, Path], tmp_
     (folder / "model.pt").write_bytes(b"PK nonsense")
     with pytest.raises(RunError, match=r"model.pt is damaged"):
         load_run(folder)
-
-
-def test_a_run_can_begin_with_the_weights_of_another(
-    make_config: MakeConfig, finished_run: Path, tmp_path: Path
-) -> None:
-    begin = [f"fit.initial={finished_run}", "fit.steps=1", "fit.optimiser.learning_rate=1e-9", "fit.ema=null"]
-    train(make_config(*begin), tmp_path / "run", console=Console(quiet=True))
-    before, after = load_run(finished_run).model, load_run(tmp_path / "run").model
-    for (name, weight), other in zip(before.named_parameters(), after.parameters(), strict=True):
-        assert torch.allclose(weight, other, atol=1e-6), name
-    named = make_config(f"fit.initial={finished_run.parent}/small-{{seed}}", "fit.seed=7")
-    assert named.fit.initial_run == finished_run.parent / "small-7"
-    with pytest.raises(RunError, match=r"small-7 does not exist"):
-        train(named, tmp_path / "named", console=Console(quiet=True))
-    with pytest.raises(RunError, match=r"fit.initial: the model of .* has another shape: .*size"):
-        train(make_config(*begin, "model.r_dim=5"), tmp_path / "other", console=Console(quiet=True))
-    with pytest.raises(RunError, match="does not exist"):
-        train(make_config("fit.initial=nowhere"), tmp_path / "none", console=Console(quiet=True))
-
-
-def test_digests_do_not_change_with_keys_that_came_later(make_config: MakeConfig) -> None:
-    assert make_config("fit.initial=null", "data.canvas=null").digest() == make_config().digest()
-    assert make_config("fit.initial=somewhere").digest() != make_config().digest()
-    assert make_config("fit.initial=here/run-1").digest() == make_config("fit.initial=there/run-1").digest()
-    by_seed = [make_config("fit.initial=here/run-{seed}", f"fit.seed={seed}").digest() for seed in (1, 2)]
-    assert by_seed[0] == by_seed[1] != make_config("fit.initial=here/run-1").digest()
