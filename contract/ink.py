@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from contract.components import label_components
 from contract.paper import Map, Paper, fit_paper
 from contract.turned import inset
 
@@ -126,26 +126,20 @@ def _content(
     # All marks lie in here, on most pages in a small part of it.
     first_row, first_column = int(marked_rows[0]), int(marked_columns[0])
     marked = np.s_[first_row : int(marked_rows[-1]) + 1, first_column : int(marked_columns[-1]) + 1]
-    labels, count = label_components(above[marked])
-    inside = labels > 0
-    rows, columns = (index + first for index, first in zip(np.nonzero(inside), (first_row, first_column), strict=True))
-    part, weight = labels[inside] - 1, ink[marked][inside]
-    mass = np.bincount(part, weight, count)
-    peak = np.zeros(count, np.float32)
-    np.maximum.at(peak, part, weight)
-    top, left = np.full(count, height), np.full(count, width)
-    bottom, right = np.zeros(count, np.intp), np.zeros(count, np.intp)
-    np.minimum.at(top, part, rows)
-    np.minimum.at(left, part, columns)
-    np.maximum.at(bottom, part, rows + 1)
-    np.maximum.at(right, part, columns + 1)
+    spots = above[marked]
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(spots.view(np.uint8), connectivity=8)
+    part, weight, within = labels[spots], ink[marked][spots], depth[marked][spots]
 
-    within = depth[marked][inside]
-    nearest = np.full(count, np.inf, np.float32)
-    np.minimum.at(nearest, part, within)
+    def counted(chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+        return np.bincount(part[chosen], minlength=count)
+
+    mass = np.bincount(part, weight, count)
+    left, top = boxes[:, cv2.CC_STAT_LEFT] + first_column, boxes[:, cv2.CC_STAT_TOP] + first_row
+    right, bottom = left + boxes[:, cv2.CC_STAT_WIDTH], top + boxes[:, cv2.CC_STAT_HEIGHT]
+
     central = within > _EDGE * min(height, width)
-    line = (nearest <= 1) & (np.bincount(part, weight * central, count) < 0.1 * mass)
-    good = peak >= strong
+    line = (counted(within <= 1) > 0) & (np.bincount(part, weight * central, count) < 0.1 * mass)
+    good = counted(weight >= strong) > 0
     if (good & ~line).any():
         good &= ~line
     if not good.any():
@@ -164,8 +158,6 @@ def _content(
             break
         taken |= near
         box = [left[taken].min(), top[taken].min(), right[taken].max(), bottom[taken].max()]
-    mask = np.zeros(count + 1, np.bool_)
-    mask[1:] = taken
     content = np.zeros(ink.shape, np.bool_)
-    content[marked] = mask[labels]
+    content[marked] = taken[labels]
     return content, (int(box[0]), int(box[1]), int(box[2]), int(box[3]))
