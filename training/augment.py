@@ -99,8 +99,9 @@ def outliers(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images that belong to no class, for outlier exposure (Hendrycks et al. 2019), one a given image.
 
     Drawn in equal shares: smooth noise of random coarseness and contrast, from grain to clouds; waves and checks of
-    random period and angle; rings, discs and ripples; scattered dots; flat grey; the given images with their quarters
-    shuffled; and pairs of them laid over each other, moved apart by a quarter of the frame each.
+    random period and angle; rings, discs and ripples; small drawings of one circle, enlarged; scattered dots; flat
+    grey; the given images with their quarters shuffled; and pairs of them laid over each other, moved apart by a
+    quarter of the frame each.
 
     Args:
         images: [N,C,H,W] in [0,1]
@@ -113,6 +114,7 @@ def outliers(images: Tensor, generator: torch.Generator) -> Tensor:
             _clouds(images, generator),
             _waves(images, generator),
             _rings(images, generator),
+            _enlarged_circles(images, generator),
             _dots(images, generator),
             torch.rand((count, channels, 1, 1), generator=generator).expand_as(images),
             _shuffled(images, generator),
@@ -181,6 +183,28 @@ def _rings(images: Tensor, generator: torch.Generator) -> Tensor:
     # An edge one pixel wide, as an antialiased drawing has it; or none, as pixels that are either on or off.
     sharpness = torch.where(torch.rand(size, generator=generator) < 0.5, 1.0, 1e3)
     return (level * (0.5 + sharpness * edge * images.shape[2] / 2).clamp(0, 1)).expand_as(images)
+
+
+def _enlarged_circles(images: Tensor, generator: torch.Generator) -> Tensor:
+    """One circle a picture, drawn a few pixels wide and enlarged to fill most of the frame, as a request's picture is.
+
+    How coarse it is, its size and its place are one draw for all.
+    """
+    count, channels, height, width = images.shape
+    coarse, share, smooth, top, left = torch.rand(5, generator=generator).tolist()
+    cells = round((0.3 + 0.5 * coarse) * height)
+    place = torch.arange(cells) - (cells - 1) / 2
+    distance = torch.sqrt(place.view(1, 1, cells, 1) ** 2 + place.view(1, 1, 1, cells) ** 2)
+    thickness = 0.7 + (cells / 2 - 1) * torch.rand((count, 1, 1, 1), generator=generator)
+    ring = thickness / 2 - (distance - (cells - thickness) / 2).abs()
+    sharpness = torch.where(torch.rand((count, 1, 1, 1), generator=generator) < 0.5, 1.0, 1e3)
+    small = (0.5 + sharpness * ring).clamp(0, 1)
+    side = round((0.65 + 0.2 * share) * height)
+    mode = "bicubic" if smooth < 0.5 else "bilinear"
+    circles = F.interpolate(small, size=(side, side), mode=mode, align_corners=False).clamp(0, 1)
+    rows, columns = (round((length - side) * (0.4 + 0.2 * at)) for length, at in ((height, top), (width, left)))
+    framed = F.pad(circles, (columns, width - side - columns, rows, height - side - rows))
+    return framed.expand_as(images)
 
 
 def _dots(images: Tensor, generator: torch.Generator) -> Tensor:

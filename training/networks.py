@@ -48,11 +48,15 @@ def he_initialise(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def strided_sides(side: int, strides: Sequence[int]) -> list[int]:
-    """Side lengths after each convolution of `strides` with "same" padding, the input's side first."""
+def strided_sides(side: int, strides: Sequence[int], lost: int = 0) -> list[int]:
+    """Side lengths after each convolution of `strides`, the input's side first.
+
+    Args:
+        lost: rows that a convolution has no room for: 0 with "same" padding, kernel - 1 with none.
+    """
     sides = [side]
     for stride in strides:
-        sides.append(math.ceil(sides[-1] / stride))
+        sides.append(math.ceil((sides[-1] - lost) / stride))
     return sides
 
 
@@ -67,28 +71,34 @@ def dense(*widths: int, final_relu: bool = True) -> nn.Sequential:
 
 
 class ResidualConv(nn.Module):
-    """Convolution, batch norm, ReLU; where the shape is kept the input is added before the ReLU.
+    """Convolution, batch norm, ReLU; where stride and width allow it the input is added before the ReLU.
 
-    Shape: [N,C,H,W] -> [N,C',ceil(H/stride),ceil(W/stride)]
+    Shape: [N,C,H,W] -> [N,C',ceil(H/stride),ceil(W/stride)]; without `padding` H and W are kernel - 1 less there
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, padding: bool = True) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+        self.lost = 0 if padding else kernel // 2
+        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2 - self.lost, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
         self.skip = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.convolution(x))
-        return F.relu(x + y if self.skip else y)
+        if not self.skip:
+            return F.relu(y)
+        if self.lost:
+            x = x[:, :, self.lost : -self.lost, self.lost : -self.lost]
+        return F.relu(x + y)
 
 
 class ConvBody(nn.Module):
     """Convolutions over an image, then one feature vector: the shared trunk of f_inv and q.
 
-    `norm` switches from plain convolution + ReLU (the paper's) to `ResidualConv`. `pool` is how the last map becomes
-    a vector: "flatten" keeps it whole; "depthwise" gives every channel its own weights over the positions, which
-    keeps the place of a feature at a fraction of the parameters.
+    `norm` switches from plain convolution + ReLU (the paper's) to `ResidualConv`. `padding` "same" keeps the side but
+    for strides; "valid" uses no pixel outside the map, which shrinks: as many weights for a fraction of the time.
+    `pool` is how the last map becomes a vector: "flatten" keeps it whole; "depthwise" gives every channel its own
+    weights over the positions, which keeps the place of a feature at a fraction of the parameters.
 
     Shape: [N,channels,side,side] -> [N,out_features]
     """
@@ -102,17 +112,21 @@ class ConvBody(nn.Module):
         kernel: int,
         norm: bool = False,
         pool: Literal["flatten", "depthwise"] = "flatten",
+        padding: Literal["same", "valid"] = "same",
     ) -> None:
         super().__init__()
+        same = padding == "same"
+        last = strided_sides(side, strides, 0 if same else kernel - 1)[-1]
+        if last < 1:
+            raise ValueError(f"{len(filters)} convolutions of {kernel} without padding leave nothing of {side} pixels")
         layers: list[nn.Module] = []
         inputs = channels
         for outputs, stride in zip(filters, strides, strict=True):
             if norm:
-                layers.append(ResidualConv(inputs, outputs, kernel, stride))
+                layers.append(ResidualConv(inputs, outputs, kernel, stride, same))
             else:
-                layers += [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2), nn.ReLU()]
+                layers += [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2 * same), nn.ReLU()]
             inputs = outputs
-        last = strided_sides(side, strides)[-1]
         if pool == "depthwise":
             layers += [nn.Conv2d(inputs, inputs, last, groups=inputs, bias=False), nn.BatchNorm2d(inputs)]
             last = 1

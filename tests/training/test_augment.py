@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from training.augment import augment, outliers
+from training.augment import _enlarged_circles, augment, outliers
 from training.augment_config import AugmentConfig
 
 
@@ -127,6 +127,21 @@ def test_outliers_are_pictures_and_follow_the_generator(shape: tuple[int, ...]) 
     assert bool(torch.isfinite(made).all())
     assert 0 <= float(made.min()) and float(made.max()) <= 1
     assert torch.equal(made, outliers(images, seeded(3)))
+
+
+@pytest.mark.parametrize("shape", [(40, 1, 28, 28), (40, 3, 32, 32), (40, 1, 8, 8)])
+def test_enlarged_circles_are_round_and_of_a_digits_size(shape: tuple[int, ...]) -> None:
+    for seed in range(20):
+        made = _enlarged_circles(torch.zeros(shape), seeded(seed))
+        assert made.shape == shape
+        ink = made[:, 0].amax(0) > 0.5
+        rows, columns = ink.any(1).nonzero().flatten(), ink.any(0).nonzero().flatten()
+        width, height = int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1
+        assert width == height
+        assert 0.5 <= width / shape[3] <= 0.9
+        crop = made[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        torch.testing.assert_close(crop, crop.transpose(2, 3), atol=1e-5, rtol=0)
+        torch.testing.assert_close(crop, crop.flip(3), atol=1e-5, rtol=0)
 
 
 def test_outliers_are_of_several_kinds() -> None:

@@ -30,12 +30,34 @@ def test_strided_sides_are_those_of_the_convolutions(side: int, expected: list[i
         assert x.shape[-1] == length
 
 
+@pytest.mark.parametrize("side", [27, 28, 31, 32])
+def test_strided_sides_without_padding(side: int) -> None:
+    strides = (1, 2, 1)
+    x = torch.zeros(1, 1, side, side)
+    for stride, length in zip(strides, strided_sides(side, strides, lost=4)[1:], strict=True):
+        x = nn.Conv2d(1, 1, 5, stride)(x)
+        assert x.shape[-1] == length
+
+
 @pytest.mark.parametrize("side", [8, 9, 28, 32])
 @pytest.mark.parametrize("pool", ["flatten", "depthwise"])
 @pytest.mark.parametrize("norm", [False, True])
 def test_body_gives_out_features(side: int, pool: str, norm: bool) -> None:
     body = ConvBody(3, side, (4, 8, 8), (1, 2, 2), 3, norm=norm, pool=pool)  # type: ignore[arg-type]
     assert body(torch.rand(2, 3, side, side)).shape == (2, body.out_features)
+
+
+@pytest.mark.parametrize("pool", ["flatten", "depthwise"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_body_without_padding_gives_out_features(pool: str, norm: bool) -> None:
+    body = ConvBody(3, 15, (4, 4, 8), (1, 2, 1), 3, norm=norm, pool=pool, padding="valid")  # type: ignore[arg-type]
+    assert body(torch.rand(2, 3, 15, 15)).shape == (2, body.out_features)
+    assert body.out_features == (8 if pool == "depthwise" else 8 * 4 * 4)
+
+
+def test_body_without_padding_says_that_the_picture_is_too_small() -> None:
+    with pytest.raises(ValueError, match="3 convolutions of 5 without padding leave nothing of 12 pixels"):
+        ConvBody(1, 12, (4, 4, 4), (1, 1, 1), 5, padding="valid")
 
 
 def test_depthwise_pool_tells_places_apart() -> None:
@@ -52,6 +74,13 @@ def test_residual_adds_its_input_where_the_shape_is_kept() -> None:
     x = torch.rand(1, 4, 5, 5)
     torch.testing.assert_close(same(x), x)
     assert not wider(x).any()
+
+
+def test_residual_without_padding_adds_the_middle_of_its_input() -> None:
+    block = ResidualConv(4, 4, 5, 1, padding=False).eval()
+    nn.init.zeros_(block.convolution.weight)
+    x = torch.rand(1, 4, 9, 9)
+    torch.testing.assert_close(block(x), x[:, :, 2:-2, 2:-2])
 
 
 @pytest.mark.parametrize("side", [28, 32])

@@ -32,6 +32,7 @@ class ConvBodyConfig(_Config):
     kernel: Size = 5
     norm: bool = False
     pool: Literal["flatten", "depthwise"] = "flatten"
+    padding: Literal["same", "valid"] = "same"
     hidden: Size = 128
 
     @model_validator(mode="after")

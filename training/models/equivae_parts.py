@@ -38,7 +38,14 @@ def body_of(config: ConvBodyConfig | DenseBodyConfig, input: InputSpec) -> nn.Se
     if isinstance(config, DenseBodyConfig):
         return nn.Sequential(nn.Flatten(), *dense(input.channels * input.height * input.width, *config.widths))
     convolutions = ConvBody(
-        input.channels, input.height, config.filters, config.strides, config.kernel, config.norm, config.pool
+        input.channels,
+        input.height,
+        config.filters,
+        config.strides,
+        config.kernel,
+        norm=config.norm,
+        pool=config.pool,
+        padding=config.padding,
     )
     return nn.Sequential(convolutions, *dense(convolutions.out_features, config.hidden))
 
