@@ -14,6 +14,7 @@ from torch.nn import functional as F
 __all__ = [
     "ConvBody",
     "DenseDecoder",
+    "LayeredDecoder",
     "ResidualConv",
     "TransposedDecoder",
     "dense",
@@ -187,3 +188,26 @@ class DenseDecoder(nn.Module):
 
     def forward(self, r: Tensor, v: Tensor) -> Tensor:
         return self.layers(torch.cat([r, v], 1)).unflatten(1, self.shape)
+
+
+class LayeredDecoder(nn.Module):
+    """Strokes of one colour over a ground: both colours come from v alone, the shape of the strokes from r and v.
+
+    A dense decoder of colour pictures spends all it has on the ground and leaves r unused. Here only the opacity of the
+    strokes sees r, and whatever it says of the class need not be said by v.
+
+    Shape: [N,r_dim], [N,v_dim] -> [N,channels,side,side], before the likelihood's link function
+    """
+
+    def __init__(
+        self, r_dim: int, v_dim: int, channels: int, side: int, widths: Sequence[int], ground_widths: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.opacity = DenseDecoder(r_dim, v_dim, 1, side, widths)
+        self.ground = DenseDecoder(v_dim, 0, channels, side, ground_widths)
+        self.stroke = DenseDecoder(v_dim, 0, channels, 1, ground_widths)
+
+    def forward(self, r: Tensor, v: Tensor) -> Tensor:
+        none = v[:, :0]
+        ground = self.ground(v, none)
+        return ground + torch.sigmoid(self.opacity(r, v)) * (self.stroke(v, none) - ground)

@@ -7,6 +7,7 @@ from torch import nn
 from training.networks import (
     ConvBody,
     DenseDecoder,
+    LayeredDecoder,
     ResidualConv,
     TransposedDecoder,
     dense,
@@ -102,6 +103,21 @@ def test_dense_decoder_depends_on_both_codes() -> None:
     assert image.shape == (2, 1, 8, 8)
     assert not torch.allclose(decoder(r + 1, v), image)
     assert not torch.allclose(decoder(r, v + 1), image)
+
+
+def test_layered_decoder_lays_one_colour_over_a_ground_that_knows_no_r() -> None:
+    decoder = LayeredDecoder(4, 6, 3, 8, (32,), (16,))
+    r, v = torch.rand(2, 4), torch.rand(2, 6)
+    image, other = decoder(r, v), decoder(r + 1, v)
+    assert image.shape == (2, 3, 8, 8)
+    ground, stroke = decoder.ground(v, v[:, :0]), decoder.stroke(v, v[:, :0])
+    opacity = ((image - ground) / (stroke - ground)).detach()
+    torch.testing.assert_close(opacity[:, 0], opacity[:, 1], atol=1e-3, rtol=1e-3)  # of all channels alike
+    assert 0 < float(opacity.min()) and float(opacity.max()) < 1
+    assert not torch.allclose(other, image)
+    nn.init.constant_(decoder.opacity.layers[-1].bias, -1e4)
+    torch.testing.assert_close(decoder(r, v), ground)
+    torch.testing.assert_close(decoder(r + 1, v), ground)
 
 
 def test_dense_ends_with_or_without_relu() -> None:

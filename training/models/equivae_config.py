@@ -15,6 +15,7 @@ __all__ = [
     "DenseDecoderConfig",
     "EquiVAEConfig",
     "FewLabelsConfig",
+    "LayeredDecoderConfig",
     "TransposedDecoderConfig",
 ]
 
@@ -64,6 +65,14 @@ class DenseDecoderConfig(_Config):
     widths: tuple[Size, ...]
 
 
+class LayeredDecoderConfig(_Config):
+    """Strokes of one colour over a ground; `widths` are of their opacity, `ground_widths` of ground and colour each."""
+
+    kind: Literal["layered"]
+    widths: tuple[Size, ...]
+    ground_widths: tuple[Size, ...]
+
+
 class FewLabelsConfig(_Config):
     """Training with unlabelled images (training/models/equivae_few.py); the defaults are the paper's, d = 8 apart."""
 
@@ -103,9 +112,9 @@ class EquiVAEConfig(_Config):
     encoder_head: int = Field(64, ge=1, description="units of f_inv's layer after the mean")
     posterior: Annotated[ConvBodyConfig | DenseBodyConfig, Field(discriminator="kind")] = ConvBodyConfig()
     posterior_hidden: int = Field(64, ge=1)
-    decoder: Annotated[TransposedDecoderConfig | DenseDecoderConfig, Field(discriminator="kind")] = (
-        TransposedDecoderConfig()
-    )
+    decoder: Annotated[
+        TransposedDecoderConfig | DenseDecoderConfig | LayeredDecoderConfig, Field(discriminator="kind")
+    ] = TransposedDecoderConfig()
     distance_weight: float = Field(0.0, ge=0, description="nats; 0 is the paper's objective")
     reject_distance: float | None = Field(None, gt=0, description="squared distance of the class of outliers")
     outlier_share: float = Field(0.0, ge=0, le=1, description="outliers made a batch, as a share of its images")

@@ -6,8 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from contract.manifest import InputSpec
-from training.models.equivae_config import ConvBodyConfig, DenseBodyConfig, DenseDecoderConfig, EquiVAEConfig
-from training.networks import ConvBody, DenseDecoder, TransposedDecoder, dense
+from training.models.equivae_config import (
+    ConvBodyConfig,
+    DenseBodyConfig,
+    DenseDecoderConfig,
+    EquiVAEConfig,
+    LayeredDecoderConfig,
+)
+from training.networks import ConvBody, DenseDecoder, LayeredDecoder, TransposedDecoder, dense
 
 __all__ = ["Posterior", "body_of", "body_width", "decoder_of"]
 
@@ -58,4 +64,6 @@ def decoder_of(config: EquiVAEConfig, input: InputSpec) -> nn.Module:
     sizes = (config.r_dim, config.v_dim, input.channels, input.height)
     if isinstance(config.decoder, DenseDecoderConfig):
         return DenseDecoder(*sizes, config.decoder.widths)
+    if isinstance(config.decoder, LayeredDecoderConfig):
+        return LayeredDecoder(*sizes, config.decoder.widths, config.decoder.ground_widths)
     return TransposedDecoder(*sizes, config.decoder.filters, config.decoder.hidden, config.decoder.units)
