@@ -1,5 +1,6 @@
 """Scores against hand-made cases, probes on data whose answer is known, negatives and pages."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,17 @@ def test_judge_is_cached_for_the_same_data_and_seed_only(splits: Splits, tmp_pat
     assert torch.equal(probes.predict(first.network, images), probes.predict(again.network, images))
     probes.independent_cnn(tmp_path, splits.without(("9",)), steps=5)
     assert (tmp_path / probes.JUDGE_FILE).stat().st_mtime_ns != stamp
+
+
+@pytest.mark.parametrize(("images", "steps"), [(100, 200), (1000, 200), (1200, 200), (1300, 220)])
+def test_a_judge_of_few_pictures_learns_for_more_than_a_few_steps(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int, steps: int
+) -> None:
+    taken = []
+    monkeypatch.setattr(probes, "fit_classifier", lambda *_, **options: taken.append(options["steps"]))
+    some = torch.arange(images) % len(splits.train)
+    probes.independent_cnn(tmp_path, replace(splits, train=splits.train.subset(some)))
+    assert taken == [steps]
 
 
 def test_a_damaged_judge_is_made_anew(splits: Splits, tmp_path: Path) -> None:
