@@ -304,6 +304,11 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("monitors_find_the_pods_of_kserve", "observability", at("PodMonitor", "spec.selector.matchLabels", {"a": "b"})),
     ("monitors_find_the_pods_of_kserve", "observability", at("PodMonitor", "spec.podMetricsEndpoints.0.portNumber", 1)),
     ("monitors_find_the_pods_of_kserve", "observability", at("PodMonitor", "spec.podMetricsEndpoints.0.path", "/m")),
+    *(
+        ("monitors_keep_labels_and_leave_pods_time", "observability", at(kind, f"spec.{endpoints}.0.{field}", ...))
+        for kind, endpoints in (("ServiceMonitor", "endpoints"), ("PodMonitor", "podMetricsEndpoints"))
+        for field in ("honorLabels", "relabelings")
+    ),
     ("namespace_enforces_restricted", "cpu", at("Namespace", "metadata.labels", {})),
     ("host_namespaces_are_not_shared", "cpu", at("pod", "hostNetwork", True)),
     ("host_namespaces_are_not_shared", "cpu", at("pod", "hostPID", True)),

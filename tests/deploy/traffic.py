@@ -131,6 +131,21 @@ def monitors_find_the_pods_of_kserve(objects: list[Object], service: Service) ->
                     yield f"{pod.name}: no policy lets Prometheus in at port {endpoint['portNumber']}"
 
 
+@rule
+def monitors_keep_labels_and_leave_pods_time(objects: list[Object], service: Service) -> Iterator[str]:
+    """The operator gives targets a label `endpoint`, over which the service's own has to win. A pod that is still made
+    is not down.
+    """
+    for monitor in of_kind(objects, "ServiceMonitor", "PodMonitor"):
+        spec = monitor["spec"]
+        for endpoint in spec.get("endpoints", []) + spec.get("podMetricsEndpoints", []):
+            if endpoint.get("honorLabels") is not True:
+                yield f"{monitor['kind']}: the service's label `endpoint` is stored as `exported_endpoint`"
+            dropped = [each.get("regex") for each in endpoint.get("relabelings", []) if each["action"] == "drop"]
+            if dropped != ["Pending"]:
+                yield f"{monitor['kind']}: EquipoiseDown fires while init containers run"
+
+
 def _let_in(
     objects: list[Object], labels: dict[str, str], who: dict[str, str], *, others: bool = False
 ) -> Iterator[int | str]:
