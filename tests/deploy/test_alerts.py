@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from service.admission import PROTOCOL_ENDPOINT
+from service.model_store import CAPABILITIES
+
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "observability" / "alerts.yaml"
 
@@ -44,13 +47,28 @@ def fires(folder: Path, alert: str, series: Series, at: str) -> bool:
     return silent.returncode != 0
 
 
+KSERVE = "equipoise/equipoise-kserve"
 UP = 'up{job="equipoise",instance="a"}'
-FLIGHT = 'equipoise_requests_in_flight{instance="a"}'
+FLIGHT = 'equipoise_requests_in_flight{namespace="x",instance="a"}'
 
 
-def served(namespace: str, instance: str, version: int) -> str:
-    labels = f'namespace="{namespace}",instance="{instance}",model="m",version="{version}"'
+def served(namespace: str, instance: str, version: int, job: str = "equipoise") -> str:
+    labels = f'namespace="{namespace}",job="{job}",instance="{instance}",model="m",version="{version}"'
     return f"equipoise_model_info{{{labels}}}"
+
+
+def slow(endpoint: str) -> Series:
+    """Every answer takes between 0.8 and 1.6 s."""
+    name = f'equipoise_request_duration_seconds_bucket{{instance="a",endpoint="{endpoint}",le='
+    return {f'{name}"0.8192"}}': "0x90", f'{name}"1.6384"}}': "0+60x90", f'{name}"+Inf"}}': "0+60x90"}
+
+
+def novel(pictures: str) -> Series:
+    labels = 'instance="a",model="m",version="1"'
+    return {
+        f'equipoise_novelty_score_bucket{{{labels},le="0.99"}}': "5x250",
+        f"equipoise_novelty_score_count{{{labels}}}": pictures,
+    }
 
 
 @pytest.mark.parametrize(
@@ -64,10 +82,23 @@ def served(namespace: str, instance: str, version: int) -> str:
         ("EquipoiseNoModel", {FLIGHT: "0x20", served("x", "a", 1): "1x20"}, "4m", False),
         ("EquipoiseVersionsDiffer", {served("x", "a", 1): "1x90", served("x", "b", 2): "1x90"}, "20m", True),
         ("EquipoiseVersionsDiffer", {served("x", "a", 1): "1x90", served("y", "b", 2): "1x90"}, "20m", False),
+        ("EquipoiseVersionsDiffer", {served("x", "a", 1): "1x90", served("x", "b", 2, KSERVE): "1x90"}, "20m", False),
+        *(("EquipoiseSlow", slow(endpoint), "20m", True) for endpoint in (*CAPABILITIES, PROTOCOL_ENDPOINT)),
+        ("EquipoiseSlow", slow("metrics"), "20m", False),
+        ("EquipoiseNovel", novel("5x20 6x230"), "50m", False),  # one picture in an hour, and it is novel
+        ("EquipoiseNovel", novel("5x20 6+1x230"), "50m", True),
     ],
 )
 def test_an_alert_fires_when_it_should(tmp_path: Path, alert: str, series: Series, at: str, expected: bool) -> None:
     assert fires(tmp_path, alert, series, at) == expected
+
+
+def test_every_alert_keeps_the_namespace() -> None:
+    """In a cluster they are routed by it."""
+    for group in yaml.safe_load(ALERTS.read_text())["groups"]:
+        for rule in group["rules"]:
+            for labels in re.findall(r"\bby \(([^)]*)\)", rule["expr"]):
+                assert "namespace" in labels.split(", "), rule["alert"]
 
 
 def scaling_queries() -> list[str]:

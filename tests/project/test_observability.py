@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.errors import problem_types
 from service.middleware import PROBE_PATHS
+from service.model_store import CAPABILITIES
 from service.settings import Settings
 from tests.server import running_server
 from tests.service import tiny
@@ -43,8 +44,8 @@ def exposed(tmp_path_factory: pytest.TempPathFactory) -> str:
     store = tmp_path_factory.mktemp("store")
     tiny.write(store)
     with running_server(Settings(model_store=store)) as url, httpx.Client(base_url=url, trust_env=False) as client:
-        for path in ("/classify", "/embed"):
-            client.post(path, content=tiny.png())
+        for capability in CAPABILITIES:
+            client.post(f"/{capability}", content=tiny.png())
         client.post("/classify", content=b"?")
         client.post("/v2/models/tiny/infer", content=bytes(256), headers={"Inference-Header-Content-Length": "0"})
         for path in PROBE_PATHS:
