@@ -56,8 +56,14 @@ def test_the_gpu_image_asks_for_the_driver_and_does_without_no_gpu() -> None:
 def test_what_is_copied_is_in_the_build_context() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     for arguments in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
-        for source in arguments.split()[:-1]:
+        for source in arguments.removeprefix("--chmod=755 ").split()[:-1]:
             assert any(source == entry or source.startswith(f"{entry}/") for entry in kept), source
+
+
+@pytest.mark.parametrize("stage", ["server", "training"])
+def test_what_is_served_may_be_read_whatever_the_umask_of_the_checkout(stage: str) -> None:
+    copied = re.findall(r"^COPY (?!--from)(.+)$", stages()[stage][1], re.MULTILINE)
+    assert copied and all(arguments.startswith("--chmod=755 ") for arguments in copied)
 
 
 def test_nothing_of_this_machine_is_in_the_dockerfile() -> None:
