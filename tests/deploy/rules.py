@@ -70,6 +70,18 @@ def probes_are_answered(objects: list[Object], service: Service) -> Iterator[str
                     yield f"{pod.name}: {kind} asks {asked['path']}, which answers {service.status(asked['path'])}"
 
 
+@rule
+def probes_are_answered_whatever_the_load(objects: list[Object], service: Service) -> Iterator[str]:
+    """At its limit on connections the service refuses all on the port of requests, a probe's too."""
+    for pod in pods(objects):
+        for container in pod.servers():
+            ports = {port.get("name"): port["containerPort"] for port in container["ports"]}
+            for kind, probe in _probes(container):
+                asked = probe["httpGet"]["port"]
+                if ports.get(asked, asked) != settings_of(objects, container).probe_port:
+                    yield f"{pod.name}: {kind} asks the port of requests"
+
+
 GOOD = {"startupProbe": (False, True), "readinessProbe": (False, False), "livenessProbe": (True, True)}
 """Whether a probe is content with a pod that is loading its models, and with one that has found none: the first is
 waited for, the second is mended by no restart.

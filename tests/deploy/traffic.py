@@ -121,14 +121,14 @@ def monitors_find_the_pods_of_kserve(objects: list[Object], service: Service) ->
         for pod in pods(behind):
             if not selects(monitor["spec"]["selector"]["matchLabels"], pod.labels):
                 yield "selects no pod"
-            ports = {port["containerPort"] for container in pod.servers() for port in container["ports"]}
+            ports = {port["name"] for container in pod.servers() for port in container["ports"]}
             for endpoint in monitor["spec"]["podMetricsEndpoints"]:
-                if endpoint["portNumber"] not in ports:
-                    yield f"{pod.name} has no port {endpoint['portNumber']}"
+                if endpoint["port"] not in ports:
+                    yield f"{pod.name} has no port {endpoint['port']}"
                 if service.status(endpoint["path"]) != 200:
                     yield f"{endpoint['path']} is not answered"
-                if endpoint["portNumber"] not in set(_let_in(behind, pod.labels, PROMETHEUS)):
-                    yield f"{pod.name}: no policy lets Prometheus in at port {endpoint['portNumber']}"
+                if endpoint["port"] not in set(_let_in(behind, pod.labels, PROMETHEUS)):
+                    yield f"{pod.name}: no policy lets Prometheus in at port {endpoint['port']}"
 
 
 @rule
