@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from tests.deploy.complete import BESIDE_A_DEPLOYMENT
+from tests.deploy.complete import BESIDE_A_DEPLOYMENT, BESIDE_KSERVE
 from tests.deploy.manifests import Object, of_kind
 
 Change = Callable[[list[Object]], None]
@@ -266,7 +266,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     *(("what_belongs_to_a_deployment_is_there", "cpu", remove(kind)) for kind in BESIDE_A_DEPLOYMENT),
     ("what_belongs_to_a_deployment_is_there", "cpu", at("pod", "topologySpreadConstraints.0", ...)),
     ("what_belongs_to_a_deployment_is_there", "cpu", at("Ingress", "spec.tls", ...)),
-    ("what_belongs_to_a_deployment_is_there", "kserve", remove("Namespace")),
+    *(("what_belongs_to_a_deployment_is_there", "kserve", remove(kind)) for kind in BESIDE_KSERVE),
     ("network_policies_fit", "cpu", policy_port("metrics")),
     ("network_policies_fit", "cpu", open_policy),
     ("network_policies_fit", "cpu", policy_peer("podSelector", {})),
