@@ -206,7 +206,8 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("images_are_pinned", "cpu-image-volume", at("pod", "volumes.0.image.reference", "registry.example.com/models")),
     ("resources_are_bounded", "cpu", at("container", "resources.limits.cpu", ...)),
     ("resources_are_bounded", "cpu", at("pod", "volumes.1", LOOSE)),
-    ("memory_holds_the_queue", "cpu", at("container", "resources.limits.memory", "1Gi")),
+    ("memory_holds_the_queue", "cpu", at("container", "resources.limits.memory", "2Gi")),
+    ("memory_holds_the_queue", "cpu", at("ConfigMap", "data.EQUIPOISE_MAX_CONNECTIONS", "8192")),
     ("threads_come_from_the_limit", "cpu", at("ConfigMap", "data.EQUIPOISE_INFERENCE_THREADS", "8")),
     (
         "scaling_metrics_exist",
