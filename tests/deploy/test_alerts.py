@@ -106,7 +106,7 @@ def scaling_queries() -> list[str]:
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
     (trigger,) = yaml.safe_load(block)["spec"]["triggers"]
     filled = adapter["metricsQuery"].replace("<<.Series>>", "equipoise_accepted_images")
-    filled = filled.replace("<<.LabelMatchers>>", 'namespace="equipoise"').replace("<<.GroupBy>>", "namespace")
+    filled = filled.replace("<<.LabelMatchers>>", 'namespace="equipoise",pod=~"p"').replace("<<.GroupBy>>", "namespace")
     return [filled, trigger["metadata"]["query"]]
 
 
@@ -117,6 +117,10 @@ def test_one_batch_starts_no_replicas_and_load_that_stays_does(
 ) -> None:
     labels = '{namespace="equipoise"}' if "by (namespace)" in query else "{}"
     expected = [{"expr": query, "eval_time": "2m15s", "exp_samples": [{"labels": labels, "value": seen}]}]
-    series = {'equipoise_accepted_images{namespace="equipoise",pod="p"}': scrapes}
+    series = {
+        'equipoise_accepted_images{namespace="equipoise",job="equipoise",pod="p"}': scrapes,
+        # not of the Deployment that is scaled; the adapter is asked for the pods that are
+        f'equipoise_accepted_images{{namespace="equipoise",job="{KSERVE}",pod="q"}}': "640x20",
+    }
     asked = promtool(tmp_path, series, promql_expr_test=expected)
     assert asked.returncode == 0, asked.stdout + asked.stderr
