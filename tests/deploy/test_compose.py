@@ -114,6 +114,11 @@ def test_servers_have_no_privileges(name: str) -> None:
     assert "ports" not in service  # nginx alone is in front
 
 
+@pytest.mark.parametrize("name", SERVERS)
+def test_servers_hear_of_their_end_from_the_start(name: str) -> None:
+    assert COMPOSE["services"][name]["init"] is True
+
+
 def test_only_a_profile_asks_for_a_gpu() -> None:
     for name, service in COMPOSE["services"].items():
         devices = service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
