@@ -59,8 +59,9 @@ lock:  ## resolve constraints.txt anew, with CUDA's packages, which torch and ON
 clean:
 	rm -rf $(VENV) .bench build dist .mypy_cache .ruff_cache .pytest_cache
 
+# Where ensurepip is missing (Debian without python3-venv) an environment without pip is left, which the next make would take.
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }
 
 $(VENV)/.serve: $(bin)/python pyproject.toml constraints.txt
 	$(install) '.[cpu]'

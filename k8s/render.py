@@ -75,11 +75,13 @@ def main() -> int:
             return 1 if out_of_date else 0
         for path, text in derived().items():
             path.write_text(text)
+        # All of them before one is touched: what cannot be rendered leaves what was there.
+        rendered = {f"{name}.yaml": render(folder) for name, folder in overlays().items()}
         RENDERED.mkdir(exist_ok=True)
         for path in RENDERED.glob("*.yaml"):
             path.unlink()
-        for name, folder in overlays().items():
-            (RENDERED / f"{name}.yaml").write_text(render(folder))
+        for name, text in rendered.items():
+            (RENDERED / name).write_text(text)
     except Missing as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

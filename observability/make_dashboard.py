@@ -19,9 +19,11 @@ def _rate(metric: str, by: str) -> str:
     return f"sum by ({by}) (rate({metric}{_CHOSEN}[$__rate_interval]))"
 
 
-def _share(metric: str, by: str) -> str:
-    """Of each bucket alone, for heat maps."""
-    return f"sum by (le, {by}) (increase({metric}_bucket{_CHOSEN}[$__rate_interval]))"
+def _buckets(metric: str) -> str:
+    """For a heat map, which draws one histogram: of several, such as one a model, Grafana takes the last and leaves out
+    the others.
+    """
+    return f'sum by (le) (increase({metric}_bucket{{instance=~"$instance",model=~"$model"}}[$__rate_interval]))'
 
 
 # title, unit, kind, (query, legend) ...
@@ -120,8 +122,8 @@ PANELS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ),
     ("CPU", "short", "timeseries", [(_rate("process_cpu_seconds_total", "instance"), "{{instance}}")]),
     ("Open files", "short", "timeseries", [(f"process_open_fds{_CHOSEN}", "{{instance}}")]),
-    ("Novelty", "short", "heatmap", [(_share("equipoise_novelty_score", "model"), "{{le}}")]),
-    ("Estimated rotation, degrees", "short", "heatmap", [(_share("equipoise_rotation_degrees", "model"), "{{le}}")]),
+    ("Novelty of $model", "short", "heatmap", [(_buckets("equipoise_novelty_score"), "{{le}}")]),
+    ("Rotation by $model, degrees", "short", "heatmap", [(_buckets("equipoise_rotation_degrees"), "{{le}}")]),
     (
         "Models",
         "short",
@@ -159,18 +161,25 @@ def _panel(number: int, title: str, unit: str, kind: str, queries: list[tuple[st
     }
 
 
-def dashboard() -> dict[str, Any]:
-    source = {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
-    instance = {
-        "name": "instance",
+def _choice(name: str, query: str) -> dict[str, Any]:
+    return {
+        "name": name,
         "type": "query",
         "datasource": _SOURCE,
-        "query": "label_values(equipoise_requests_in_flight, instance)",
+        "query": query,
         "includeAll": True,
         "multi": True,
         "refresh": 2,
         "current": {"text": "All", "value": "$__all"},
     }
+
+
+def dashboard() -> dict[str, Any]:
+    source = {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
+    choices = [
+        _choice("instance", "label_values(equipoise_requests_in_flight, instance)"),
+        _choice("model", "label_values(equipoise_model_info, model)"),
+    ]
     return {
         "title": "Equipoise",
         "uid": "equipoise",
@@ -178,7 +187,7 @@ def dashboard() -> dict[str, Any]:
         "editable": True,
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
-        "templating": {"list": [source, instance]},
+        "templating": {"list": [source, *choices]},
         "panels": [_panel(number, *panel) for number, panel in enumerate(PANELS)],
     }
 

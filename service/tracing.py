@@ -4,11 +4,14 @@ Spans are made of a request's timings once it has been answered, so that nothing
 collector nothing of this is imported.
 """
 
+import threading
 import time
 
 from starlette.types import Scope
 
 from service.middleware import Call
+
+_LAST_SPANS_SECONDS = 3.0  # of the time that a pod is given for its end, which is for requests
 
 
 class TracingUnavailable(Exception):
@@ -86,5 +89,7 @@ class Tracing:
             stage.end(start)
 
     def close(self) -> None:
-        """Send what is left; waits for the collector at most a few seconds."""
-        self._provider.shutdown()
+        """Send what is left; waits for the collector at most a few seconds, OpenTelemetry by itself half a minute."""
+        last = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        last.start()
+        last.join(_LAST_SPANS_SECONDS)

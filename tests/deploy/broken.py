@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from tests.deploy.complete import BESIDE_A_DEPLOYMENT
+from tests.deploy.complete import BESIDE_A_DEPLOYMENT, BESIDE_KSERVE
 from tests.deploy.manifests import Object, of_kind
 
 Change = Callable[[list[Object]], None]
@@ -91,8 +91,8 @@ def policy_of_every_pod(objects: list[Object]) -> None:
 
 
 def policy_for_prometheus_alone(objects: list[Object]) -> None:
-    (way,) = of_kind(objects, "NetworkPolicy")[-1]["spec"]["ingress"]
-    del way["from"][0]
+    requests, metrics = of_kind(objects, "NetworkPolicy")[-1]["spec"]["ingress"]
+    requests["from"] = metrics["from"]
 
 
 def variable(name: str, value: str) -> Change:
@@ -133,6 +133,12 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("probes_are_answered", "cpu", at("container", "livenessProbe.httpGet.path", "/alive")),
     ("probes_are_answered", "cpu", at("container", "readinessProbe.httpGet.port", 9000)),
     ("probes_are_answered", "kserve", at("ServingRuntime", "spec.containers.0.readinessProbe.httpGet.port", 8000)),
+    ("probes_are_answered_whatever_the_load", "cpu", at("container", "livenessProbe.httpGet.port", "http")),
+    (
+        "probes_are_answered_whatever_the_load",
+        "kserve",
+        at("ServingRuntime", "spec.containers.0.livenessProbe.httpGet.port", "http"),
+    ),
     ("probes_mean_different_things", "cpu", at("container", "livenessProbe.httpGet.path", "/readyz")),
     ("probes_mean_different_things", "cpu", at("container", "startupProbe", ...)),
     ("probes_mean_different_things", "cpu", at("container", "startupProbe.httpGet.path", "/readyz")),
@@ -200,7 +206,8 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("images_are_pinned", "cpu-image-volume", at("pod", "volumes.0.image.reference", "registry.example.com/models")),
     ("resources_are_bounded", "cpu", at("container", "resources.limits.cpu", ...)),
     ("resources_are_bounded", "cpu", at("pod", "volumes.1", LOOSE)),
-    ("memory_holds_the_queue", "cpu", at("container", "resources.limits.memory", "1Gi")),
+    ("memory_holds_the_queue", "cpu", at("container", "resources.limits.memory", "2Gi")),
+    ("memory_holds_the_queue", "cpu", at("ConfigMap", "data.EQUIPOISE_MAX_CONNECTIONS", "8192")),
     ("threads_come_from_the_limit", "cpu", at("ConfigMap", "data.EQUIPOISE_INFERENCE_THREADS", "8")),
     (
         "scaling_metrics_exist",
@@ -260,7 +267,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     *(("what_belongs_to_a_deployment_is_there", "cpu", remove(kind)) for kind in BESIDE_A_DEPLOYMENT),
     ("what_belongs_to_a_deployment_is_there", "cpu", at("pod", "topologySpreadConstraints.0", ...)),
     ("what_belongs_to_a_deployment_is_there", "cpu", at("Ingress", "spec.tls", ...)),
-    ("what_belongs_to_a_deployment_is_there", "kserve", remove("Namespace")),
+    *(("what_belongs_to_a_deployment_is_there", "kserve", remove(kind)) for kind in BESIDE_KSERVE),
     ("network_policies_fit", "cpu", policy_port("metrics")),
     ("network_policies_fit", "cpu", open_policy),
     ("network_policies_fit", "cpu", policy_peer("podSelector", {})),
@@ -302,8 +309,13 @@ BROKEN: list[tuple[str, str, Change]] = [
         at("PrometheusRule", "spec.groups.0.rules.0.expr", 'up{job=~"equipoise"} == 0'),
     ),
     ("monitors_find_the_pods_of_kserve", "observability", at("PodMonitor", "spec.selector.matchLabels", {"a": "b"})),
-    ("monitors_find_the_pods_of_kserve", "observability", at("PodMonitor", "spec.podMetricsEndpoints.0.portNumber", 1)),
+    ("monitors_find_the_pods_of_kserve", "observability", at("PodMonitor", "spec.podMetricsEndpoints.0.port", "web")),
     ("monitors_find_the_pods_of_kserve", "observability", at("PodMonitor", "spec.podMetricsEndpoints.0.path", "/m")),
+    *(
+        ("monitors_keep_labels_and_leave_pods_time", "observability", at(kind, f"spec.{endpoints}.0.{field}", ...))
+        for kind, endpoints in (("ServiceMonitor", "endpoints"), ("PodMonitor", "podMetricsEndpoints"))
+        for field in ("honorLabels", "relabelings")
+    ),
     ("namespace_enforces_restricted", "cpu", at("Namespace", "metadata.labels", {})),
     ("host_namespaces_are_not_shared", "cpu", at("pod", "hostNetwork", True)),
     ("host_namespaces_are_not_shared", "cpu", at("pod", "hostPID", True)),

@@ -14,6 +14,7 @@ from tests.deploy.rules import Service, rule, settings_of
 BESIDE_A_DEPLOYMENT = (
     "Namespace", "ServiceAccount", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler", "Ingress",
 )  # fmt: skip
+BESIDE_KSERVE = ("Namespace", "PodDisruptionBudget")
 SPREAD = {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
 GPU = "nvidia.com/"
 OF_KSERVE = "/mnt/models"  # where KServe mounts what storageUri names
@@ -213,8 +214,8 @@ def what_belongs_to_a_deployment_is_there(objects: list[Object], service: Servic
         hosts = {each["host"] for each in ingress["spec"]["rules"]}
         if hosts != {host for each in ingress["spec"].get("tls", []) for host in each["hosts"]}:
             yield f"Ingress: {hosts} without TLS"
-    if "InferenceService" in present and "Namespace" not in present:
-        yield "InferenceService: no Namespace"
+    if "InferenceService" in present:
+        yield from (f"InferenceService: no {kind}" for kind in BESIDE_KSERVE if kind not in present)
 
 
 @rule

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from service.middleware import FREE_BODY_BYTES
 from service.settings import ENV_PREFIX, TRAINING_PREFIX, Settings, SettingsError, load_settings
 from tests.deploy.manifests import Object, claims, environment, load, of_kind, pods, quantity, selects
 
@@ -68,6 +69,18 @@ def probes_are_answered(objects: list[Object], service: Service) -> Iterator[str
                     yield f"{pod.name}: {kind} asks port {asked['port']}, the service listens on {listening}"
                 if service.status(asked["path"]) != 200:
                     yield f"{pod.name}: {kind} asks {asked['path']}, which answers {service.status(asked['path'])}"
+
+
+@rule
+def probes_are_answered_whatever_the_load(objects: list[Object], service: Service) -> Iterator[str]:
+    """At its limit on connections the service refuses all on the port of requests, a probe's too."""
+    for pod in pods(objects):
+        for container in pod.servers():
+            ports = {port.get("name"): port["containerPort"] for port in container["ports"]}
+            for kind, probe in _probes(container):
+                asked = probe["httpGet"]["port"]
+                if ports.get(asked, asked) != settings_of(objects, container).probe_port:
+                    yield f"{pod.name}: {kind} asks the port of requests"
 
 
 GOOD = {"startupProbe": (False, True), "readinessProbe": (False, False), "livenessProbe": (True, True)}
@@ -328,12 +341,17 @@ def resources_are_bounded(objects: list[Object], service: Service) -> Iterator[s
                 yield f"{pod.name}: emptyDir {volume['name']} may fill the node"
 
 
+def memory_needed(settings: Settings) -> int:
+    """A full queue, what every client may send before it is part of it, and what is there without any."""
+    return settings.queue_bytes + settings.max_connections * FREE_BODY_BYTES + MEMORY_BESIDE_THE_QUEUE
+
+
 @rule
 def memory_holds_the_queue(objects: list[Object], service: Service) -> Iterator[str]:
     for pod in pods(objects):
         for container in pod.servers():
             limit = quantity(container.get("resources", {}).get("limits", {}).get("memory", 0))
-            needed = settings_of(objects, container).queue_bytes + MEMORY_BESIDE_THE_QUEUE
+            needed = memory_needed(settings_of(objects, container))
             if limit < needed:
                 yield f"{pod.name}: {limit / 2**20:.0f} MiB, full queues take {needed / 2**20:.0f} MiB"
 

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from service.admission import PROTOCOL_ENDPOINT
+from service.model_store import CAPABILITIES
+
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "observability" / "alerts.yaml"
 
@@ -44,13 +47,28 @@ def fires(folder: Path, alert: str, series: Series, at: str) -> bool:
     return silent.returncode != 0
 
 
+KSERVE = "equipoise/equipoise-kserve"
 UP = 'up{job="equipoise",instance="a"}'
-FLIGHT = 'equipoise_requests_in_flight{instance="a"}'
+FLIGHT = 'equipoise_requests_in_flight{namespace="x",instance="a"}'
 
 
-def served(namespace: str, instance: str, version: int) -> str:
-    labels = f'namespace="{namespace}",instance="{instance}",model="m",version="{version}"'
+def served(namespace: str, instance: str, version: int, job: str = "equipoise") -> str:
+    labels = f'namespace="{namespace}",job="{job}",instance="{instance}",model="m",version="{version}"'
     return f"equipoise_model_info{{{labels}}}"
+
+
+def slow(endpoint: str) -> Series:
+    """Every answer takes between 0.8 and 1.6 s."""
+    name = f'equipoise_request_duration_seconds_bucket{{instance="a",endpoint="{endpoint}",le='
+    return {f'{name}"0.8192"}}': "0x90", f'{name}"1.6384"}}': "0+60x90", f'{name}"+Inf"}}': "0+60x90"}
+
+
+def novel(pictures: str) -> Series:
+    labels = 'instance="a",model="m",version="1"'
+    return {
+        f'equipoise_novelty_score_bucket{{{labels},le="0.99"}}': "5x250",
+        f"equipoise_novelty_score_count{{{labels}}}": pictures,
+    }
 
 
 @pytest.mark.parametrize(
@@ -64,10 +82,23 @@ def served(namespace: str, instance: str, version: int) -> str:
         ("EquipoiseNoModel", {FLIGHT: "0x20", served("x", "a", 1): "1x20"}, "4m", False),
         ("EquipoiseVersionsDiffer", {served("x", "a", 1): "1x90", served("x", "b", 2): "1x90"}, "20m", True),
         ("EquipoiseVersionsDiffer", {served("x", "a", 1): "1x90", served("y", "b", 2): "1x90"}, "20m", False),
+        ("EquipoiseVersionsDiffer", {served("x", "a", 1): "1x90", served("x", "b", 2, KSERVE): "1x90"}, "20m", False),
+        *(("EquipoiseSlow", slow(endpoint), "20m", True) for endpoint in (*CAPABILITIES, PROTOCOL_ENDPOINT)),
+        ("EquipoiseSlow", slow("metrics"), "20m", False),
+        ("EquipoiseNovel", novel("5x20 6x230"), "50m", False),  # one picture in an hour, and it is novel
+        ("EquipoiseNovel", novel("5x20 6+1x230"), "50m", True),
     ],
 )
 def test_an_alert_fires_when_it_should(tmp_path: Path, alert: str, series: Series, at: str, expected: bool) -> None:
     assert fires(tmp_path, alert, series, at) == expected
+
+
+def test_every_alert_keeps_the_namespace() -> None:
+    """In a cluster they are routed by it."""
+    for group in yaml.safe_load(ALERTS.read_text())["groups"]:
+        for rule in group["rules"]:
+            for labels in re.findall(r"\bby \(([^)]*)\)", rule["expr"]):
+                assert "namespace" in labels.split(", "), rule["alert"]
 
 
 def scaling_queries() -> list[str]:
@@ -75,7 +106,7 @@ def scaling_queries() -> list[str]:
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
     (trigger,) = yaml.safe_load(block)["spec"]["triggers"]
     filled = adapter["metricsQuery"].replace("<<.Series>>", "equipoise_accepted_images")
-    filled = filled.replace("<<.LabelMatchers>>", 'namespace="equipoise"').replace("<<.GroupBy>>", "namespace")
+    filled = filled.replace("<<.LabelMatchers>>", 'namespace="equipoise",pod=~"p"').replace("<<.GroupBy>>", "namespace")
     return [filled, trigger["metadata"]["query"]]
 
 
@@ -86,6 +117,10 @@ def test_one_batch_starts_no_replicas_and_load_that_stays_does(
 ) -> None:
     labels = '{namespace="equipoise"}' if "by (namespace)" in query else "{}"
     expected = [{"expr": query, "eval_time": "2m15s", "exp_samples": [{"labels": labels, "value": seen}]}]
-    series = {'equipoise_accepted_images{namespace="equipoise",pod="p"}': scrapes}
+    series = {
+        'equipoise_accepted_images{namespace="equipoise",job="equipoise",pod="p"}': scrapes,
+        # not of the Deployment that is scaled; the adapter is asked for the pods that are
+        f'equipoise_accepted_images{{namespace="equipoise",job="{KSERVE}",pod="q"}}': "640x20",
+    }
     asked = promtool(tmp_path, series, promql_expr_test=expected)
     assert asked.returncode == 0, asked.stdout + asked.stderr

@@ -13,7 +13,7 @@ import yaml
 
 from service.settings import ENV_PREFIX, load_settings
 from tests.deploy.manifests import load, of_kind, quantity
-from tests.deploy.rules import MEMORY_BESIDE_THE_QUEUE
+from tests.deploy.rules import memory_needed
 
 DOCKER = Path(__file__).parents[2] / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
@@ -90,7 +90,7 @@ def test_time_outs_and_memory_fit(name: str) -> None:
     grace = int(service["stop_grace_period"].removesuffix("s"))
     assert grace >= settings.drain_seconds + settings.request_timeout_seconds + 5
     limit = quantity(service["deploy"]["resources"]["limits"]["memory"])
-    assert limit >= settings.queue_bytes + MEMORY_BESIDE_THE_QUEUE
+    assert limit >= memory_needed(settings)
     assert NGINX["client_max_body_size"] == f"{settings.max_body_bytes // 2**20}m"
 
 
@@ -112,6 +112,11 @@ def test_servers_have_no_privileges(name: str) -> None:
     assert service["read_only"] and service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
     assert "ports" not in service  # nginx alone is in front
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_servers_hear_of_their_end_from_the_start(name: str) -> None:
+    assert COMPOSE["services"][name]["init"] is True
 
 
 def test_only_a_profile_asks_for_a_gpu() -> None:

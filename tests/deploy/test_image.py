@@ -1,8 +1,11 @@
 """The Dockerfile and what is sent to its build; that it builds and runs is `make image`."""
 
 import ast
+import json
+import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +14,11 @@ import pytest
 
 from service.settings import Settings
 from tests.server import part_of_store, running_server
+from tests.service import tiny
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
+HEALTH_CHECK: list[str] = json.loads(re.findall(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[0])
 
 
 def stages() -> dict[str, tuple[str, str]]:
@@ -51,8 +56,14 @@ def test_the_gpu_image_asks_for_the_driver_and_does_without_no_gpu() -> None:
 def test_what_is_copied_is_in_the_build_context() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     for arguments in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
-        for source in arguments.split()[:-1]:
+        for source in arguments.removeprefix("--chmod=755 ").split()[:-1]:
             assert any(source == entry or source.startswith(f"{entry}/") for entry in kept), source
+
+
+@pytest.mark.parametrize("stage", ["server", "training"])
+def test_what_is_served_may_be_read_whatever_the_umask_of_the_checkout(stage: str) -> None:
+    copied = re.findall(r"^COPY (?!--from)(.+)$", stages()[stage][1], re.MULTILINE)
+    assert copied and all(arguments.startswith("--chmod=755 ") for arguments in copied)
 
 
 def test_nothing_of_this_machine_is_in_the_dockerfile() -> None:
@@ -89,6 +100,29 @@ def test_every_endpoint_is_asked_in_a_built_image(tmp_path: Path, monkeypatch: p
     store = part_of_store(ROOT / "model_store", ["equivae-mnist", "mcevae-mnist-so2", "symmetry-mnist"], tmp_path)
     with running_server(Settings(model_store=store)) as url:
         assert check["check_endpoints"](url) == "7"
+
+
+@pytest.mark.parametrize("probe_port", [False, True])
+def test_the_health_check_passes_by_proxies_and_by_the_limit_on_connections(tmp_path: Path, probe_port: bool) -> None:
+    tiny.write(tmp_path)
+    there = os.environ | {"http_proxy": "http://127.0.0.1:9"}
+    there.pop("no_proxy", None)
+    limits = {}
+    if probe_port:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            limits = {"probe_port": probe.getsockname()[1], "max_connections": 1}
+        there["EQUIPOISE_PROBE_PORT"] = str(limits["probe_port"])
+    with running_server(Settings(model_store=tmp_path, **limits)) as url:
+        port = int(url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)):
+            run = [sys.executable, *HEALTH_CHECK[1:]]
+            asked = subprocess.run(run, env=there | {"EQUIPOISE_PORT": str(port)}, capture_output=True, text=True)
+    assert asked.returncode == 0, asked.stderr
+
+
+def test_a_health_check_fails_where_nobody_answers() -> None:
+    run = [sys.executable, *HEALTH_CHECK[1:]]
+    assert subprocess.run(run, env=os.environ | {"EQUIPOISE_PORT": "9"}, capture_output=True).returncode != 0
 
 
 def test_opencv_is_asked_for_nothing_that_its_stand_ins_lack() -> None:

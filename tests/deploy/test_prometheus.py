@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from service.settings import Settings
+from tests.deploy.manifests import load, of_kind
 from tests.server import running_server
 from tests.service import tiny
 
@@ -28,7 +29,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def configuration(*targets: str) -> dict[str, Any]:
-    """The committed one; only the targets' addresses, the rules' path and the intervals are this test's."""
+    """The committed one; only the targets' addresses, the rules' path and the intervals are this test's. And the first
+    target once more, as the operator configures it.
+    """
     content: dict[str, Any] = yaml.safe_load(CONFIGURATION.read_text())
     content["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     assert content["rule_files"] == ["/etc/prometheus/alerts.yaml"]
@@ -37,7 +40,19 @@ def configuration(*targets: str) -> dict[str, Any]:
     assert job["dns_sd_configs"]
     del job["dns_sd_configs"]
     job["static_configs"] = [{"targets": list(targets)}]
+    content["scrape_configs"].append(of_the_operator(targets[0]))
     return content
+
+
+def of_the_operator(target: str) -> dict[str, Any]:
+    """For the ServiceMonitor: the name of the port is a label `endpoint` of every target."""
+    (monitor,) = of_kind(load("observability"), "ServiceMonitor")
+    (endpoint,) = monitor["spec"]["endpoints"]
+    return {
+        "job_name": "operator",
+        "honor_labels": endpoint.get("honorLabels", False),
+        "static_configs": [{"targets": [target], "labels": {"endpoint": endpoint["port"]}}],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -111,19 +126,21 @@ def query(prometheus: httpx.Client, expression: str) -> list[dict[str, Any]]:
 def test_the_service_is_scraped(prometheus: httpx.Client, service_url: str) -> None:
     def scraped() -> list[dict[str, Any]]:
         targets = prometheus.get("/api/v1/targets").json()["data"]["activeTargets"]
-        here = [target for target in targets if target["scrapeUrl"] == f"{service_url}/metrics"]
+        asked = [target for target in targets if target["labels"]["job"] == "equipoise"]
+        here = [target for target in asked if target["scrapeUrl"] == f"{service_url}/metrics"]
         return [target for target in here if target["health"] != "unknown"]
 
     (target,) = eventually(scraped)
-    assert (target["health"], target["lastError"], target["labels"]["job"]) == ("up", "", "equipoise")
+    assert (target["health"], target["lastError"]) == ("up", "")
 
 
 def test_a_query_counts_the_requests_that_were_sent(prometheus: httpx.Client, service_url: str) -> None:
     for _ in range(5):
         headers = {"Content-Type": "image/png"}
         httpx.post(f"{service_url}/classify", content=tiny.png(), headers=headers, trust_env=False).raise_for_status()
-    counted = 'sum(equipoise_requests_total{endpoint="classify",status="200"}) == 5'
-    eventually(lambda: query(prometheus, counted))
+    for job in ("equipoise", "operator"):
+        counted = f'sum(equipoise_requests_total{{job="{job}",endpoint="classify",status="200"}}) == 5'
+        eventually(lambda counted=counted: query(prometheus, counted))
     (latency,) = query(prometheus, "histogram_quantile(0.99, sum by (le) (equipoise_request_duration_seconds_bucket))")
     assert 0 < float(latency["value"][1]) < 60
 

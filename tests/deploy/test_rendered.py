@@ -46,10 +46,18 @@ def test_what_is_out_of_date_is_said(
     ]
 
 
-def test_without_kubectl_it_says_so(
-    render: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("options", [[], ["--check"]])
+def test_without_kubectl_it_says_so_and_leaves_what_is_there(
+    options: list[str],
+    render: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    (tmp_path / "cpu.yaml").write_text("kind: List\n")
+    monkeypatch.setattr(render, "RENDERED", tmp_path)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["render.py", "--check"])
+    monkeypatch.setattr(sys, "argv", ["render.py", *options])
     assert render.main() == 1
     assert "kubectl is not installed" in capsys.readouterr().err
+    assert (tmp_path / "cpu.yaml").read_text() == "kind: List\n"

@@ -121,14 +121,29 @@ def monitors_find_the_pods_of_kserve(objects: list[Object], service: Service) ->
         for pod in pods(behind):
             if not selects(monitor["spec"]["selector"]["matchLabels"], pod.labels):
                 yield "selects no pod"
-            ports = {port["containerPort"] for container in pod.servers() for port in container["ports"]}
+            ports = {port["name"] for container in pod.servers() for port in container["ports"]}
             for endpoint in monitor["spec"]["podMetricsEndpoints"]:
-                if endpoint["portNumber"] not in ports:
-                    yield f"{pod.name} has no port {endpoint['portNumber']}"
+                if endpoint["port"] not in ports:
+                    yield f"{pod.name} has no port {endpoint['port']}"
                 if service.status(endpoint["path"]) != 200:
                     yield f"{endpoint['path']} is not answered"
-                if endpoint["portNumber"] not in set(_let_in(behind, pod.labels, PROMETHEUS)):
-                    yield f"{pod.name}: no policy lets Prometheus in at port {endpoint['portNumber']}"
+                if endpoint["port"] not in set(_let_in(behind, pod.labels, PROMETHEUS)):
+                    yield f"{pod.name}: no policy lets Prometheus in at port {endpoint['port']}"
+
+
+@rule
+def monitors_keep_labels_and_leave_pods_time(objects: list[Object], service: Service) -> Iterator[str]:
+    """The operator gives targets a label `endpoint`, over which the service's own has to win. A pod that is still made
+    is not down.
+    """
+    for monitor in of_kind(objects, "ServiceMonitor", "PodMonitor"):
+        spec = monitor["spec"]
+        for endpoint in spec.get("endpoints", []) + spec.get("podMetricsEndpoints", []):
+            if endpoint.get("honorLabels") is not True:
+                yield f"{monitor['kind']}: the service's label `endpoint` is stored as `exported_endpoint`"
+            dropped = [each.get("regex") for each in endpoint.get("relabelings", []) if each["action"] == "drop"]
+            if dropped != ["Pending"]:
+                yield f"{monitor['kind']}: EquipoiseDown fires while init containers run"
 
 
 def _let_in(

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.errors import problem_types
 from service.middleware import PROBE_PATHS
+from service.model_store import CAPABILITIES
 from service.settings import Settings
 from tests.server import running_server
 from tests.service import tiny
@@ -43,8 +44,8 @@ def exposed(tmp_path_factory: pytest.TempPathFactory) -> str:
     store = tmp_path_factory.mktemp("store")
     tiny.write(store)
     with running_server(Settings(model_store=store)) as url, httpx.Client(base_url=url, trust_env=False) as client:
-        for path in ("/classify", "/embed"):
-            client.post(path, content=tiny.png())
+        for capability in CAPABILITIES:
+            client.post(f"/{capability}", content=tiny.png())
         client.post("/classify", content=b"?")
         client.post("/v2/models/tiny/infer", content=bytes(256), headers={"Inference-Header-Content-Length": "0"})
         for path in PROBE_PATHS:
@@ -103,7 +104,9 @@ def test_the_alerts_are_valid_and_complete() -> None:
 
 
 def test_the_dashboards_queries_are_valid(tmp_path: Path) -> None:
-    filled = [query.replace("$__rate_interval", "5m").replace("$instance", ".*") for query in QUERIES]
+    filled = [
+        query.replace("$__rate_interval", "5m").replace("$instance", ".*").replace("$model", ".*") for query in QUERIES
+    ]
     rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(filled)]
     path = tmp_path / "rules.yaml"
     path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
@@ -114,6 +117,16 @@ def test_the_dashboard_is_what_its_script_writes() -> None:
     assert runpy.run_path(str(FOLDER / "make_dashboard.py"))["dashboard"]() == DASHBOARD
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in DASHBOARD["panels"]]
     assert len(set(places)) == len(places)
+
+
+def test_a_heat_map_is_of_one_histogram() -> None:
+    """Of several Grafana draws the last."""
+    maps = [panel for panel in DASHBOARD["panels"] if panel["type"] == "heatmap"]
+    assert maps
+    for panel in maps:
+        (target,) = panel["targets"]
+        assert target["expr"].startswith("sum by (le) (") and 'model=~"$model"' in target["expr"]
+    assert "model" in {variable["name"] for variable in DASHBOARD["templating"]["list"]}
 
 
 FIRING: list[tuple[str, dict[str, str], bool]] = [

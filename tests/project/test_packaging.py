@@ -115,3 +115,15 @@ def test_an_environment_is_not_installed_twice(tmp_path: Path, larger: str, smal
         make = ["make", "--silent", f"VENV={tmp_path}", f"{tmp_path}/.{target}"]
         done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True)
         assert done.stderr == told, target
+
+
+def test_an_environment_that_was_half_made_is_made_again(tmp_path: Path) -> None:
+    """As on a Debian without python3-venv, and after it has been installed."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho made >&2\nmkdir -p "$3/bin"\ntouch "$3/bin/python"\nexit 1\n')
+    python.chmod(0o755)
+    venv = tmp_path / "venv"
+    for _ in range(2):
+        make = ["make", "--silent", f"PYTHON={python}", f"VENV={venv}", f"{venv}/.serve"]
+        done = subprocess.run(make, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode != 0 and done.stderr.startswith("made\n"), done.stderr
