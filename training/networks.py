@@ -49,14 +49,14 @@ def he_initialise(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def strided_sides(side: int, strides: Sequence[int], lost: int = 0) -> list[int]:
+def strided_sides(side: int, strides: Sequence[int], kernel: int = 1, unpadded: int = 0) -> list[int]:
     """Side lengths after each convolution of `strides`, the input's side first.
 
-    Args:
-        lost: rows that a convolution has no room for: 0 with "same" padding, kernel - 1 with none.
+    With "same" padding, but for the last `unpadded`: these have no room for kernel - 1 rows.
     """
     sides = [side]
-    for stride in strides:
+    for index, stride in enumerate(strides):
+        lost = kernel - 1 if index >= len(strides) - unpadded else 0
         sides.append(math.ceil((sides[-1] - lost) / stride))
     return sides
 
@@ -96,9 +96,8 @@ class ResidualConv(nn.Module):
 class ConvBody(nn.Module):
     """Convolutions over an image, then one feature vector: the shared trunk of f_inv and q.
 
-    `norm` switches from plain convolution + ReLU (the paper's) to `ResidualConv`. `padding` "same" keeps the side but
-    for strides; "valid" uses no pixel outside the map, which shrinks: as many weights for a fraction of the time.
-    `pool` is how the last map becomes a vector: "flatten" keeps it whole; "depthwise" gives every channel its own
+    `norm` switches from plain convolution + ReLU (the paper's) to `ResidualConv`. The last `unpadded` convolutions see
+    nothing outside their map, which shrinks: as many weights for a fraction of the time. `pool` is how the last map becomes a vector: "flatten" keeps it whole; "depthwise" gives every channel its own
     weights over the positions, which keeps the place of a feature at a fraction of the parameters.
 
     Shape: [N,channels,side,side] -> [N,out_features]
@@ -113,20 +112,20 @@ class ConvBody(nn.Module):
         kernel: int,
         norm: bool = False,
         pool: Literal["flatten", "depthwise"] = "flatten",
-        padding: Literal["same", "valid"] = "same",
+        unpadded: int = 0,
     ) -> None:
         super().__init__()
-        same = padding == "same"
-        last = strided_sides(side, strides, 0 if same else kernel - 1)[-1]
+        last = strided_sides(side, strides, kernel, unpadded)[-1]
         if last < 1:
-            raise ValueError(f"{len(filters)} convolutions of {kernel} without padding leave nothing of {side} pixels")
+            raise ValueError(f"{unpadded} convolutions of {kernel} without padding leave nothing of {side} pixels")
         layers: list[nn.Module] = []
         inputs = channels
-        for outputs, stride in zip(filters, strides, strict=True):
+        for index, (outputs, stride) in enumerate(zip(filters, strides, strict=True)):
+            padded = index < len(filters) - unpadded
             if norm:
-                layers.append(ResidualConv(inputs, outputs, kernel, stride, same))
+                layers.append(ResidualConv(inputs, outputs, kernel, stride, padded))
             else:
-                layers += [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2 * same), nn.ReLU()]
+                layers += [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2 * padded), nn.ReLU()]
             inputs = outputs
         if pool == "depthwise":
             layers += [nn.Conv2d(inputs, inputs, last, groups=inputs, bias=False), nn.BatchNorm2d(inputs)]

@@ -33,10 +33,11 @@ def test_strided_sides_are_those_of_the_convolutions(side: int, expected: list[i
 
 @pytest.mark.parametrize("side", [27, 28, 31, 32])
 def test_strided_sides_without_padding(side: int) -> None:
-    strides = (1, 2, 1)
+    strides = (2, 1, 2, 1)
     x = torch.zeros(1, 1, side, side)
-    for stride, length in zip(strides, strided_sides(side, strides, lost=4)[1:], strict=True):
-        x = nn.Conv2d(1, 1, 5, stride)(x)
+    lengths = strided_sides(side, strides, kernel=3, unpadded=2)[1:]
+    for stride, padding, length in zip(strides, (1, 1, 0, 0), lengths, strict=True):
+        x = nn.Conv2d(1, 1, 3, stride, padding=padding)(x)
         assert x.shape[-1] == length
 
 
@@ -51,14 +52,14 @@ def test_body_gives_out_features(side: int, pool: str, norm: bool) -> None:
 @pytest.mark.parametrize("pool", ["flatten", "depthwise"])
 @pytest.mark.parametrize("norm", [False, True])
 def test_body_without_padding_gives_out_features(pool: str, norm: bool) -> None:
-    body = ConvBody(3, 15, (4, 4, 8), (1, 2, 1), 3, norm=norm, pool=pool, padding="valid")  # type: ignore[arg-type]
+    body = ConvBody(3, 15, (4, 4, 8), (1, 2, 1), 3, norm=norm, pool=pool, unpadded=3)  # type: ignore[arg-type]
     assert body(torch.rand(2, 3, 15, 15)).shape == (2, body.out_features)
     assert body.out_features == (8 if pool == "depthwise" else 8 * 4 * 4)
 
 
 def test_body_without_padding_says_that_the_picture_is_too_small() -> None:
     with pytest.raises(ValueError, match="3 convolutions of 5 without padding leave nothing of 12 pixels"):
-        ConvBody(1, 12, (4, 4, 4), (1, 1, 1), 5, padding="valid")
+        ConvBody(1, 12, (4, 4, 4), (1, 1, 1), 5, unpadded=3)
 
 
 def test_depthwise_pool_tells_places_apart() -> None:

@@ -33,7 +33,7 @@ class ConvBodyConfig(_Config):
     kernel: Size = 5
     norm: bool = False
     pool: Literal["flatten", "depthwise"] = "flatten"
-    padding: Literal["same", "valid"] = "same"
+    unpadded: int = Field(0, ge=0, description="how many of the last convolutions have no padding")
     hidden: Size = 128
 
     @model_validator(mode="after")
@@ -41,6 +41,8 @@ class ConvBodyConfig(_Config):
         check_kernel(self.kernel)
         if len(self.filters) != len(self.strides):
             raise ValueError(f"{len(self.filters)} filters but {len(self.strides)} strides")
+        if self.unpadded > len(self.filters):
+            raise ValueError(f"unpadded is {self.unpadded}, of {len(self.filters)} convolutions")
         return self
 
 

@@ -51,7 +51,7 @@ def body_of(config: ConvBodyConfig | DenseBodyConfig, input: InputSpec) -> nn.Se
         config.kernel,
         norm=config.norm,
         pool=config.pool,
-        padding=config.padding,
+        unpadded=config.unpadded,
     )
     return nn.Sequential(convolutions, *dense(convolutions.out_features, config.hidden))
 
