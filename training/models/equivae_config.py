@@ -33,7 +33,7 @@ class ConvBodyConfig(_Config):
     kernel: Size = 5
     norm: bool = False
     pool: Literal["flatten", "depthwise"] = "flatten"
-    unpadded: int = Field(0, ge=0, description="how many of the last convolutions have no padding")
+    unpadded: int = Field(default=0, ge=0, description="how many of the last convolutions have no padding")
     hidden: Size = 128
 
     @model_validator(mode="after")
