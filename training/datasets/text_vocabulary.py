@@ -65,7 +65,7 @@ def names(script: Script) -> tuple[str, ...]:
     try:
         from babel import localedata
     except ModuleNotFoundError as error:
-        raise DataError('text: its words are names that Babel carries: pip install "equipoise[training]"') from error
+        raise DataError("text: CLDR's words need Babel, of the extra training: pip install '.[training]'") from error
     word = re.compile(f"[{LETTERS[script]}]{{{FEWEST_LETTERS},{MOST_LETTERS}}}")
     found = (name.lower() for locale in LOCALES[script] for name in _texts(_of_kinds(localedata.load(locale))))
     return tuple(sorted({part for name in found for part in BETWEEN_WORDS.split(name) if word.fullmatch(part)}))
