@@ -1,6 +1,6 @@
 """Which way is up on crops of rendered text: a model of this project beside Tesseract and deskew, on the same pictures.
 
-    python -m benchmarks.text_orientation model_store/upright-text/1 --part validation --output text.json
+    python -m benchmarks.text_orientation model_store/upright-text/2 --part validation --output text.json
 
 Needs the fonts of docs/fonts.md, and Debian's tesseract-ocr and tesseract-ocr-osd and `pip install deskew==1.6.1`; with
 `--only model` neither of the two. Each is scored on what it can answer:
@@ -12,7 +12,7 @@ Needs the fonts of docs/fonts.md, and Debian's tesseract-ocr and tesseract-ocr-o
 The other two see a crop as it is, in grey, and once more helped: enlarged to a font of 48 pixels, dark on light. A crop
 that is refused counts as wrong.
 
-    python -m benchmarks.text_orientation model_store/upright-text/1 --crossed hebrew --output hebrew.json
+    python -m benchmarks.text_orientation model_store/upright-text/2 --crossed hebrew --output hebrew.json
 
 tells fonts from words: one script in every family of fonts, with the real words of each part and with made-up ones.
 """

@@ -1,5 +1,8 @@
 """Rendered text: deterministic, turned by what it says, framed upright by its own angle, parts kept apart."""
 
+import re
+import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ from training.datasets import load
 from training.datasets.text import PREPROCESSING, Fonts, crops, prepared
 from training.datasets.text_crops import Look, draw_look, draw_mask, load_font, take_picture
 from training.datasets.text_fonts import FAMILIES, SCRIPTS, find_fonts, packages
-from training.datasets.text_words import CASED, MOST_LETTERS, TEXTS, draw_text, vocabulary
+from training.datasets.text_vocabulary import FEWEST_LETTERS, MOST_LETTERS, names
+from training.datasets.text_words import CASED, TEXTS, draw_text, vocabulary
 from training.errors import DataError
 from training.lie import exponential, resample
 
@@ -109,7 +113,41 @@ def test_no_word_stands_in_two_parts() -> None:
     for script in TEXTS:
         parts = [set(vocabulary(script, part)) for part in ("train", "validation", "test")]
         assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
-        assert len(parts[0]) > 30
+        assert len(parts[0]) > 1000 and len(parts[1]) > 200
+
+
+@pytest.mark.parametrize("script", TEXTS)
+def test_words_of_names_are_short_and_of_their_script(script: Any) -> None:
+    words = names(script)
+    assert len(words) > 1500 and len(set(words)) == len(words)
+    for word in words:
+        assert FEWEST_LETTERS <= len(word) <= MOST_LETTERS and word == unicodedata.normalize("NFC", word).lower()
+        assert all(unicodedata.name(letter).startswith(script.upper()) for letter in word)
+
+
+@pytest.mark.parametrize(
+    ("script", "lines"),
+    [
+        ("latin", ["security", "btosorosos", "GHECHANGERNETE"]),
+        ("greek", ["την φύλο", "Ε ΜΑΛΕΣ", "συνείδηση,"]),
+        ("cyrillic", ["РАЖДАТ ВЕКИ", "СТВАШЕНИ", "Олюдодавем"]),
+        ("hebrew", ["לפיכך ניה אישי ל", "אוהכא", "צבע בערכם"]),
+        ("arabic", ["فرد والحريات", "إنسان اء شخردو", "كالتمييز"]),
+        ("devanagari", ["समाज आजने", "हक बर्ताव किसी", "और क्र्त"]),
+    ],
+)
+def test_the_test_says_what_it_said_before_there_were_names(script: Any, lines: list[str]) -> None:
+    """So that the figures of all versions of a model are of the same crops."""
+    source = np.random.default_rng(7)
+    assert [draw_text(script, "test", source) for _ in lines] == lines
+    assert set(vocabulary(script, "test")) <= set(re.findall(r"[^\s.,;:!?।،]+", TEXTS[script].lower()))
+
+
+def test_without_babel_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "babel", None)
+    with pytest.raises(DataError, match=r"Babel.*\[training\]"):
+        names.__wrapped__("hebrew")
+    assert next(crops(OWN, "test", 1, 0)).text
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -188,6 +226,17 @@ def test_all_scripts_from_the_systems_fonts_once_drawn_and_then_read(small_text:
     assert len(files) == 3
     assert load(small_text).digest == drawn.digest
     assert load(small_text.model_copy(update={"seed": 2})).digest != drawn.digest
+
+
+def test_other_names_are_drawn_anew_but_for_the_test(
+    small_text: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(small_text)
+    before = set((tmp_path / "text").iterdir())
+    monkeypatch.setattr("training.datasets.text.vocabulary", lambda script, part: ("word",))
+    load(small_text)
+    added = {path.name.split("-")[0] for path in set((tmp_path / "text").iterdir()) - before}
+    assert added == {"train", "validation"}
 
 
 def test_a_damaged_file_of_drawn_crops_is_named(small_text: TextData, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from training.datasets.images import LabelledImages, Splits
 from training.datasets.storage import data_root
 from training.datasets.text_crops import Look, draw_look, draw_mask, load_font, require_shaping, take_picture
 from training.datasets.text_fonts import SCRIPTS, Part, Script, find_fonts
-from training.datasets.text_words import MADE_UP, draw_text
+from training.datasets.text_words import MADE_UP, TEXTS, draw_text, vocabulary
 from training.errors import DataError
 
 __all__ = ["PREPROCESSING", "Crop", "Fonts", "crops", "load", "prepared"]
@@ -183,4 +183,6 @@ def _key(config: TextData, part: Part, fonts: Fonts) -> str:
     }
     if part == "train":
         what |= {"made_up": config.made_up, "more": config.more}
+    if part != "test":
+        what["words"] = [vocabulary(script, part) for script in TEXTS]  # CLDR's among them: as Babel's version has them
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,8 +1,9 @@
-"""What the rendered text says: words of one text in seventeen languages, and words made up from their pairs of letters.
+"""What the rendered text says: words of seventeen languages, and words made up from one text's pairs of letters.
 
-The words are Article 1 of the Universal Declaration of Human Rights (United Nations, 1948; free to be reproduced) with
-a few sentences around it. A real word belongs to one part of the data. Chinese and Japanese draw from the frequent
-characters of their national standards instead (GB 2312 and JIS X 0208, level 1).
+The text is Article 1 of the Universal Declaration of Human Rights (United Nations, 1948; free to be reproduced) with a
+few sentences around it. Training and validation draw from CLDR's names too (text_vocabulary.py), the test from the text
+alone. A real word belongs to one part of the data. Chinese and Japanese draw from the frequent characters of their
+national standards instead (GB 2312 and JIS X 0208, level 1).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from training.datasets.text_fonts import Part, Script
+from training.datasets.text_vocabulary import FEWEST_LETTERS, MOST_LETTERS, names
 
 __all__ = ["CASED", "MADE_UP", "RIGHT_TO_LEFT", "draw_text", "vocabulary"]
 
@@ -21,7 +23,6 @@ CASED = frozenset[Script]({"latin", "greek", "cyrillic"})
 RIGHT_TO_LEFT = frozenset[Script]({"hebrew", "arabic"})
 
 MADE_UP = 0.5  # share of the words that are made up, unless another is asked for
-FEWEST_LETTERS, MOST_LETTERS = 3, 18  # a line; the shortest has a top and a bottom for a reader too
 END_MARKS = (".", ",", ":", ";", "!", "?")
 PUNCTUATED, NUMBERED = 0.15, 0.08  # shares of the lines of cased scripts; other fonts may lack both
 CASES, CASE_SHARES = ("lower", "title", "upper"), (0.4, 0.35, 0.25)
@@ -111,8 +112,15 @@ def _part_of(word: str) -> Part:
 
 @lru_cache(maxsize=32)
 def vocabulary(script: Script, part: Part) -> tuple[str, ...]:
-    """The real words that one part of the data draws from."""
-    return tuple(word for word in _words(script) if _part_of(word) == part)
+    """The real words that one part of the data draws from, in sorted order.
+
+    CLDR's whose part would be the test are left out of all three: the test stays what it was without them.
+
+    Raises:
+        DataError: Babel, which has CLDR's names, is not installed.
+    """
+    words = _words(script) if part == "test" else sorted({*_words(script), *names(script)})
+    return tuple(word for word in words if _part_of(word) == part)
 
 
 @lru_cache(maxsize=16)
