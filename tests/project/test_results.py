@@ -34,7 +34,7 @@ def test_a_figure_changed_by_hand_is_put_right() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        "{{ model('equivae-mnist/2').test.no_such_figure | places(2) }}",
+        "{{ model('equivae-mnist/3').test.no_such_figure | places(2) }}",
         "{{ rows('equivae-mnist') | places }",
         "{{ rows('equivae-mnist') | no_such_filter }}",
     ],
