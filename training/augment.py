@@ -12,6 +12,8 @@ from training.augment_config import AugmentConfig
 
 __all__ = ["augment", "distorted_grid", "outliers"]
 
+LEAST_CIRCLE = 16  # pixels a side: in fewer, zeros are circles too
+
 
 def _uniform(shape: tuple[int, ...], limit: float, generator: torch.Generator) -> Tensor:
     return (2 * torch.rand(shape, generator=generator) - 1) * limit
@@ -99,9 +101,9 @@ def outliers(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images that belong to no class, for outlier exposure (Hendrycks et al. 2019), one a given image.
 
     Drawn in equal shares: smooth noise of random coarseness and contrast, from grain to clouds; waves and checks of
-    random period and angle; rings, discs and ripples; small drawings of one circle, enlarged; scattered dots; flat
-    grey; the given images with their quarters shuffled; and pairs of them laid over each other, moved apart by a
-    quarter of the frame each.
+    random period and angle; rings, discs and ripples; small drawings of one circle, enlarged (where there are pixels
+    enough to tell one from a zero); scattered dots; flat grey; the given images with their quarters shuffled; and pairs
+    of them laid over each other, moved apart by a quarter of the frame each.
 
     Args:
         images: [N,C,H,W] in [0,1]
@@ -109,18 +111,16 @@ def outliers(images: Tensor, generator: torch.Generator) -> Tensor:
         [N,C,H,W] in [0,1]
     """
     count, channels, height, width = images.shape
-    kinds = torch.stack(
-        [
-            _clouds(images, generator),
-            _waves(images, generator),
-            _rings(images, generator),
-            _enlarged_circles(images, generator),
-            _dots(images, generator),
-            torch.rand((count, channels, 1, 1), generator=generator).expand_as(images),
-            _shuffled(images, generator),
-            _overlaid(images, generator),
-        ]
-    )
+    drawn = [_clouds(images, generator), _waves(images, generator), _rings(images, generator)]
+    if min(height, width) >= LEAST_CIRCLE:
+        drawn.append(_enlarged_circles(images, generator))
+    drawn += [
+        _dots(images, generator),
+        torch.rand((count, channels, 1, 1), generator=generator).expand_as(images),
+        _shuffled(images, generator),
+        _overlaid(images, generator),
+    ]
+    kinds = torch.stack(drawn)
     kind = torch.randint(len(kinds), (count,), generator=generator)
     return kinds[kind, torch.arange(count)]
 
