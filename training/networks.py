@@ -97,7 +97,7 @@ class ConvBody(nn.Module):
     """Convolutions over an image, then one feature vector: the shared trunk of f_inv and q.
 
     `norm` switches from plain convolution + ReLU (the paper's) to `ResidualConv`. The last `unpadded` convolutions see
-    nothing outside their map, which shrinks: as many weights for a fraction of the time. `pool` is how the last map
+    nothing outside their map, which shrinks: as many weights, fewer multiplications. `pool` is how the last map
     becomes a vector: "flatten" keeps it whole; "depthwise" gives every channel its own weights over the positions,
     which keeps the place of a feature at a fraction of the parameters.
 

@@ -45,8 +45,8 @@ CHUNK = 500  # inputs a forward pass where no gradient is kept
 JUDGE_FILE = "judge.pt"
 JUDGE_BATCH = 128
 JUDGE_STEPS = 1200
-JUDGE_EPOCHS = 20  # at most: on scikit-learn's digits 60 make it no better
-JUDGE_LEAST = 200  # steps: of a hundred pictures, twenty epochs are twenty steps
+JUDGE_EPOCHS = 20  # at most, but for the next: on scikit-learn's digits 60 make it no better
+JUDGE_LEAST_STEPS = 200  # of a hundred pictures, twenty epochs are twenty steps
 
 
 @contextmanager
@@ -185,7 +185,7 @@ def small_cnn(channels: int, side: int, num_classes: int) -> nn.Sequential:
 def independent_cnn(run: Path, splits: Splits, seed: int = 0, steps: int = JUDGE_STEPS) -> Judge:
     """Train the judge on the training split, or take it from the run's folder where an earlier call left it."""
     spec = splits.input
-    steps = min(steps, max(JUDGE_LEAST, JUDGE_EPOCHS * math.ceil(len(splits.train) / JUDGE_BATCH)))
+    steps = min(steps, max(JUDGE_LEAST_STEPS, JUDGE_EPOCHS * math.ceil(len(splits.train) / JUDGE_BATCH)))
     with seeded(seed):
         network = small_cnn(spec.channels, spec.height, len(splits.class_names))
     recipe = f"{splits.digest} {seed} {steps} {network}"

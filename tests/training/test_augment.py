@@ -144,6 +144,15 @@ def test_enlarged_circles_are_round_and_of_a_digits_size(shape: tuple[int, ...])
         torch.testing.assert_close(crop, crop.flip(3), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("side", "drawn"), [(8, False), (15, False), (16, True), (28, True)])
+def test_circles_are_among_the_outliers_where_there_is_room_for_them(
+    monkeypatch: pytest.MonkeyPatch, side: int, drawn: bool
+) -> None:
+    monkeypatch.setattr("training.augment._enlarged_circles", lambda images, _: torch.full_like(images, 0.123))
+    made = outliers(torch.rand((200, 1, side, side), generator=seeded()), seeded(1))
+    assert bool((made == 0.123).flatten(1).all(1).any()) == drawn
+
+
 def test_outliers_are_of_several_kinds() -> None:
     made = outliers(blobs(300), seeded())
     deviation = made.flatten(1).std(1)

@@ -25,7 +25,7 @@ LETTERS: dict[Script, str] = {
     "cyrillic": "а-яёєіїґ",
     "hebrew": "\u05d0-\u05ea",
     "arabic": "\u0621-\u063a\u0641-\u064a",
-    "devanagari": "\u0900-\u0903\u0905-\u0939\u093c\u093e-\u094d\u0958-\u095f",
+    "devanagari": "\u0900-\u0903\u0905-\u0939\u093c\u093e-\u094d",
 }
 LOCALES: dict[Script, tuple[str, ...]] = {
     "latin": ("en", "fr", "de", "es", "it", "pt", "nl", "sv", "fi", "id"),

@@ -114,7 +114,7 @@ def _part_of(word: str) -> Part:
 def vocabulary(script: Script, part: Part) -> tuple[str, ...]:
     """The real words that one part of the data draws from, in sorted order.
 
-    CLDR's whose part would be the test are left out of all three: the test stays what it was without them.
+    CLDR's whose part would be the test are left out, unless the text has them: the test is of the text's words alone.
 
     Raises:
         DataError: Babel, which has CLDR's names, is not installed.
