@@ -193,6 +193,18 @@ def test_a_process_that_was_stopped_does_not_hang(tiny_store: Path) -> None:
         assert process.poll() is None
 
 
+def test_a_collector_that_never_answers_holds_up_the_end_for_seconds(tiny_store: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        collector = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        options = ("--otel-endpoint", collector, "--otel-share", "1", "--drain-seconds", "0")
+        with service(tiny_store, *options, env=environment(NO_PROXY="127.0.0.1")) as (process, url):
+            assert classify(url).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            end = time.monotonic()
+            assert process.wait(20) == 0
+            assert time.monotonic() - end < 8
+
+
 def test_a_thread_that_hangs_fails_liveness_and_keeps_no_caller(tiny_store: Path, tmp_path: Path) -> None:
     options = ("--hang-seconds", "4", "--inline-milliseconds", "0", "--drain-seconds", "0")
     with faulty(tiny_store, tmp_path, *options) as (process, url):
