@@ -180,9 +180,15 @@ def _rings(images: Tensor, generator: torch.Generator) -> Tensor:
     kind = torch.rand(size, generator=generator)
     edge = torch.where(kind < 0.4, ring, torch.where(kind < 0.7, radius - distance, ripples))
     level = 0.3 + 0.7 * torch.rand(size, generator=generator)
-    # An edge one pixel wide, as an antialiased drawing has it; or none, as pixels that are either on or off.
-    sharpness = torch.where(torch.rand(size, generator=generator) < 0.5, 1.0, 1e3)
-    return (level * (0.5 + sharpness * edge * images.shape[2] / 2).clamp(0, 1)).expand_as(images)
+    return (level * _filled(edge, images.shape[2] / 2, generator)).expand_as(images)
+
+
+def _filled(edge: Tensor, pixels: float, generator: torch.Generator) -> Tensor:
+    """1 within an edge and 0 outside; `edge` [N,1,H,W] is how far within, in units of `pixels`. In half of the pictures
+    the edge is one pixel wide, as an antialiased drawing has it; in the others pixels are either on or off.
+    """
+    sharpness = torch.where(torch.rand((len(edge), 1, 1, 1), generator=generator) < 0.5, 1.0, 1e3)
+    return (0.5 + sharpness * edge * pixels).clamp(0, 1)
 
 
 def _enlarged_circles(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -197,8 +203,7 @@ def _enlarged_circles(images: Tensor, generator: torch.Generator) -> Tensor:
     distance = torch.sqrt(place.view(1, 1, cells, 1) ** 2 + place.view(1, 1, 1, cells) ** 2)
     thickness = 0.7 + (cells / 2 - 1) * torch.rand((count, 1, 1, 1), generator=generator)
     ring = thickness / 2 - (distance - (cells - thickness) / 2).abs()
-    sharpness = torch.where(torch.rand((count, 1, 1, 1), generator=generator) < 0.5, 1.0, 1e3)
-    small = (0.5 + sharpness * ring).clamp(0, 1)
+    small = _filled(ring, 1.0, generator)
     side = round((0.65 + 0.2 * share) * height)
     mode = "bicubic" if smooth < 0.5 else "bilinear"
     circles = F.interpolate(small, size=(side, side), mode=mode, align_corners=False).clamp(0, 1)
