@@ -176,18 +176,19 @@ class TransposedDecoder(nn.Module):
 
 
 class DenseDecoder(nn.Module):
-    """Dense layers on (r, v) straight to the pixels: at 28 x 28 a twentieth of the transposed convolutions' time.
+    """Dense layers on one code or several, such as (r, v), straight to the pixels: at 28 x 28 a twentieth of the
+    transposed convolutions' time.
 
-    Shape: [N,r_dim], [N,v_dim] -> [N,channels,side,side], before the likelihood's link function
+    Shape: codes [N,...], together `code_dim` wide -> [N,channels,side,side], before the likelihood's link function
     """
 
-    def __init__(self, r_dim: int, v_dim: int, channels: int, side: int, widths: Sequence[int]) -> None:
+    def __init__(self, code_dim: int, channels: int, side: int, widths: Sequence[int]) -> None:
         super().__init__()
         self.shape = (channels, side, side)
-        self.layers = dense(r_dim + v_dim, *widths, channels * side * side, final_relu=False)
+        self.layers = dense(code_dim, *widths, channels * side * side, final_relu=False)
 
-    def forward(self, r: Tensor, v: Tensor) -> Tensor:
-        return self.layers(torch.cat([r, v], 1)).unflatten(1, self.shape)
+    def forward(self, *codes: Tensor) -> Tensor:
+        return self.layers(torch.cat(codes, 1)).unflatten(1, self.shape)
 
 
 class LayeredDecoder(nn.Module):
@@ -203,11 +204,10 @@ class LayeredDecoder(nn.Module):
         self, r_dim: int, v_dim: int, channels: int, side: int, widths: Sequence[int], ground_widths: Sequence[int]
     ) -> None:
         super().__init__()
-        self.opacity = DenseDecoder(r_dim, v_dim, 1, side, widths)
-        self.ground = DenseDecoder(v_dim, 0, channels, side, ground_widths)
-        self.stroke = DenseDecoder(v_dim, 0, channels, 1, ground_widths)
+        self.opacity = DenseDecoder(r_dim + v_dim, 1, side, widths)
+        self.ground = DenseDecoder(v_dim, channels, side, ground_widths)
+        self.stroke = DenseDecoder(v_dim, channels, 1, ground_widths)
 
     def forward(self, r: Tensor, v: Tensor) -> Tensor:
-        none = v[:, :0]
-        ground = self.ground(v, none)
-        return ground + torch.sigmoid(self.opacity(r, v)) * (self.stroke(v, none) - ground)
+        ground = self.ground(v)
+        return ground + torch.sigmoid(self.opacity(r, v)) * (self.stroke(v) - ground)

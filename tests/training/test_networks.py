@@ -98,7 +98,7 @@ def test_transposed_decoder_refuses_units_that_do_not_fill_its_map() -> None:
 
 
 def test_dense_decoder_depends_on_both_codes() -> None:
-    decoder = DenseDecoder(4, 6, 1, 8, (32,))
+    decoder = DenseDecoder(10, 1, 8, (32,))
     r, v = torch.rand(2, 4), torch.rand(2, 6)
     image = decoder(r, v)
     assert image.shape == (2, 1, 8, 8)
@@ -111,7 +111,7 @@ def test_layered_decoder_lays_one_colour_over_a_ground_that_knows_no_r() -> None
     r, v = torch.rand(2, 4), torch.rand(2, 6)
     image, other = decoder(r, v), decoder(r + 1, v)
     assert image.shape == (2, 3, 8, 8)
-    ground, stroke = decoder.ground(v, v[:, :0]), decoder.stroke(v, v[:, :0])
+    ground, stroke = decoder.ground(v), decoder.stroke(v)
     opacity = ((image - ground) / (stroke - ground)).detach()
     torch.testing.assert_close(opacity[:, 0], opacity[:, 1], atol=1e-3, rtol=1e-3)  # of all channels alike
     assert 0 < float(opacity.min()) and float(opacity.max()) < 1

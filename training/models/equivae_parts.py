@@ -63,7 +63,7 @@ def body_width(config: ConvBodyConfig | DenseBodyConfig) -> int:
 def decoder_of(config: EquiVAEConfig, input: InputSpec) -> nn.Module:
     sizes = (config.r_dim, config.v_dim, input.channels, input.height)
     if isinstance(config.decoder, DenseDecoderConfig):
-        return DenseDecoder(*sizes, config.decoder.widths)
+        return DenseDecoder(config.r_dim + config.v_dim, input.channels, input.height, config.decoder.widths)
     if isinstance(config.decoder, LayeredDecoderConfig):
         return LayeredDecoder(*sizes, config.decoder.widths, config.decoder.ground_widths)
     return TransposedDecoder(*sizes, config.decoder.filters, config.decoder.hidden, config.decoder.units)

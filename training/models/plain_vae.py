@@ -80,7 +80,7 @@ class PlainVAE(FixedPoseModel):
         if config.method == "spatial":
             self.decoder: nn.Module = CoordinateDecoder(config.z_dim, input.channels)
         else:
-            self.decoder = DenseDecoder(config.z_dim, 0, input.channels, self.side, WIDTHS[::-1])
+            self.decoder = DenseDecoder(config.z_dim, input.channels, self.side, WIDTHS[::-1])
         if config.method == "affine":
             self.transformer = nn.Sequential(nn.Flatten(), *dense(pixels, *WIDTHS))
         he_initialise(self)
@@ -109,7 +109,7 @@ class PlainVAE(FixedPoseModel):
         back = inverse(matrix)
         if self.config.method == "spatial":
             return torch.sigmoid(self.decoder(z, grid(back, self.side)))
-        return resample(torch.sigmoid(self.decoder(z, z[:, :0])), back)
+        return resample(torch.sigmoid(self.decoder(z)), back)
 
     def decode(self, content: Tensor, style: Tensor) -> Tensor:
         """The canonical picture of z, which `latents` gives in both places: [N,Z] twice -> [N,C,S,S] in [0,1]"""

@@ -58,14 +58,14 @@ class _VAE(nn.Module):
         self.encoder = nn.Sequential(nn.Flatten(), *dense(channels * side * side, *VAE_WIDTHS))
         self.mean = nn.Linear(VAE_WIDTHS[-1], VAE_LATENT)
         self.log_variance = nn.Linear(VAE_WIDTHS[-1], VAE_LATENT)
-        self.decoder = DenseDecoder(VAE_LATENT, 0, channels, side, VAE_WIDTHS[::-1])
+        self.decoder = DenseDecoder(VAE_LATENT, channels, side, VAE_WIDTHS[::-1])
         he_initialise(self)
 
     def loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
         hidden = self.encoder(images)
         mean, log_variance = self.mean(hidden), self.log_variance(hidden).clamp(-10, 10)
         z = mean + torch.exp(log_variance / 2) * torch.randn(mean.shape, generator=generator)
-        pixels = self.decoder(z, z[:, :0])
+        pixels = self.decoder(z)
         nats = F.binary_cross_entropy_with_logits(pixels, images, reduction="none").flatten(1).sum(1)
         return (nats + kl_per_dimension(mean, log_variance).sum(1)).mean()
 

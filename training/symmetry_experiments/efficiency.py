@@ -109,7 +109,7 @@ class _VAE(nn.Module):
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Flatten(), *dense(channels * side**2, 256, 128), nn.Linear(128, 2 * LATENT))
-        self.decoder = DenseDecoder(LATENT, 0, channels, side, (128, 256))
+        self.decoder = DenseDecoder(LATENT, channels, side, (128, 256))
         self.log_sigma = nn.Parameter(torch.full((), -1.0))
 
     def forward(self, pictures: Tensor, source: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +118,7 @@ class _VAE(nn.Module):
         z = mean
         if source is not None:
             z = mean + torch.exp(log_variance / 2) * torch.randn(mean.shape, generator=source)
-        return torch.sigmoid(self.decoder(z, z[:, :0])), mean, log_variance
+        return torch.sigmoid(self.decoder(z)), mean, log_variance
 
     def loss(self, pictures: Tensor, source: torch.Generator) -> Tensor:
         rebuilt, mean, log_variance = self(pictures, source)
