@@ -21,7 +21,9 @@ def test_a_few_seconds_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["failed"] == []
     answers = found["answers"]
     assert answers["good"]["200"] > 20 and answers["leaving"]["left"] > 20 and answers["bad"]["400"] > 5
-    assert sum(found["good_by_quarter"]) == sum(answers["good"].values()) and min(found["good_by_quarter"]) > 0
+    # Each half has a whole cycle; a quarter may be overload and the answers it left behind.
+    by_quarter = found["good_by_quarter"]
+    assert sum(by_quarter) == sum(answers["good"].values()) and sum(by_quarter[:2]) > 0 and sum(by_quarter[2:]) > 0
     assert answers["overload"]["429"] > 5 and answers["overload"].get("200", 0) > 0
     assert found["swaps"] >= 3 and len(found["samples"]) >= 2 and answers["repository"]["200"] >= 2
 
