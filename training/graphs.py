@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from contract.manifest import GOLDEN_FILE, OPSET, Capability, GraphSpec, InputSpec, TensorSpec
 from training.errors import TrainingError
 from training.models.base import Graph
+from training.networks import folded
 
 __all__ = ["ATOL", "RTOL", "ExportError", "Exported", "digit_pictures", "export_graphs"]
 
@@ -132,7 +133,7 @@ def _part(whole: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
 
 
 def _to_onnx(graph: Graph, spec: InputSpec) -> onnx.ModelProto:
-    graph.cpu().eval()
+    graph = folded(graph.cpu().eval())
     # A batch of 1 would be taken for a constant.
     pictures = torch.rand(3 * len(graph.inputs), spec.channels, spec.height, spec.width)
     example = tuple(_inputs(graph, pictures, 3).values())

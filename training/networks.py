@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 __all__ = [
     "ConvBody",
     "DenseDecoder",
     "LayeredDecoder",
+    "Residual",
     "ResidualConv",
     "TransposedDecoder",
     "dense",
     "exactly",
+    "folded",
     "he_initialise",
     "strided_sides",
 ]
+
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 def exactly(images: Tensor) -> AbstractContextManager[object]:
@@ -71,18 +78,50 @@ def dense(*widths: int, final_relu: bool = True) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class ResidualConv(nn.Module):
-    """Convolution, batch norm, ReLU; where stride and width allow it the input is added before the ReLU.
+class Residual(nn.Module):
+    """Convolution, batch norm, ReLU; where stride and width allow it the input is added before the ReLU."""
+
+    def __init__(self, convolution: nn.Conv1d | nn.Conv2d) -> None:
+        super().__init__()
+        self.convolution = convolution
+        self.norm: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(convolution.out_channels)
+        self.skip = set(convolution.stride) == {1} and convolution.in_channels == convolution.out_channels
+
+    def fold(self) -> None:
+        """Make it one convolution and ReLU, in place and for evaluation alone: batch norm scales the kernel, and an
+        input that is added is a 1 at its centre (RepVGG, Ding et al. 2021, sec. 3.3).
+        """
+        assert isinstance(self.norm, nn.BatchNorm2d)
+        self.convolution, self.norm = fuse_conv_bn_eval(self.convolution, self.norm), nn.Identity()
+        if self.skip:
+            weight, self.skip = self.convolution.weight, False
+            with torch.no_grad():
+                weight += nn.init.dirac_(torch.empty_like(weight))
+
+
+def folded(network: _Network) -> _Network:
+    """A copy for evaluation alone whose residual convolutions are one convolution each.
+
+    The runtime joins no sum to a convolution without padding, and crops the input in another layout than it convolves:
+    6 % of the time of f_inv with two such layers.
+    """
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, Residual):
+            module.fold()
+    return network
+
+
+class ResidualConv(Residual):
+    """A residual convolution over an image.
 
     Shape: [N,C,H,W] -> [N,C',ceil(H/stride),ceil(W/stride)]; without `padding` H and W are kernel - 1 less there
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, padding: bool = True) -> None:
-        super().__init__()
-        self.lost = 0 if padding else kernel // 2
-        self.convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2 - self.lost, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
-        self.skip = stride == 1 and inputs == outputs
+        lost = 0 if padding else kernel // 2
+        super().__init__(nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2 - lost, bias=False))
+        self.lost = lost
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.convolution(x))

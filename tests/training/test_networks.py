@@ -4,13 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+from training.models.polar import CircularConv
 from training.networks import (
     ConvBody,
     DenseDecoder,
     LayeredDecoder,
+    Residual,
     ResidualConv,
     TransposedDecoder,
     dense,
+    folded,
     he_initialise,
     strided_sides,
 )
@@ -83,6 +86,32 @@ def test_residual_without_padding_adds_the_middle_of_its_input() -> None:
     nn.init.zeros_(block.convolution.weight)
     x = torch.rand(1, 4, 9, 9)
     torch.testing.assert_close(block(x), x[:, :, 2:-2, 2:-2])
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        ResidualConv(4, 4, 5, 1),
+        ResidualConv(4, 4, 5, 1, padding=False),
+        ResidualConv(4, 4, 3, 2),
+        ResidualConv(4, 8, 3, 1),
+        CircularConv(4, 4, 3, dilation=2),
+        CircularConv(4, 8, 7, stride=2),
+    ],
+    ids=["padded", "unpadded", "strided", "wider", "circle", "strided circle"],
+)
+def test_folded_residual_is_one_convolution_with_the_same_output(block: Residual) -> None:
+    norm = block.norm
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
+    for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        nn.init.uniform_(values, 0.5, 2)
+    network = nn.Sequential(block, nn.Flatten()).eval()
+    x = torch.randn(3, 4, 1 if isinstance(block, CircularConv) else 12, 12)
+    expected, one = network(x), folded(network)
+    torch.testing.assert_close(one(x), expected)
+    assert not any(isinstance(module, nn.BatchNorm2d) or getattr(module, "skip", False) for module in one.modules())
+    assert block.norm is norm
+    torch.testing.assert_close(network(x), expected)
 
 
 @pytest.mark.parametrize("side", [28, 32])

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.networks import Residual
+
 __all__ = ["AngleNet", "CircularConv", "PolarSampler"]
 
 # Standard deviation of the Gaussian before sampling, for 28 pixels across the circle: it keeps what 128 samples a
@@ -61,8 +63,8 @@ class PolarSampler(nn.Module):
         return F.conv2d(images, taps[:, :, None], padding=(0, half), groups=channels)
 
 
-class CircularConv(nn.Module):
-    """Convolution over a circle, batch norm, ReLU; where the shape is kept the input is added before the ReLU.
+class CircularConv(Residual):
+    """A residual convolution over a circle.
 
     The circle is the second of two axes: of a convolution over one, ONNX Runtime can neither use its blocked layout nor
     join what follows to it, and takes a quarter longer.
@@ -71,17 +73,14 @@ class CircularConv(nn.Module):
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1, stride: int = 1) -> None:
-        super().__init__()
+        super().__init__(nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, bias=False))
         self.reach = dilation * (kernel // 2)
-        self.convolution = nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
-        self.skip = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
         # Written out, since circular padding has no operator at opset 18.
         around = torch.cat([x[..., -self.reach :], x, x[..., : self.reach]], -1)
         one = self.convolution
-        y = F.conv2d(around, one.weight[:, :, None], stride=(1, *one.stride), dilation=(1, *one.dilation))
+        y = F.conv2d(around, one.weight[:, :, None], one.bias, (1, *one.stride), dilation=(1, *one.dilation))
         y = self.norm(y)
         return F.relu(x + y if self.skip else y)
 
