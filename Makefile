@@ -71,6 +71,7 @@ $(VENV)/.train: $(bin)/python pyproject.toml constraints.txt
 	$(install) '.[cpu,training]'
 	@touch $(VENV)/.serve $@
 
+# Compiled as it is imported, which most of it never is.
 $(VENV)/.test: $(bin)/python pyproject.toml constraints.txt
-	$(install) '.[cpu,training,test]'
+	$(install) --no-compile '.[cpu,training,test]'
 	@touch $(VENV)/.serve $(VENV)/.train $@
