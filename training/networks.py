@@ -102,8 +102,7 @@ class Residual(nn.Module):
 def folded(network: _Network) -> _Network:
     """A copy for evaluation alone whose residual convolutions are one convolution each.
 
-    The runtime joins no sum to a convolution without padding, and crops the input in another layout than it convolves:
-    6 % of the time of f_inv with two such layers.
+    ONNX Runtime joins no sum to a convolution without padding, and crops the input in another layout than it convolves.
     """
     network = copy.deepcopy(network)
     for module in network.modules():
