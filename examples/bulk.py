@@ -101,12 +101,10 @@ def draw(rows: Rows) -> Rows:
 def start_ray(workers: int) -> None:
     import ray
 
-    ray.init(
-        num_cpus=workers + 1,  # one more reads and writes; workers that hold all would wait for it for ever
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
+    # One more reads and writes; workers that hold all would wait for it for ever. A cluster has its own cores, and Ray
+    # refuses to be told of others.
+    machine = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers + 1, "include_dashboard": False}
+    ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, **machine)
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 

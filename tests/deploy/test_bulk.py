@@ -3,15 +3,17 @@
 import json
 import re
 import shutil
+import sys
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from examples.bulk import SIDE, Classifier, draw
+from examples.bulk import SIDE, Classifier, draw, start_ray
 from service.settings import Settings
 from tests.server import running_server
 
@@ -41,6 +43,20 @@ def test_what_is_no_picture_has_its_problem_and_the_others_their_answers() -> No
     np.testing.assert_allclose(rows["embedding"][1], alone["embedding"][0], rtol=1e-4, atol=1e-4)
     for column in ("probability", "novelty", "embedding"):
         assert np.isnan(rows[column][[0, 2, 3]]).all() and not np.isnan(rows[column][1]).any()
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_a_cluster_is_told_of_no_cores(cluster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray.init` raises where it joins one and has num_cpus."""
+    told: dict[str, object] = {}
+    context = SimpleNamespace(enable_progress_bars=True)
+    data = SimpleNamespace(DataContext=SimpleNamespace(get_current=lambda: context))
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=lambda **given: told.update(given), data=data))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if cluster:
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    start_ray(2)
+    assert told.get("num_cpus") == (None if cluster else 3)
 
 
 def test_its_answers_are_the_services(tmp_path: Path) -> None:
