@@ -334,6 +334,9 @@ def _explain(
         if child is not None:
             node, line = child[1], child[0].start_mark.line + 1
             names.append(str(step))
+        elif any(key[: len(names) + 1] == (*names, str(step)) for key in changed):  # in no file, but in an override
+            node = yaml.MappingNode("", [])
+            names.append(str(step))
     missing = problem["type"] == "missing"
     if (missing or tuple(names) not in changed) and location and str(location[-1]) not in names:
         names.append(str(location[-1]))

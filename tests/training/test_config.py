@@ -162,6 +162,7 @@ def test_an_override_changes_one_of_two_places_that_are_written_as_one(tmp_path:
         ("fit.epochs.x=3", ["epochs is not a section"]),
         ("fit.ema=[", ["not YAML"]),
         ("fit.optimiser={learning_rate: -1}", ["--set fit.optimiser=", "greater than 0"]),
+        ("model.augment.scale=many", ["--set model.augment.scale=many: model.augment.scale:", "valid number"]),
     ],
 )
 def test_a_wrong_override_names_itself(tmp_path: Path, override: str, words: list[str]) -> None:
