@@ -362,8 +362,11 @@ class ModelStore:
             return _LOADING
         if self.models:
             return None
-        reasons = "; ".join(f"{refusal.model}/{refusal.version or ''}: {refusal.reason}" for refusal in self.refused)
-        return f"no model could be loaded: {reasons or self.empty or 'the log says why'}"
+        reasons = [f"{refusal.model}/{refusal.version or ''}: {refusal.reason}" for refusal in self.refused]
+        if self._unloaded:
+            taken_out = [f"{name}: unloaded until it is loaded by name" for name in sorted(self._unloaded)]
+            return f"no model is loaded: {'; '.join(taken_out + reasons)}"
+        return f"no model could be loaded: {'; '.join(reasons) or self.empty or 'the log says why'}"
 
 
 def _trim() -> None:

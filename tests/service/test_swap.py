@@ -217,6 +217,7 @@ def test_load_and_unload_by_name(tmp_path: Path) -> None:
         assert serving(store) == {}
         with pytest.raises(ModelNotFound, match="not loaded"):
             await store.unload("tiny")
+        assert store.reason_not_ready() == "no model is loaded: tiny: unloaded until it is loaded by name"
         tiny.write_scaled(tmp_path, 3)
         await store.poll()
         assert serving(store) == {}  # what was taken out by name comes back by name
