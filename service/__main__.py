@@ -80,7 +80,8 @@ def _serve(settings: Settings, runtime: str) -> int:
         signal.signal(stop, lambda number, frame: None)
     if settings.log_format == "plain":
         example = json.dumps({"images": [{"data": EXAMPLE_PNG}]})
-        say(logging.INFO, f"try: curl {url}/classify -H 'Content-Type: application/json' -d '{example}'")
+        key = "-H 'Authorization: Bearer KEY' " if settings.api_keys else ""
+        say(logging.INFO, f"try: curl {url}/classify {key}-H 'Content-Type: application/json' -d '{example}'")
     server.run(sockets=listening)
     if server.life.hung:
         say(logging.ERROR, "stopped, with a run of a graph that never ended")

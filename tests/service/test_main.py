@@ -189,6 +189,16 @@ def test_plain_logs_are_one_line_each_and_their_curl_line_works(tmp_path: Path) 
         assert answer["results"][0]["label"] in tiny.LABELS
 
 
+def test_the_curl_line_has_a_place_for_the_key_that_is_asked_for(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "store")
+    (tmp_path / "keys").write_text(f"me use sha256:{'0' * 64}\n")
+    options = ("--model-store", str(tmp_path / "store"), "--api-keys", str(tmp_path / "keys"), "--port", "0")
+    with started(*options) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        assert "Authorization: Bearer KEY" in shlex.split(process.stderr.readline())
+
+
 # A request with ?exif=ignore fails where its picture is decoded.
 FAILING = """
 from service import images
