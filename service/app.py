@@ -247,7 +247,8 @@ def _description() -> str:
     rows = "\n".join(f"| `{kind.slug}` | {kind.status} | {kind.title} |" for kind in problem_types())
     return (
         "Invariant and equivariant representations of pictures.\n\nEvery error is an RFC 9457 problem; its `type` is "
-        f"`urn:equipoise:problem:` and one of these names.\n\n| type | status | title |\n|---|---|---|\n{rows}"
+        "`urn:equipoise:problem:` and one of these names. Below `/v2` errors have the same statuses, and the inference "
+        f"protocol's own shape.\n\n| type | status | title |\n|---|---|---|\n{rows}"
     )
 
 

@@ -115,6 +115,7 @@ def pictures_body() -> dict[str, Any]:
         "required": True,
         "content": {
             "image/*": {"schema": _PICTURE},
+            "application/octet-stream": {"schema": _PICTURE},
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
@@ -163,7 +164,7 @@ def query_parameters() -> list[dict[str, Any]]:
         _parameter("version", "Version of the model; else the one that serves.", type="integer", minimum=1),
         _parameter(
             "polarity",
-            "Brightness of the ink; auto finds it.",
+            "Brightness of the ink; auto finds it, none takes it to be that of the model's training data.",
             type="string",
             enum=["auto", "light", "dark", "none"],
             default="auto",

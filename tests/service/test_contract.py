@@ -97,7 +97,8 @@ def test_every_path_is_described_and_every_reference_resolves(document: dict[str
 def test_the_described_requests_are_accepted(client: httpx.Client, document: dict[str, Any]) -> None:
     for path in ("/embed", "/classify", "/transform", "/canonicalize", "/augment", "/recombine"):
         content = document["paths"][path]["post"]["requestBody"]["content"]
-        assert ("image/*" in content) == (path != "/recombine")
+        for name in ("image/*", "application/octet-stream"):
+            assert (name in content) == (path != "/recombine")
         for name in ("multipart/form-data", "application/json"):
             assert name in content
     parameters = {entry["name"]: entry["schema"] for entry in document["paths"]["/classify"]["post"]["parameters"]}
