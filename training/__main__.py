@@ -43,7 +43,12 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[
-    Path, typer.Argument(help="Configuration, YAML; examples in training/configs/.", metavar="CONFIG")
+    Path,
+    typer.Argument(
+        help="Configuration, YAML; examples in training/configs/, every key in training/config.py and "
+        "training/models/*_config.py.",
+        metavar="CONFIG",
+    ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run.", metavar="RUN")]
 Runs = Annotated[
@@ -117,7 +122,10 @@ def _said(metrics: dict[str, float], name: str) -> str:
     return f"{name} {metrics[name]:.2f}" + (" %" if name == "error" else "")
 
 
-@app.command(epilog="Example: python -m training train training/configs/equivae-digits.yaml --set fit.epochs=20")
+@app.command(
+    epilog="Example: python -m training train training/configs/equivae-digits.yaml --set fit.epochs=20. "
+    "On several GPUs of one machine: --set fit.devices=2."
+)
 def train(
     config: ConfigPath,
     run: Annotated[
