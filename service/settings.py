@@ -218,7 +218,7 @@ class Settings(BaseSettings):
         ge=0,
         description="Log every n-th request, with its id, endpoint, status, timings, model and the name of its key; 1 "
         "logs all, which takes time of every small picture. 0 logs none. With any other, every answer of 500 and more "
-        "is logged too.",
+        "is logged too, but for those to probes.",
     )
     otel_endpoint: str = Field(
         default="",
