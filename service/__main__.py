@@ -148,7 +148,8 @@ def _parser() -> argparse.ArgumentParser:
         "good, else 1; key: make a new API key and its line for the file of keys",
     )
     for name, field in Settings.model_fields.items():
-        parser.add_argument(option_name(name), dest=name, metavar="VALUE", help=_help(name, field))
+        value = "true|false" if field.annotation is bool else "VALUE"
+        parser.add_argument(option_name(name), dest=name, metavar=value, help=_help(name, field))
     return parser
 
 

@@ -115,7 +115,14 @@ def add(router: APIRouter, store: ModelStore, keys: Keys) -> None:
             responses=protocol_responses(*_LOAD_PROBLEMS),
             openapi_extra={
                 "parameters": [
-                    {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}},
+                    {
+                        "name": "model",
+                        "in": "path",
+                        "required": True,
+                        "description": "The model's own name, without a capability: all of its graphs.",
+                        "schema": {"type": "string"},
+                        "example": "equivae-mnist",
+                    },
                 ],
                 "requestBody": {"content": {"application/json": {"schema": schema_reference(LoadRequest)}}},
             },
