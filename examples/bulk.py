@@ -103,8 +103,9 @@ def start_ray(workers: int) -> None:
 
     # One more reads and writes; workers that hold all would wait for it for ever. A cluster has its own cores, and Ray
     # refuses to be told of others.
-    machine = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers + 1, "include_dashboard": False}
-    ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, **machine)
+    machine = {"address": "local", "num_cpus": workers + 1, "include_dashboard": False}
+    place = {} if "RAY_ADDRESS" in os.environ else machine
+    ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}, **place)
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
