@@ -342,8 +342,12 @@ def resources_are_bounded(objects: list[Object], service: Service) -> Iterator[s
 
 
 def memory_needed(settings: Settings) -> int:
-    """A full queue, what every client may send before it is part of it, and what is there without any."""
-    return settings.queue_bytes + settings.max_connections * FREE_BODY_BYTES + MEMORY_BESIDE_THE_QUEUE
+    """A full queue, what every client may send before it is part of it, and what is there without any.
+
+    Of a client: the free part of a body, and 1.27 MiB by measurement where its head is as large as one may be.
+    """
+    a_client = round(1.3 * FREE_BODY_BYTES)
+    return settings.queue_bytes + settings.max_connections * a_client + MEMORY_BESIDE_THE_QUEUE
 
 
 @rule
