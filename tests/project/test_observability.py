@@ -194,6 +194,8 @@ FIRING: list[tuple[str, dict[str, str], bool]] = [
         {'equipoise_graph_nodes{instance="a",model="m",capability="c",provider="CPUExecutionProvider"}': "2x60"},
         False,
     ),
+    ("EquipoiseNoGpu", {'equipoise_device_fallback{instance="a"}': "1x60"}, True),
+    ("EquipoiseNoGpu", {'equipoise_device_fallback{instance="a"}': "0x60"}, False),
     (
         "EquipoiseNovel",
         {
