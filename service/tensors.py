@@ -40,11 +40,11 @@ Parameters = Annotated[dict[str, Any], BeforeValidator(lambda given: {} if given
 Data = Annotated[list[Any], Field(description="Row-major, nested or flat; of BYTES each element as base64.")]
 
 
-class _Message(BaseModel):
+class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")  # what a client knows beyond this protocol is not its mistake
 
 
-class InputTensor(_Message):
+class InputTensor(Message):
     name: StrictStr = Field(examples=["image"])
     shape: list[StrictInt] = Field(max_length=8, description="The first size is the batch; of BYTES [n] or [n, 1].")
     datatype: StrictStr = Field(
@@ -55,12 +55,12 @@ class InputTensor(_Message):
     data: Data | None = None
 
 
-class RequestedOutput(_Message):
+class RequestedOutput(Message):
     name: StrictStr
     parameters: Parameters = Field(default={}, description="binary_data: behind the JSON instead of in it.")
 
 
-class InferRequest(_Message):
+class InferRequest(Message):
     id: StrictStr | None = Field(default=None, max_length=1024, description="Given back.")
     parameters: Parameters = Field(
         default={},
@@ -71,7 +71,7 @@ class InferRequest(_Message):
     outputs: list[RequestedOutput] | None = Field(default=None, max_length=64, description="Else all.")
 
 
-class OutputTensor(_Message):
+class OutputTensor(Message):
     name: str
     shape: list[int]
     datatype: str = Field(examples=["FP32"])
@@ -81,7 +81,7 @@ class OutputTensor(_Message):
     )
 
 
-class InferAnswer(_Message):
+class InferAnswer(Message):
     model_name: str
     model_version: str
     id: str | None = None
@@ -161,7 +161,7 @@ def write_answer(
     return (b"".join([head, *parts]), len(head)) if parts else (head, None)
 
 
-Message = TypeVar("Message", bound=BaseModel)
+Read = TypeVar("Read", bound=Message)
 
 
 def _read_json(text: bytes) -> InferRequest:
@@ -175,7 +175,7 @@ def _read_json(text: bytes) -> InferRequest:
     return read_message(text, InferRequest)
 
 
-def read_message(text: bytes, model: type[Message]) -> Message:
+def read_message(text: bytes, model: type[Read]) -> Read:
     """A message of the protocol from its JSON.
 
     Raises:

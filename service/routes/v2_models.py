@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -25,16 +25,13 @@ from service.errors import (
 from service.middleware import CALL
 from service.model_store import CAPABILITIES, LoadedModel, ModelStore
 from service.routes.direct import DirectRoute, protocol_responses
+from service.tensors import Message
 
 EXTENSIONS = ["binary_tensor_data", "model_repository"]
 PLATFORM = "onnx_onnxv1"
 PLAIN = ("classify", "canonicalize")  # what a model's own name stands for, the first that it has
 
 NOT_FOUND = (ModelNotFound, VersionNotFound, CapabilityNotFound, NotReady, InternalError)
-
-
-class Message(BaseModel):
-    model_config = ConfigDict(extra="ignore")
 
 
 class ServerMetadata(Message):
@@ -139,8 +136,8 @@ def of_model(path: str) -> tuple[str, str]:
     return f"/v2/models/{{model}}{path}", f"/v2/models/{{model}}/versions/{{version}}{path}"
 
 
-def json_answer(message: BaseModel, status: int = 200) -> Response:
-    return Response(message.model_dump_json(), status, media_type="application/json")
+def json_answer(message: Message) -> Response:
+    return Response(message.model_dump_json(), media_type="application/json")
 
 
 def add(router: APIRouter, store: ModelStore, version: str) -> None:
@@ -171,7 +168,7 @@ def add(router: APIRouter, store: ModelStore, version: str) -> None:
         find_graph(store, parameters["model"], parameters.get("version"))
         return json_answer(ModelReady(name=parameters["model"], ready=True))
 
-    def get(path: str, endpoint: Any, answer: type[BaseModel], summary: str, *problems: type[Problem]) -> None:
+    def get(path: str, endpoint: Any, answer: type[Message], summary: str, *problems: type[Problem]) -> None:
         router.add_api_route(
             path,
             endpoint,

@@ -23,8 +23,8 @@ from service.keys import Keys
 from service.middleware import CALL, read_body
 from service.model_store import ModelStore
 from service.routes.direct import DirectRoute, protocol_responses, schema_reference
-from service.routes.v2_models import PLAIN, Message
-from service.tensors import read_message
+from service.routes.v2_models import PLAIN
+from service.tensors import Message, read_message
 
 _LOAD_PROBLEMS = (
     ModelNotFound,
