@@ -19,12 +19,13 @@ from service.errors import (
     NotReady,
     Unauthorized,
 )
+from service.inference import INLINE_BODY_BYTES
 from service.keys import Keys
 from service.middleware import CALL, read_body
 from service.model_store import ModelStore
 from service.routes.direct import DirectRoute, protocol_responses, schema_reference
 from service.routes.v2_models import PLAIN
-from service.tensors import Message, read_message
+from service.tensors import Message, Read, read_message
 
 _LOAD_PROBLEMS = (
     ModelNotFound,
@@ -70,8 +71,7 @@ def index(store: ModelStore) -> list[IndexEntry]:
 def add(router: APIRouter, store: ModelStore, keys: Keys) -> None:
     async def repository(request: Request) -> Response:
         request.scope[CALL].endpoint = "v2_index"
-        body = await read_body(request.receive)
-        asked = read_message(body, IndexRequest) if body else IndexRequest()
+        asked = await _read(request, IndexRequest)
         entries = [entry for entry in index(store) if entry.state == "READY" or not asked.ready]
         listed = ",".join(entry.model_dump_json() for entry in entries)
         return Response(f"[{listed}]", media_type="application/json")
@@ -130,12 +130,24 @@ def add(router: APIRouter, store: ModelStore, keys: Keys) -> None:
         )
 
 
+async def _read(request: Request, model: type[Read]) -> Read:
+    """The request's message, which may be none at all.
+
+    Raises:
+        BodyTooLarge: it is longer than the event loop may stand to parse. InvalidJson, InvalidTensor: it is none.
+    """
+    body = await read_body(request.receive)
+    if len(body) > INLINE_BODY_BYTES:
+        raise BodyTooLarge(
+            f"the message has {len(body):,} bytes, at most {INLINE_BODY_BYTES:,} are read", max_bytes=INLINE_BODY_BYTES
+        )
+    return read_message(body, model) if body else model()
+
+
 async def _begin(request: Request, keys: Keys, endpoint: str) -> None:
     call = request.scope[CALL]
     call.endpoint = endpoint
     keys.check_admin(call.headers)
-    body = await read_body(request.receive)
-    asked = read_message(body, LoadRequest) if body else LoadRequest()
-    for name in asked.parameters:
+    for name in (await _read(request, LoadRequest)).parameters:
         if name == "config" or name.startswith("file:"):
             raise InvalidTensor(f"{name[:64]!r} is not taken over the network: a model is what its folder has")

@@ -342,6 +342,14 @@ def test_json_has_a_limit_of_its_own(tiny_store: Any, serve: Any) -> None:
     assert response.status_code == 400 and "more than 500,000 lists" in response.json()["error"]
 
 
+def test_a_message_of_the_repository_is_short(client: httpx.Client) -> None:
+    """It is parsed on the event loop, which megabytes of empty lists would hold up for seconds."""
+    body = b'{"ready":true,"more":[' + b"[]," * 30_000 + b"0]}"
+    response = client.post("/v2/repository/index", content=body)
+    assert response.status_code == 413 and "at most 65,536 are read" in response.json()["error"]
+    assert client.post("/v2/repository/index", content=b'{"ready":true}').status_code == 200
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "said"),
     [
