@@ -88,7 +88,8 @@ def find_graph(store: ModelStore, name: str, version: str | None) -> tuple[Loade
     base, _, capability = name.rpartition(".")
     if base in store.models and capability in CAPABILITIES:
         return store.select(capability, base, number), capability
-    store.check_ready()
+    if not store.models:
+        store.check_ready()
     graphs = ", ".join(f"{other.name}.{graph}" for other in store.models.values() for graph in other.batchers)
     raise ModelNotFound(f"the model {name[:100]!r} is not loaded; there are {graphs}")
 

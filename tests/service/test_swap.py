@@ -27,6 +27,7 @@ from service.errors import DeadlineExceeded, ModelNotFound, ModelRefused, NotAli
 from service.life import Life
 from service.model_store import ModelStore
 from service.observability import Metrics
+from service.routes.v2_models import find_graph
 from service.settings import Settings
 from tests.service import tiny
 
@@ -306,6 +307,24 @@ def test_loading_a_bad_version_leaves_the_old_one(tmp_path: Path) -> None:
                 await store.load("tiny")
         assert serving(store) == {"tiny": 1}
         assert [(refusal.model, refusal.version) for refusal in store.refused] == [("tiny", 2)]
+
+    with_store(tmp_path, scenario)
+
+
+def test_the_end_of_the_service_changes_nothing_about_what_is_loaded(tmp_path: Path) -> None:
+    """Who asks meanwhile for a model of the inference protocol that is not there hears so; 503 he would ask again."""
+    tiny.write_scaled(tmp_path, 1)
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        store.life.draining = True
+        assert find_graph(store, "tiny.embed", None) == (store.models["tiny"], "embed")
+        for name in ("nope", "nope.embed", "tiny.nope"):
+            with pytest.raises(ModelNotFound, match="there are tiny.embed"):
+                find_graph(store, name, None)
+        await store.unload("tiny")
+        with pytest.raises(NotReady, match="about to end"):
+            find_graph(store, "tiny", None)
 
     with_store(tmp_path, scenario)
 
