@@ -16,17 +16,19 @@ Kept = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Samples = npt.NDArray[np.generic]
 
 _STRIP_PIXELS = 1 << 18
+_UNSIGNED, _SIGNED = 1, 2  # SampleFormat (TIFF 6.0, section 19)
 
 
 class Depth(NamedTuple):
-    """What a file says of samples of more than 8 bits, and Pillow leaves to whoever reads them.
+    """What a file says of its samples, and Pillow leaves to whoever reads them.
 
-    top: the greatest value of 16 bits. negative: whether 0 is white. unsigned: whether those of 32 bits are.
+    top: the greatest value of 16 bits. negative: whether 0 is white, where there are more than 8 bits. kind: 1
+    without a sign, 2 with one, which matters for 8 and 32 bits, 3 floating-point; 0 where no file says.
     """
 
     top: int = 65535
     negative: bool = False
-    unsigned: bool = False
+    kind: int = 0
 
 
 _PLAIN = Depth()
@@ -38,15 +40,15 @@ def depth_of(image: Image.Image) -> Depth:
         return _PLAIN
     bits, kind = (image.tag_v2.get(tag, default) for tag, default in ((258, 16), (339, 1)))
     bits, kind = (value[0] if isinstance(value, tuple) else value for value in (bits, kind))
-    return Depth((1 << int(bits)) - 1, image.tag_v2.get(262, 0) == 0, kind == 1)
+    return Depth((1 << int(bits)) - 1, image.tag_v2.get(262, 0) == 0, kind)
 
 
 def to_pixels(image: Image.Image, depth: Depth = _PLAIN) -> Pixels:
     """uint8 [H,W] or [H,W,3] from any mode of Pillow, read-only."""
     image = _with_alpha(image)
-    if image.mode == "L" and "transparency" not in image.info:
+    if image.mode == "L" and "transparency" not in image.info and depth.kind != _SIGNED:
         return _converted(image, _grey)
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(("I", "F")) or depth.kind == _SIGNED:
         to_8_bits = _by_bits(depth) if image.mode.startswith("I;16") else _by_range(image, depth)
         return _converted(image, lambda strip: to_8_bits(np.asarray(strip)))
     if image.has_transparency_data and not _is_opaque(image):
@@ -130,13 +132,13 @@ def _by_bits(depth: Depth) -> Callable[[Samples], Pixels]:
 
 def _by_range(image: Image.Image, depth: Depth) -> Callable[[Samples], Pixels]:
     """Samples to 0..255: 0..1 (of floats), 0..255 and 0..65535 stand for themselves, and any other range is stretched
-    from its least to its greatest finite value; values that are not finite become 0.
+    from its least to its greatest finite value; values that are not finite become the least one.
     """
-    unsigned = depth.unsigned and image.mode == "I"
+    kind = {("L", _SIGNED): np.int8, ("I", _UNSIGNED): np.uint32}.get((image.mode, depth.kind))
     low, high = np.inf, -np.inf
     for _, strip in _strips(image):
         samples = np.asarray(strip)
-        samples = samples.view(np.uint32) if unsigned else samples
+        samples = samples.view(kind) if kind else samples
         finite = samples[np.isfinite(samples)]
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
@@ -148,7 +150,7 @@ def _by_range(image: Image.Image, depth: Depth) -> Callable[[Samples], Pixels]:
     scale = 255.0 / max(high - low, 1e-300)
 
     def to_8_bits(samples: Samples) -> Pixels:
-        values = (samples.view(np.uint32) if unsigned else samples).astype(np.float64)
+        values = (samples.view(kind) if kind else samples).astype(np.float64)
         values = np.where(np.isfinite(values), values, least)
         pixels = np.rint((values - low) * scale).astype(np.uint8)
         return 255 - pixels if depth.negative else pixels

@@ -14,6 +14,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from contract.picture import open_picture, read_header
 from contract.picture_header import PictureLimits
+from contract.picture_pixels import to_pixels
 from tests.contract.pictures import encode, glyph, noise, png_chunk
 
 FORMATS = {"PNG": "PNG", "JPEG": "JPEG", "WEBP": "WebP", "TIFF": "TIFF", "BMP": "BMP", "GIF": "GIF"}
@@ -50,12 +51,12 @@ def test_sixteen_bits_keep_their_range() -> None:
 
 
 def tiff(samples: npt.NDArray[Any], *tags: tuple[int, int], bits: int = 0) -> bytes:
-    """A file of unsigned or floating-point samples that is not compressed; of 12 bits, where `bits` says so."""
+    """A file of samples of one channel that is not compressed; of 12 bits, where `bits` says so."""
     height, width = samples.shape
     data = samples.tobytes()
     if bits == 12:
         data = b"".join((int(a) << 12 | int(b)).to_bytes(3) for a, b in samples.reshape(-1, 2))
-    kind = 3 if samples.dtype.kind == "f" else 1
+    kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
     entries = {256: width, 257: height, 258: bits or 8 * samples.itemsize, 259: 1, 262: 1, 273: 8, 278: height}
     entries |= {279: len(data), 339: kind} | dict(tags)
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, entries[tag]) for tag in sorted(entries))
@@ -88,6 +89,25 @@ def test_twelve_bits_keep_their_range_turned_or_not(orientation: int) -> None:
 def test_thirty_two_bits_without_a_sign() -> None:
     samples = glyph().astype(np.uint32) * (0xFFFFFFFF // 255)
     np.testing.assert_array_equal(open_picture(tiff(samples)).pixels, glyph())
+
+
+@pytest.mark.parametrize("side", [28, 700])
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32])
+def test_samples_with_a_sign(kind: type, side: int) -> None:
+    """Below zero is darker than zero: the range that is used is stretched; without negatives it stands for itself."""
+    facts = np.iinfo(kind)
+    picture = read_header(tiff(np.where(glyph(side) == 255, facts.max, facts.min).astype(kind)))
+    kept = picture.decode(keep_original=True)
+    np.testing.assert_array_equal(kept.pixels, glyph(side))
+    assert kept.original is not None and kept.original.samples is kept.pixels
+    positive = tiff(np.where(glyph(side) == 255, 127, 0).astype(kind))
+    np.testing.assert_array_equal(open_picture(positive).pixels, np.minimum(glyph(side), 127))
+
+
+def test_a_picture_of_no_file_has_signed_integers() -> None:
+    """As Pillow has them."""
+    samples = np.where(glyph() == 255, 7, -7).astype(np.int32)
+    np.testing.assert_array_equal(to_pixels(Image.fromarray(samples)), glyph())
 
 
 @pytest.mark.parametrize("top", [1.0, 255.0, 65535.0, 4e9])
