@@ -6,7 +6,9 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from service.deadlines import CallerGone, Deadline, smoothed
@@ -19,7 +21,8 @@ Result = TypeVar("Result")
 
 class Pool:
     """Threads at lowered priority. Who waits for one does so on the event loop, where he can be asked when his turn
-    comes whether he is still there; what nobody waits for any more is never begun.
+    comes whether he is still there; what nobody waits for any more is never begun. A turn ends with its work, however
+    soon its caller leaves: else others would begin behind a thread that is still busy, and what they hold piles up.
     """
 
     def __init__(self, threads: int) -> None:
@@ -48,20 +51,39 @@ class Pool:
         """
         deadline.check(self.wait_seconds)
         self._pending += 1
+        turn = False
+        running: Future[Result] | None = None
         try:
-            async with asyncio.timeout(deadline.seconds_left()) as limit, self._turns:
+            async with asyncio.timeout(deadline.seconds_left()) as limit:
+                turn = await self._turns.acquire()
                 if gone():
                     raise CallerGone
                 start = time.perf_counter()
-                result = await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
-                self._seconds = smoothed(self._seconds, time.perf_counter() - start)
-                return result
+                running = self._executor.submit(work, *arguments)
+                return await asyncio.wrap_future(running)
         except TimeoutError:
             if limit.expired():
                 raise DeadlineExceeded("the deadline passed before the pictures were done") from None
             raise
         finally:
-            self._pending -= 1
+            if running is None:
+                self._pending -= 1
+                if turn:
+                    self._turns.release()
+            elif running.done():
+                self._end(start)
+            else:  # for nobody any more
+                running.add_done_callback(partial(self._end_from_thread, asyncio.get_running_loop(), start))
+
+    def _end(self, start: float) -> None:
+        """Of a turn whose work began then."""
+        self._seconds = smoothed(self._seconds, time.perf_counter() - start)
+        self._pending -= 1
+        self._turns.release()
+
+    def _end_from_thread(self, loop: asyncio.AbstractEventLoop, start: float, running: "Future[Any]") -> None:
+        with suppress(RuntimeError):  # the loop has ended, and so does the process
+            loop.call_soon_threadsafe(self._end, start)
 
     def shutdown(self) -> None:
         """Begin nothing more; what runs is not waited for."""

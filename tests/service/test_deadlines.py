@@ -1,11 +1,13 @@
 """Deadlines: at admission, while waiting, before the answer is written; 504, and no work for nobody."""
 
 import asyncio
+import gc
 import math
 import re
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -222,6 +224,42 @@ def test_the_pool_refuses_at_once_what_could_only_be_late() -> None:
         assert pool.wait_seconds > 0.2
         with pytest.raises(DeadlineExceeded, match="would wait about"):
             await pool.run(soon(0.1), here, time.sleep, 0.1)
+        await asyncio.gather(*waiting)
+        pool.shutdown()
+
+    asyncio.run(main())
+
+
+def test_nothing_begins_behind_a_thread_that_is_busy_for_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """Short deadlines one after the other: what waits is not handed to the thread, which would keep it to its turn."""
+
+    class Picture:
+        pass
+
+    async def main() -> None:
+        pool, busy = Pool(threads=1), threading.Event()
+        with pytest.raises(DeadlineExceeded):
+            await pool.run(soon(0.05), here, busy.wait, 20)
+        pictures = [Picture() for _ in range(3)]
+        kept = [weakref.ref(picture) for picture in pictures]
+        asked: list[bool] = []
+        while pictures:
+            with pytest.raises(DeadlineExceeded):
+                await pool.run(soon(0.05), lambda: asked.append(True) or False, id, pictures.pop())
+        await asyncio.sleep(0)
+        gc.collect()
+        assert [picture() for picture in kept] == [None] * 3 and not asked
+        busy.set()
+        assert await pool.run(soon(), here, int, "7") == 7
+        with pytest.raises(DeadlineExceeded):
+            await pool.run(soon(0.05), here, lambda: time.sleep(0.1) or [].pop())
+        assert await pool.run(soon(), here, int, "7") == 7
+        gc.collect()
+        assert not caplog.records
+        assert pool.wait_seconds == 0
+        waiting = [asyncio.create_task(pool.run(soon(), here, time.sleep, 0)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert pool.wait_seconds > 0  # it knows how long the one took that nobody waited for
         await asyncio.gather(*waiting)
         pool.shutdown()
 
