@@ -149,15 +149,18 @@ class ModelStore:
         is loaded. Meanwhile, and where the new one is bad, the old one serves on.
 
         Raises:
-            ModelNotFound: no such folder. ModelRefused: the highest version is bad, with the reason.
+            ModelNotFound: no such folder. ModelRefused: it cannot be listed, or its highest version is bad; with the
+                reason.
             NotReady: the service is still starting.
         """
         async with self._changing:
             self.check_started()
             try:
-                found, _ = await self._in_loader(find, self.root)
+                found, whole = await self._in_loader(find, self.root)
             except EmptyStore:
                 raise ModelNotFound("the model store cannot be read, or has no model", models=[]) from None
+            if bad := [entry for entry in whole if entry.model == name]:
+                raise ModelRefused(f"{name} is refused: {bad[0].reason}")
             if name not in found:
                 raise ModelNotFound(f"the model store has no model {name[:100]!r}", models=list(found))
             numbers, serving = found[name], self.models.get(name)

@@ -16,11 +16,13 @@ import pytest
 
 from service import model_folder, model_store
 from service.engine import Engine, EngineOptions
+from service.errors import ModelRefused
 from service.model_folder import EmptyStore, Version, find
+from service.model_store import ModelStore
 from service.settings import Settings
 from tests.server import loading_server
 from tests.service import tiny
-from tests.service.test_swap import until
+from tests.service.test_swap import until, with_store
 
 PNG = {"content-type": "image/png"}
 Serve = Callable[..., str]
@@ -171,6 +173,17 @@ def test_a_model_folder_that_can_be_listed_again(
     assert [record.getMessage() for record in caplog.records] == ["model refused"]  # once, not with every look
     (tmp_path / unlistable).rename(tmp_path / "open")
     until(lambda: {entry["model"] for entry in get(f"{url}/models").json()["refused"]} == {"open"})
+
+
+def test_loading_a_model_folder_that_cannot_be_listed(tmp_path: Path, unlistable: str) -> None:
+    (tmp_path / unlistable / "1").mkdir(parents=True)
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        with pytest.raises(ModelRefused, match="closed is refused: the folder cannot be listed: Permission denied"):
+            await store.load(unlistable)
+
+    with_store(tmp_path, scenario)
 
 
 def test_a_store_that_cannot_be_listed(tmp_path: Path, unlistable: str) -> None:
