@@ -59,7 +59,10 @@ def read_keys(path: Path) -> list[Key]:
     """
     try:
         with path.open("rb") as file:
-            text = file.read(_MOST_FILE_BYTES).decode()
+            data = file.read(_MOST_FILE_BYTES + 1)
+        if len(data) > _MOST_FILE_BYTES:
+            raise ValueError(f"it is larger than {_MOST_FILE_BYTES:,} bytes")
+        text = data.decode()
     except (OSError, ValueError) as error:
         raise KeyFileError(f"the key file {path} cannot be read: {error}") from None
     keys: dict[str, Key] = {}

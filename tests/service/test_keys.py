@@ -224,6 +224,7 @@ def test_the_command_makes_a_key(tmp_path: Path) -> None:
         (b"web use eq_a-plain-key", "line 1 of"),
         (b"web use sha256:" + b"0" * 64 + b"\nweb use sha256:" + b"1" * 64, "the name web stands twice"),
         (b"\xff\xfe", "cannot be read"),
+        (b"web use sha256:" + b"0" * 64 + b"\n" * 2**20 + b"later use sha256:" + b"1" * 64, "is larger than"),
     ],
 )
 def test_a_bad_file_is_refused_at_the_start(tmp_path: Path, content: bytes, said: str) -> None:
