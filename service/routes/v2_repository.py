@@ -1,7 +1,5 @@
 """/v2/repository of the Open Inference Protocol: what the model store has; loading and unloading with an admin key."""
 
-from typing import Any
-
 from fastapi import APIRouter
 from pydantic import Field, StrictBool
 from starlette.requests import Request
@@ -25,7 +23,7 @@ from service.middleware import CALL, read_body
 from service.model_store import ModelStore
 from service.routes.direct import DirectRoute, protocol_responses, schema_reference
 from service.routes.v2_models import PLAIN
-from service.tensors import Message, Read, read_message
+from service.tensors import Message, Parameters, Read, read_message
 
 _LOAD_PROBLEMS = (
     ModelNotFound,
@@ -53,7 +51,7 @@ class IndexEntry(Message):
 
 
 class LoadRequest(Message):
-    parameters: dict[str, Any] = Field(default={}, description="None is needed; a configuration is refused.")
+    parameters: Parameters = Field(default={}, description="None is needed; a configuration is refused.")
 
 
 def index(store: ModelStore) -> list[IndexEntry]:
