@@ -77,7 +77,11 @@ def from_parts(
     scale: tuple[float, float] = (1.0, 1.0),
     shear_degrees: float = 0.0,
 ) -> Matrix:
-    """The matrix of these parts, see `Parts`; the inverse of `to_parts`."""
+    """The matrix of these parts, see `Parts`; the inverse of `to_parts`.
+
+    Raises:
+        GeometryError: they cannot be undone: a scale of 0, a shear of 90 degrees.
+    """
     shear = np.array([[1.0, np.tan(np.radians(shear_degrees))], [0.0, 1.0]])
     matrix = rotation(rotation_degrees)
     matrix[:, :2] = matrix[:, :2] @ shear @ np.diag(scale)
@@ -115,13 +119,17 @@ def checked(matrix: npt.ArrayLike) -> Matrix:
     for (a, b, x), (c, d, y) in [array.tolist()] if array.ndim == 2 else array.reshape(-1, 2, 3).tolist():
         if not all(map(math.isfinite, (a, b, x, c, d, y))):
             raise GeometryError("the matrix has a number that is not finite")
-        if abs(a * d - b * c) <= _SINGULAR * (a * a + b * b + c * c + d * d):
+        if not abs(a * d - b * c) > _SINGULAR * (a * a + b * b + c * c + d * d):  # nan, of overflow, is no more
             raise GeometryError("the matrix squeezes the plane to a line or a point and cannot be inverted")
     return array
 
 
 def compose(first: npt.ArrayLike, *rest: npt.ArrayLike) -> Matrix:
-    """The product of matrices [..., 2, 3]: coordinates pass the last one first."""
+    """The product of matrices [..., 2, 3]: coordinates pass the last one first.
+
+    Raises:
+        GeometryError: one of them is no such matrix, see `checked`.
+    """
     product = checked(first)
     for factor in rest:
         shift = product[..., 2]

@@ -136,6 +136,7 @@ def test_a_canvas_turned_by_quarters_keeps_pixels_on_pixels(degrees: float, size
         ([[0, 0, 1], [0, 0, 1]], "cannot be inverted"),
         ([[1, 2, 0], [2, 4, 0]], "cannot be inverted"),
         ([[1, 0, 0], [0, 1e-12, 0]], "cannot be inverted"),
+        ([[1e200, 1e200, 0], [1e200, 1e200, 0]], "cannot be inverted"),
         ([["a", 0, 0], [0, 1, 0]], "not a matrix of numbers"),
         ([[1, 0, 0], [0, 1]], "not a matrix of numbers"),
         (None, "shape|not a matrix"),
