@@ -28,7 +28,6 @@ from service.deadlines import TIMEOUT_HEADER
 from service.devices import Devices, find_devices
 from service.engine import Engine, EngineOptions
 from service.errors import (
-    CapabilityNotFound,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
@@ -131,7 +130,7 @@ def create_app(
             executor.shutdown(wait=False, cancel_futures=True)
 
     async def refused(request: Request, error: Exception) -> Response:
-        return _problem_response(_as_problem(request.scope["path"], error, store), request, observed)
+        return _problem_response(_as_problem(request.scope["path"], error), request, observed)
 
     async def failed(request: Request, error: Exception) -> Response:
         return _problem_response(unexpected(), request, observed)
@@ -194,7 +193,6 @@ def create_store(
         observed.watch(batcher, *key)
         return batcher
 
-    defaults = {capability: settings.default_model(capability) for capability in CAPABILITIES}
     store = ModelStore(
         root=settings.model_store,
         options=[
@@ -206,7 +204,7 @@ def create_store(
             )
             for device in devices.found
         ],
-        defaults={capability: name for capability, name in defaults.items() if name is not None},
+        defaults={capability: settings.default_model(capability) for capability in CAPABILITIES},
         queue=queue,
         observer=StoreLog(observed),
         loader=loader,
@@ -217,12 +215,10 @@ def create_store(
     return store
 
 
-def _as_problem(path: str, error: Exception, store: ModelStore) -> Problem:
-    """Starlette's own refusals as problems of the table; of a capability that no model brings, it is said so."""
+def _as_problem(path: str, error: Exception) -> Problem:
+    """Starlette's own refusals as problems of the table."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        if (capability := path.removeprefix("/")) in CAPABILITIES and not store.able(capability):
-            return CapabilityNotFound(f"no loaded model can {capability}", capability=capability, models=[])
         return NotFound(f"{path[:200]!r} is not known; /docs lists what is")
     if error.status_code == 405:
         allowed = dict(error.headers or {})

@@ -263,9 +263,9 @@ class Settings(BaseSettings):
             )
         return self
 
-    def default_model(self, capability: str) -> str | None:
-        """The model that answers for a capability where a request names none; None where no setting says."""
-        return getattr(self, f"default_{capability}", None)
+    def default_model(self, capability: str) -> str:
+        """The model that answers for a capability where a request names none; empty where no setting says."""
+        return str(getattr(self, f"default_{capability}"))
 
 
 def _is_loopback(host: str) -> bool:
