@@ -53,8 +53,7 @@ def by_batch(name: str, capability: str, device: Device, seconds: float) -> dict
     for power in range(LARGEST.bit_length()):
         size = 1 << power
         inputs = [
-            np.random.default_rng(0).random((size, *map(int, tensor.shape[1:])), np.float32)
-            for tensor in engine.spec.inputs
+            np.random.default_rng(0).random((size, *tensor.row_shape), np.float32) for tensor in engine.spec.inputs
         ]
         taken, end = [], time.perf_counter() + seconds / 10
         while len(taken) < 5 or time.perf_counter() < end:

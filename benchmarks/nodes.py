@@ -54,7 +54,7 @@ def profile(folder: Path, capability: str, device: Device, batch: int = BATCH) -
         session = onnxruntime.InferenceSession(
             (folder / spec.file).read_bytes(), options, providers=device.providers(), enable_fallback=0
         )
-        inputs = {tensor.name: np.zeros((batch, *map(int, tensor.shape[1:])), np.float32) for tensor in spec.inputs}
+        inputs = {tensor.name: np.zeros((batch, *tensor.row_shape), np.float32) for tensor in spec.inputs}
         for _ in range(_RUNS):
             session.run(None, inputs)
         events = json.loads(Path(session.end_profiling()).read_text())

@@ -119,6 +119,11 @@ class TensorSpec(_Record):
             raise ValueError(f"{self.name}: shape {self.shape} is not ('N', positive integers ...)")
         return self
 
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Of the tensor for one picture: without the batch axis."""
+        return tuple(int(size) for size in self.shape[1:])
+
 
 class GraphSpec(_Record):
     file: FileName

@@ -148,8 +148,8 @@ class Engine:
         return parts[0] if len(parts) == 1 else [np.concatenate(columns) for columns in zip(*parts, strict=True)]
 
     def _bind(self, options: EngineOptions) -> dict[int, Binding]:
-        inputs = {tensor.name: _inner_shape(tensor) for tensor in self.spec.inputs}
-        outputs = {tensor.name: _inner_shape(tensor) for tensor in self.spec.outputs}
+        inputs = {tensor.name: tensor.row_shape for tensor in self.spec.inputs}
+        outputs = {tensor.name: tensor.row_shape for tensor in self.spec.outputs}
         try:
             return {
                 size: Binding(self._session, size, inputs, outputs, options.device)
@@ -208,7 +208,7 @@ class Engine:
 
         The least of several, and no more of them than it takes to see one within the limit.
         """
-        inputs = [np.zeros((size, *_inner_shape(tensor)), dtype=np.float32) for tensor in self.spec.inputs]
+        inputs = [np.zeros((size, *tensor.row_shape), dtype=np.float32) for tensor in self.spec.inputs]
         own = taken = math.inf
         for _ in range(_TIMED_RUNS):
             start, started = time.thread_time(), time.perf_counter()
@@ -220,17 +220,13 @@ class Engine:
             if own <= limit:
                 break
         for tensor, output in zip(self.spec.outputs, outputs, strict=True):
-            if output.shape != (size, *_inner_shape(tensor)):
+            if output.shape != (size, *tensor.row_shape):
                 raise EngineError(f"of a batch of {size}, {tensor.name} has shape {output.shape}, not {tensor.shape}")
         return own, taken
 
 
 def _buckets(largest: int) -> list[int]:
     return [1 << power for power in range(largest.bit_length()) if 1 << power < largest] + [largest]
-
-
-def _inner_shape(tensor: TensorSpec) -> tuple[int, ...]:
-    return tuple(int(size) for size in tensor.shape[1:])
 
 
 def _check_file(graph: bytes, opset: int) -> None:

@@ -197,12 +197,12 @@ def _read_raw(body: bytes, spec: GraphSpec, max_rows: int) -> Tensors:
     if len(spec.inputs) > 1:
         raise InvalidTensor(f"a raw tensor is for a graph of one input, this one takes {_listed_specs(spec.inputs)}")
     (tensor,) = spec.inputs
-    row_bytes = 4 * math.prod(_inner(tensor))
+    row_bytes = 4 * math.prod(tensor.row_shape)
     rows, rest = divmod(len(body), row_bytes)
     if rest:
         raise InvalidTensor(f"the body has {len(body)} bytes, a row of {tensor.name} has {row_bytes}")
     _check_rows(rows, max_rows)
-    array = np.frombuffer(body, "<f4").reshape(rows, *_inner(tensor))
+    array = np.frombuffer(body, "<f4").reshape(rows, *tensor.row_shape)
     return Tensors(None, None, [array], rows, [(output.name, True) for output in spec.outputs])
 
 
@@ -275,8 +275,8 @@ def _read_input(given: InputTensor, spec: TensorSpec, part: memoryview | None) -
     if given.datatype != "FP32":
         kinds = "FP32 or BYTES (pictures)" if len(spec.shape) == _PICTURE_RANK else "FP32"
         raise InvalidTensor(f"{given.name} is {given.datatype[:16]!r}, the graph takes {kinds}")
-    if tuple(given.shape[1:]) != _inner(spec):
-        raise InvalidTensor(f"{given.name} has shape {given.shape}, the graph takes {[-1, *_inner(spec)]}")
+    if tuple(given.shape[1:]) != spec.row_shape:
+        raise InvalidTensor(f"{given.name} has shape {given.shape}, the graph takes {[-1, *spec.row_shape]}")
     return _from_numbers(given) if part is None else _from_bytes(given, part)
 
 
@@ -337,10 +337,6 @@ def _split(name: str, part: memoryview, rows: int) -> list[bytes]:
     if len(elements) != rows:
         raise InvalidTensor(f"{name} has not the {rows} elements of its shape")
     return elements
-
-
-def _inner(tensor: TensorSpec) -> tuple[int, ...]:
-    return tuple(int(size) for size in tensor.shape[1:])
 
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:

@@ -54,7 +54,7 @@ def _noise(
     The noise depends on the seed and the picture alone, so that a picture's variants do not on its neighbours.
     """
     _, spec = model.batchers["augment"].engine.spec.inputs
-    samples, dimensions = (int(size) for size in spec.shape[1:])
+    samples, dimensions = spec.row_shape
     rows: list[list[Row] | Problem] = []
     for item in inputs:
         if isinstance(item, Problem):

@@ -111,7 +111,7 @@ def _check_mode(model: LoadedModel, mode: int) -> None:
         InvalidParameter: the model has no such mode.
     """
     graph = model.batchers["canonicalize"].engine.spec
-    modes = next(int(spec.shape[1]) for spec in graph.outputs if spec.name == "modes")
+    modes = next(spec.row_shape[0] for spec in graph.outputs if spec.name == "modes")
     if mode >= modes:
         allowed = f"{model.name} gives {modes} modes" if modes > 1 else f"{model.name} gives one mode"
         raise errors.InvalidParameter(f"mode is {mode}, counted from 0: {allowed}", parameter="mode")

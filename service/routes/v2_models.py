@@ -98,10 +98,7 @@ def describe(name: str, model: LoadedModel, capability: str) -> ModelMetadata:
     graph = model.batchers[capability].engine.spec
 
     def tensors(specs: Sequence[TensorSpec]) -> list[TensorMetadata]:
-        return [
-            TensorMetadata(name=spec.name, datatype="FP32", shape=[-1, *(int(size) for size in spec.shape[1:])])
-            for spec in specs
-        ]
+        return [TensorMetadata(name=spec.name, datatype="FP32", shape=[-1, *spec.row_shape]) for spec in specs]
 
     return ModelMetadata(
         name=name,

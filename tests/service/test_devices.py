@@ -228,6 +228,6 @@ def test_shipped_models_on_a_gpu(name: str, marked: str) -> None:
             (gpu,), (cpu,) = on_gpu[capability], on_cpu[capability]
             # Sizes are computed on the CPU by ONNX Runtime's choice.
             assert [stray for stray in gpu.strays if not stray.endswith("(Concat)")] == [] and not gpu.inline_batch
-            inputs = [random.random((7, *map(int, tensor.shape[1:])), np.float32) for tensor in graph.inputs]
+            inputs = [random.random((7, *tensor.row_shape), np.float32) for tensor in graph.inputs]
             for got, wanted in zip(thread.submit(gpu.run, inputs).result(), cpu.run(inputs), strict=True):
                 np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-4)

@@ -236,7 +236,7 @@ def test_a_run_that_hangs_is_known_after_its_version_is_gone(tmp_path: Path, gat
         store = create_store(settings, observed, Devices("cpu"), [device], loader, Life())
         store.load_all()
         batcher = store.models["tiny"].batchers["embed"]
-        row = (np.zeros(tuple(batcher.engine.spec.inputs[0].shape[1:]), np.float32),)
+        row = (np.zeros(batcher.engine.spec.inputs[0].row_shape, np.float32),)
         with pytest.raises(DeadlineExceeded):
             await batcher.run([row], Deadline(time.perf_counter() + 0.05), lambda: False)
         del batcher
