@@ -16,7 +16,7 @@ Expand = Literal["true", "false"]
 Resample = Literal["bicubic", "bilinear", "nearest", "lanczos"]
 Colour = tuple[int, int, int]
 
-_CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "polarity": get_args(Polarity),
     "fit": get_args(Fit),
     "exif": get_args(Exif),
@@ -24,6 +24,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "expand": get_args(Expand),
     "resample": get_args(Resample),
 }
+"""Of each parameter that is one of a few words, the words; the first is the default."""
 _NAMES = ("model", "version", "polarity", "fit", "exif")
 _DRAWING_NAMES = (*_NAMES, "fill", "resample")
 _NAMES_OF = {
@@ -96,11 +97,11 @@ def _read(query: bytes, names: tuple[str, ...]) -> Options:
             raise UnknownParameter(f"{name[:100]!r} is not known here", parameter=name[:100], known=list(names))
         if name in given:
             raise InvalidParameter(f"{name} is given twice", parameter=name)
-        if name in _CHOICES and value not in _CHOICES[name]:
+        if name in CHOICES and value not in CHOICES[name]:
             raise InvalidParameter(
-                f"{name} is {value[:100]!r}, allowed are {', '.join(_CHOICES[name])}",
+                f"{name} is {value[:100]!r}, allowed are {', '.join(CHOICES[name])}",
                 parameter=name,
-                allowed=list(_CHOICES[name]),
+                allowed=list(CHOICES[name]),
             )
         given[name] = value
     return Options(

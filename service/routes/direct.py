@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service import schemas
 from service.deadlines import TIMEOUT_HEADER
 from service.errors import PROBLEM_MEDIA_TYPE, PROTOCOL_PATH, Problem, Unauthorized
-from service.queries import MOST_SEED, MOST_VARIANTS, AugmentOptions
+from service.queries import CHOICES, MOST_SEED, MOST_VARIANTS, AugmentOptions
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -157,33 +157,25 @@ def _parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
     return {"name": name, "in": "query", "required": False, "description": description, "schema": schema}
 
 
+def _choice(name: str, description: str) -> dict[str, Any]:
+    words = list(CHOICES[name])
+    return _parameter(name, description, type="string", enum=words, default=words[0])
+
+
 def query_parameters() -> list[dict[str, Any]]:
     """OpenAPI's `parameters` of every inference route; `queries.read_options` reads them."""
     return [
         _parameter("model", "Name of a loaded model; else the default of this capability.", type="string"),
         _parameter("version", "Version of the model; else the one that serves.", type="integer", minimum=1),
-        _parameter(
-            "polarity",
-            "Brightness of the ink; auto finds it, none takes it to be that of the model's training data.",
-            type="string",
-            enum=["auto", "light", "dark", "none"],
-            default="auto",
+        _choice(
+            "polarity", "Brightness of the ink; auto finds it, none takes it to be that of the model's training data."
         ),
-        _parameter(
+        _choice(
             "fit",
             "content looks for the content and fits it to the model's frame, image takes the whole picture; auto does "
             "as the model's training data, and leaves a picture of the model's own size as it is.",
-            type="string",
-            enum=["auto", "content", "image"],
-            default="auto",
         ),
-        _parameter(
-            "exif",
-            "Whether an EXIF orientation is applied first.",
-            type="string",
-            enum=["apply", "ignore"],
-            default="apply",
-        ),
+        _choice("exif", "Whether an EXIF orientation is applied first."),
     ]
 
 
@@ -202,20 +194,11 @@ def timeout_parameter() -> dict[str, Any]:
 def upright_parameters() -> list[dict[str, Any]]:
     """Those of a route that brings pictures upright, besides; see `queries.UprightOptions`."""
     return [
-        _parameter(
-            "undo",
-            "rotation turns the picture about its content's centre, all undoes the whole transform.",
-            type="string",
-            enum=["rotation", "all"],
-            default="rotation",
-        ),
-        _parameter(
+        _choice("undo", "rotation turns the picture about its content's centre, all undoes the whole transform."),
+        _choice(
             "expand",
             "true grows the canvas so that all of the picture is on it, which counts against the limit of pixels; "
             "false keeps the picture's size.",
-            type="string",
-            enum=["true", "false"],
-            default="true",
         ),
         _parameter(
             "mode",
@@ -262,11 +245,5 @@ def drawing_parameters() -> list[dict[str, Any]]:
             pattern="^(auto|transparent|#?[0-9a-fA-F]{6})$",
             default="auto",
         ),
-        _parameter(
-            "resample",
-            "How values between pixels are found.",
-            type="string",
-            enum=["bicubic", "bilinear", "nearest", "lanczos"],
-            default="bicubic",
-        ),
+        _choice("resample", "How values between pixels are found."),
     ]

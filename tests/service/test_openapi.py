@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
 from schemathesis.transport.serialization import Binary
 
 from service.deadlines import TIMEOUT_HEADER
+from service.queries import CHOICES, Options, read_options
 from service.settings import Settings
 from tests.server import part_of_store, running_server
 from tests.service import tiny, tiny_pose
@@ -128,3 +129,8 @@ def test_every_example_works_when_pasted(shipped: httpx.Client) -> None:
     assert {"/classify", "/canonicalize", "/recombine", "/v2/models/{model}/infer", "/v2/repository/index"} <= set(
         pasted
     )
+
+
+def test_the_first_word_of_a_choice_is_its_default() -> None:
+    asked = "&".join(f"{name}={words[0]}" for name, words in CHOICES.items())
+    assert read_options(asked.encode(), "canonicalize") == Options()
