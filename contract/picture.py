@@ -104,10 +104,10 @@ class _Jpeg(BytesIO):
 class EncodedPicture(NamedTuple):
     """A picture whose header is read and accepted, and whose pixels are not decoded yet.
 
-    width, height: as stored, before any EXIF orientation. decoded_bytes: of memory, the
-    most that decoding it and preparing it for a model take. source: what `decode` reads, once; the file itself where an
-    opened picture holds far more than its file, which a batch of them would hold all at once. profile_bytes: of the
-    colour profile that an Original of it may hold.
+    width, height: as stored, before any EXIF orientation. decoded_bytes: of memory, the most that decoding it and
+    preparing it for a model take. source: what `decode` reads, once; the file itself where an opened picture holds far
+    more than its file, which a batch of them would hold all at once. profile_bytes: of the colour profile that an
+    Original of it may hold.
     """
 
     format: str
@@ -192,9 +192,8 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
 
 
 def _open(name: str, data: bytes | OddPng) -> ImageFile.ImageFile:
-    if isinstance(data, OddPng):
-        return PngImageFile(data.file())
-    return _PLUGINS[name](_Jpeg(data) if name == "JPEG" else BytesIO(data))
+    file = data.file() if isinstance(data, OddPng) else _Jpeg(data) if name == "JPEG" else BytesIO(data)
+    return _PLUGINS[name](file)
 
 
 def _decoded_bytes(name: str, mode: str, transparent: bool, pixels: int) -> int:

@@ -145,7 +145,11 @@ def _is_text(head: bytes) -> bool:
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height of the canvas of a WebP file (RFC 9649, section 2), without touching a decoder."""
+    """Width and height of the canvas of a WebP file (RFC 9649, section 2), without touching a decoder.
+
+    Raises:
+        CorruptPictureError: it has none.
+    """
     chunk, body = data[12:16], data[20:30]
     if len(body) == 10:
         if chunk == b"VP8X":

@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 from PIL import Image, _imaging
 
-from contract.picture_header import MOST_PIECES, CorruptPictureError, too_many_pieces
+from contract.picture_header import MOST_PIECES, PNG_SIGNATURE, CorruptPictureError, too_many_pieces
 from contract.picture_pixels import Pixels, to_pixels
 
 _IHDR = struct.Struct(">IIBBBBB")
@@ -112,7 +112,7 @@ class OddPng(NamedTuple):
 
 
 def png_header(data: bytes) -> PngHeader:
-    """The header of a PNG file."""
+    """The header of a PNG file; CorruptPictureError where it is damaged."""
     if data[8:16] != b"\0\0\0\x0dIHDR" or len(data) < 33 or crc32(data[12:29]) != int.from_bytes(data[29:33]):
         raise CorruptPictureError("the PNG header is cut short or damaged")
     return PngHeader._make(_IHDR.unpack_from(data, 16))
@@ -173,7 +173,7 @@ def write_plain_png(samples: Pixels) -> bytes:
     compress = zlib.compressobj(*_STORED)
     pixels = compress.compress(rows.tobytes()) + compress.flush()
     header = _IHDR.pack(width, height, 8, _COLOURS[samples.shape[2] if samples.ndim == 3 else 1], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+    return PNG_SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
