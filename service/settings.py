@@ -279,13 +279,13 @@ def option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def load_settings(options: Mapping[str, object], environment: Mapping[str, str] = os.environ) -> Settings:
+def load_settings(options: Mapping[str, object]) -> Settings:
     """Settings from the command line's `options` (only those given), then the environment, then the defaults.
 
     Raises:
         SettingsError: a value of the wrong type or range, values that contradict each other, an unknown variable.
     """
-    complaints = [_unknown_variable(name) for name in environment if _is_unknown(name)]
+    complaints = [_unknown_variable(name) for name in os.environ if _is_unknown(name)]
     try:
         settings = Settings(**dict(options))  # type: ignore[arg-type]
     except ValidationError as error:

@@ -44,7 +44,7 @@ def settings_of(objects: list[Object], container: dict[str, Any]) -> Settings:
         for name, value in given.items()
         if name.startswith(ENV_PREFIX) and not name.startswith(TRAINING_PREFIX)
     }
-    return load_settings(fields, {})
+    return load_settings(fields)
 
 
 def listened_on(settings: Settings) -> set[int]:

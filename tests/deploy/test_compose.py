@@ -83,7 +83,7 @@ def test_time_outs_and_memory_fit(name: str) -> None:
     """As for pods: the service's deadline is before nginx's, nginx closes idle connections first, Docker kills last."""
     service = COMPOSE["services"][name]
     given = {key.removeprefix(ENV_PREFIX).lower(): value for key, value in service["environment"].items()}
-    settings = load_settings(given, {})
+    settings = load_settings(given)
     seconds = {key: int(value.removesuffix("s")) for key, value in NGINX.items() if key.endswith("_timeout")}
     assert settings.request_timeout_seconds < min(seconds["proxy_read_timeout"], seconds["proxy_send_timeout"])
     assert seconds["keepalive_timeout"] < settings.keep_alive_seconds

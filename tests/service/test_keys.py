@@ -252,9 +252,9 @@ def test_a_missing_file_is_refused_at_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", ""])
 def test_beyond_loopback_needs_keys_or_a_word(host: str, key_file: Path) -> None:
     with pytest.raises(SettingsError, match="EQUIPOISE_API_KEYS.*EQUIPOISE_ALLOW_ANONYMOUS=true"):
-        load_settings({"host": host}, {})
-    load_settings({"host": host, "allow_anonymous": "true"}, {})
-    load_settings({"host": host, "api_keys": str(key_file)}, {})
+        load_settings({"host": host})
+    load_settings({"host": host, "allow_anonymous": "true"})
+    load_settings({"host": host, "api_keys": str(key_file)})
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])

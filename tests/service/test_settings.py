@@ -6,7 +6,7 @@ from service.settings import Settings, SettingsError, load_settings
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
-    settings = load_settings({}, {})
+    settings = load_settings({})
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert settings.max_body_bytes == 64 * 1024 * 1024
     assert (settings.max_pixels, settings.max_images, settings.min_side) == (50_000_000, 1024, 4)
@@ -51,27 +51,29 @@ def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, variable: st
 
 def test_origins_of_every_kind_are_taken() -> None:
     origins = "*, http://localhost:8080,https://a-b.example , http://[::1]:80, chrome-extension://abcdef"
-    assert load_settings({"cors_origins": origins}, {}).cors_origins == origins
-    assert load_settings({"cors_origins": ""}, {}).cors_origins == ""
+    assert load_settings({"cors_origins": origins}).cors_origins == origins
+    assert load_settings({"cors_origins": ""}).cors_origins == ""
 
 
-def test_the_training_packages_variables_are_none_of_the_services() -> None:
-    assert load_settings({}, {"EQUIPOISE_TRAINING_DATA": "/data"}).port == 8000
+def test_the_training_packages_variables_are_none_of_the_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQUIPOISE_TRAINING_DATA", "/data")
+    assert load_settings({}).port == 8000
 
 
 def test_a_wrong_option_is_named() -> None:
     with pytest.raises(SettingsError, match=r"--max-batch=0: Input should be greater than or equal to 1"):
-        load_settings({"max_batch": "0"}, {})
+        load_settings({"max_batch": "0"})
 
 
 def test_waiting_for_models_without_looking_is_refused() -> None:
     with pytest.raises(SettingsError, match="needs model_poll_seconds above 0"):
-        load_settings({"wait_for_models": "true", "model_poll_seconds": "0"}, {})
+        load_settings({"wait_for_models": "true", "model_poll_seconds": "0"})
 
 
-def test_several_wrong_settings_are_told_at_once() -> None:
+def test_several_wrong_settings_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQUIPOISE_NOPE", "1")
     with pytest.raises(SettingsError) as error:
-        load_settings({"port": "x", "max_batch": "y"}, {"EQUIPOISE_NOPE": "1"})
+        load_settings({"port": "x", "max_batch": "y"})
     assert len(str(error.value).splitlines()) == 3
 
 
