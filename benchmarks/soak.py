@@ -27,6 +27,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import statistics
 import struct
 import sys
@@ -221,7 +222,7 @@ class Traffic:
                 await asyncio.sleep(draw.choice((0, 0, 0.001, 0.01)))
                 if draw.random() < 0.5:
                     reset = struct.pack("ii", 1, 0)  # a reset instead of a proper end
-                    writer.get_extra_info("socket").setsockopt(1, 13, reset)  # SOL_SOCKET, SO_LINGER
+                    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
                 writer.transport.abort() if draw.random() < 0.5 else writer.close()
                 self._soak.note("leaving", "left")
             await asyncio.sleep(0.02)
@@ -338,9 +339,11 @@ def run(minutes: float) -> dict[str, Any]:
             swapping = threading.Thread(target=swap, args=(scratch, folder, soak, stop))
             swapping.start()
             traffic = Traffic(target, png, soak, 60 * minutes)
-            asyncio.run(traffic.run(lambda: soak.samples.append(take_sample(target, start))))
-            stop.set()
-            swapping.join()
+            try:
+                asyncio.run(traffic.run(lambda: soak.samples.append(take_sample(target, start))))
+            finally:  # where the service has ended no sample can be taken, and versions would be made for ever
+                stop.set()
+                swapping.join()
             time.sleep(3)
             after, metrics = take_sample(target, start), target.metrics()
             alive = target.process.poll() is None

@@ -1,5 +1,6 @@
 """A few seconds of `python -m benchmarks.soak`, and proof that it would notice what grows."""
 
+import threading
 from dataclasses import replace
 from fnmatch import fnmatch
 from re import fullmatch, sub
@@ -26,6 +27,17 @@ def test_a_few_seconds_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(by_quarter) == sum(answers["good"].values()) and sum(by_quarter[:2]) > 0 and sum(by_quarter[2:]) > 0
     assert answers["overload"]["429"] > 5 and answers["overload"].get("200", 0) > 0
     assert found["swaps"] >= 3 and len(found["samples"]) >= 2 and answers["repository"]["200"] >= 2
+
+
+def test_it_ends_where_the_service_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(traffic: soak.Traffic, sample: object) -> None:
+        raise OSError("nobody answers")
+
+    monkeypatch.setattr(soak, "SWAP_SECONDS", 0.1)
+    monkeypatch.setattr(soak.Traffic, "run", failing)
+    with pytest.raises(OSError, match="nobody answers"):
+        soak.run(1)
+    assert not [thread for thread in threading.enumerate() if "swap" in thread.name]
 
 
 def test_every_endpoint_is_asked_in_every_form_of_body(client: httpx.Client) -> None:
