@@ -266,6 +266,13 @@ def head(model: LoadedModel, item: ModelInput) -> dict[str, Any]:
     return {"model": model.name, "version": model.version, "input": item.description}
 
 
+def picture_answer(image: Array) -> dict[str, Any]:
+    """schemas.PictureAnswer of a model's picture [C,H,W], see `images.write_picture`."""
+    _, height, width = image.shape
+    data = to_base64(images.write_picture(image))
+    return {"media_type": "image/png", "width": width, "height": height, "data": data}
+
+
 class JsonAnswer(Response):
     """JSON as it stands, with status 200. `Response` works out its headers, which for a small answer takes longer than
     to send them.

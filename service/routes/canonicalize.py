@@ -14,8 +14,8 @@ from service import errors, upright
 from service.batching import Row
 from service.engine import Array
 from service.errors import Problem
-from service.images import PICTURE_TYPES, ModelInput, decoding_cost, write_picture
-from service.inference import Inference, JsonAnswer, head, raise_of_single, to_base64, to_json
+from service.images import PICTURE_TYPES, ModelInput, decoding_cost
+from service.inference import Inference, JsonAnswer, head, picture_answer, raise_of_single, to_base64, to_json
 from service.model_store import LoadedModel
 from service.negotiation import choose
 from service.payloads import Payload
@@ -80,12 +80,7 @@ def _make(
     start = time.perf_counter()
     document = head(model, job.item) | {
         "transform": job.transform,
-        "canonical": {
-            "media_type": "image/png",
-            "width": job.canonical.shape[2],
-            "height": job.canonical.shape[1],
-            "data": to_base64(write_picture(job.canonical)),
-        },
+        "canonical": picture_answer(job.canonical),
         "upright": {
             "media_type": made.media_type,
             "width": job.canvas.width,

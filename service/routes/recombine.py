@@ -1,6 +1,5 @@
 """POST /recombine: the content of one picture in the style of another."""
 
-import base64
 import time
 from collections.abc import Sequence
 
@@ -9,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import errors, images
-from service.inference import INLINE_BODY_BYTES, Inference, to_json
+from service.inference import INLINE_BODY_BYTES, Inference, picture_answer, to_json
 from service.negotiation import choose
 from service.payloads import read_content_and_style
 from service.routes.direct import DirectRoute, pair_body, problem_responses, query_parameters, timeout_parameter
@@ -43,22 +42,17 @@ def add(router: APIRouter, inference: Inference) -> None:
             outputs = await inference.run(request, model, "recombine", [(content.image, style.image)])
             start = time.perf_counter()
             image = outputs["image"][0]
-            picture = images.write_picture(image, "image/png" if media_type == "application/json" else media_type)
-            answer = picture
             if media_type == "application/json":
                 answer = to_json(
                     {
                         "model": model.name,
                         "version": model.version,
                         "input": {"content": content.description, "style": style.description},
-                        "image": {
-                            "media_type": "image/png",
-                            "width": image.shape[2],
-                            "height": image.shape[1],
-                            "data": base64.b64encode(picture).decode(),
-                        },
+                        "image": picture_answer(image),
                     }
                 )
+            else:
+                answer = images.write_picture(image, media_type)
             inference.record(call, "encode", time.perf_counter() - start)
         return Response(answer, media_type=media_type, headers={"Vary": "Accept"})
 
