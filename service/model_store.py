@@ -366,10 +366,8 @@ class ModelStore:
         if self.models:
             return None
         reasons = [f"{refusal.model}/{refusal.version or ''}: {refusal.reason}" for refusal in self.refused]
-        if self._unloaded:
-            taken_out = [f"{name}: unloaded until it is loaded by name" for name in sorted(self._unloaded)]
-            return f"no model is loaded: {'; '.join(taken_out + reasons)}"
-        return f"no model could be loaded: {'; '.join(reasons) or self.empty or 'the log says why'}"
+        reasons += [f"{name}: unloaded until it is loaded by name" for name in sorted(self._unloaded)]
+        return f"no model is loaded: {'; '.join(reasons) or self.empty or 'the log says why'}"
 
 
 def _trim() -> None:

@@ -81,7 +81,7 @@ def test_an_empty_store_is_waited_for_where_that_is_said(tmp_path: Path) -> None
         service(tmp_path, *waiting, status=503) as (process, url),
         httpx.Client(base_url=url, trust_env=False) as client,
     ):
-        reason = "no model could be loaded: the model store <store> has no model"
+        reason = "no model is loaded: the model store <store> has no model"
         until(lambda: client.get("/readyz").json()["detail"].startswith(reason))
         assert client.get("/healthz").status_code == 200
         assert classify(url).status_code == 503

@@ -162,7 +162,7 @@ def test_a_new_model_is_found(tmp_path: Path, serve: Serve) -> None:
 def test_a_store_that_had_no_good_model_becomes_ready(tmp_path: Path, serve: Serve) -> None:
     (tiny.write_scaled(tmp_path, 1) / "embed.onnx").write_bytes(b"")
     url = serve(tmp_path, ready=False, **POLL)
-    until(lambda: "could be loaded" in httpx.get(f"{url}/readyz", trust_env=False).text)
+    until(lambda: "no model is loaded" in httpx.get(f"{url}/readyz", trust_env=False).text)
     tiny.write_scaled(tmp_path, 2)
     until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 200)
 
