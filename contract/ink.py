@@ -27,10 +27,10 @@ _NEAR = 0.5  # of the diagonal of the content so far: farther parts are somethin
 class Page:
     """A picture understood as ink on paper.
 
-    polarity: "dark" or "light", the brightness of the ink. ink: [h,w] at work resolution, the strength of the ink in
-    0..1, 0 outside the content. reduction: pixels of the picture a side of one pixel of `ink`. strength: of solid ink;
-    0 where there is no content. floor: what is fainter is paper. box: left, top, right, bottom of the content in pixels
-    of `ink` (right and bottom exclusive).
+    polarity: "dark" or "light", the brightness of the ink. paper: its brightness over the whole picture.
+    ink: [h,w] at work resolution, the strength of the ink in 0..1, 0 outside the content. reduction: pixels of the
+    picture a side of one pixel of `ink`. strength: of solid ink; 0 where there is no content. floor: what is fainter is
+    paper. box: left, top, right, bottom of the content in pixels of `ink` (right and bottom exclusive).
     """
 
     polarity: str

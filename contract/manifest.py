@@ -314,6 +314,7 @@ def verify(folder: Path) -> Manifest:
 
     Raises:
         ManifestError: the first fact that fails; also a file that the manifest does not list, or one that is a link.
+        OSError: the folder cannot be listed.
     """
     manifest = read_manifest(folder)
     if (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):

@@ -103,6 +103,7 @@ class Budget:
         return max(1, math.ceil(min(_LONGEST_RETRY_SECONDS, seconds)))
 
     def release(self, images: int, size: int) -> None:
+        """Give back what a call of `acquire` has taken: as a `Permit` does, or a part of its bytes with no pictures."""
         now = time.monotonic()
         self._answered, self._worked = self._faded(now)
         self._answered += images

@@ -253,7 +253,7 @@ def problem_types() -> list[type[Problem]]:
     return Problem.__subclasses__()
 
 
-def render(problem: Problem, path: str, request_id: str | None) -> tuple[bytes, str]:
+def render(problem: Problem, path: str, request_id: str) -> tuple[bytes, str]:
     """Body and media type of the answer to `path`; below /v2 it has the inference protocol's own shape."""
     if path == PROTOCOL_PATH or path.startswith(PROTOCOL_PATH + "/"):
         return orjson.dumps({"error": problem.detail}), "application/json"

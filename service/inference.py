@@ -164,6 +164,7 @@ class Inference:
         return dict(zip(batcher.engine.output_names, entry.outputs, strict=True))
 
     def record(self, call: Call, stage: str, seconds: float) -> None:
+        """Note how long a stage took, one of `observability.STAGES`: for the answer's Server-Timing and the metrics."""
         call.stages.append((stage, seconds))
         self._metrics.stages[stage].observe(seconds)
 

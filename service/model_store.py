@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 
 class StoreObserver(Protocol):
-    """What is told of the store; `observability` implements it."""
+    """What is told of the store; `store_watch` implements it."""
 
     def loaded(self, model: "LoadedModel") -> None: ...
 

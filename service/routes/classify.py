@@ -18,6 +18,7 @@ NOVEL_ABOVE = 0.99
 
 
 def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], row: int) -> dict[str, Any]:
+    """The fields of schemas.ClassifyAnswer, see `inference.Render`."""
     labels = model.manifest.labels
     probabilities = outputs["probabilities"][row]
     best = int(probabilities.argmax())

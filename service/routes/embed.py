@@ -14,6 +14,7 @@ from service.schemas import Batch, EmbedAnswer
 
 
 def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], row: int) -> dict[str, Any]:
+    """The field of schemas.EmbedAnswer, see `inference.Render`."""
     return {"embedding": outputs["embedding"][row]}
 
 

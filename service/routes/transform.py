@@ -19,7 +19,7 @@ from service.schemas import Batch, TransformAnswer
 
 
 def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], row: int) -> dict[str, Any]:
-    """schemas.Transform
+    """The fields of schemas.Transform, see `inference.Render`.
 
     Raises:
         InternalError: the model's answer is no transform.
