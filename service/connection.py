@@ -216,6 +216,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._stop_head_timer()
         self._stop_reader_timer()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # which uvicorn leaves to itself where the client has cut the connection
 
     def data_received(self, data: bytes) -> None:
         if self.deaf:

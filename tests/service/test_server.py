@@ -4,6 +4,7 @@ import asyncio
 import gc
 import re
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -177,6 +178,28 @@ def test_a_client_that_does_not_read_is_cut_and_one_that_comes_late_gets_all(
 
 def received(connection: socket.socket) -> int:
     return sum(map(len, iter(lambda: connection.recv(2**20), b"")))
+
+
+def test_a_connection_that_is_cut_is_kept_no_longer(tiny_store: Path, serve: Serve) -> None:
+    """Its timer for the next request would keep it for more than a minute, past the limit on connections."""
+    url = serve(tiny_store, body_timeout_seconds=12.25)
+
+    def kept() -> int:
+        """Of this server's, known by its timeout."""
+        gc.collect()
+        found = [each for each in gc.get_objects() if type(each) is connection.Connection]
+        return sum(each._seconds == 12.25 for each in found)
+
+    cut = [connect(url) for _ in range(20)]
+    while kept() < 20:
+        time.sleep(0.02)
+    for one in cut:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset instead of a proper end
+        one.close()
+    end = time.monotonic() + 20
+    while kept() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not kept()
 
 
 def test_every_answer_has_the_security_headers(client: httpx.Client) -> None:
