@@ -1,5 +1,6 @@
 """GET /docs: Swagger UI for the OpenAPI document, from this machine alone: no script comes from a network."""
 
+from functools import cache
 from importlib.resources import files
 
 from fastapi import APIRouter
@@ -46,13 +47,18 @@ def add(router: APIRouter) -> None:
     async def file(request: Request) -> Response:
         request.scope[CALL].endpoint = "docs"
         name = request.scope["path"].rpartition("/")[2]
-        content = (files("fastapi_swagger.resources") / name).read_bytes()
-        return Response(content, media_type=_FILES[name], headers=_HEADERS | {"Cache-Control": "max-age=86400"})
+        return Response(_read(name), media_type=_FILES[name], headers=_HEADERS | {"Cache-Control": "max-age=86400"})
 
     page("/docs", _PAGE, "text/html")
     page("/docs/start.js", _START, "text/javascript")
     for name in _FILES:
         _add(router, f"/docs/{name}", file)
+
+
+@cache
+def _read(name: str) -> bytes:
+    """Once: of as many as may download it at a time, none holds megabytes of its own."""
+    return (files("fastapi_swagger.resources") / name).read_bytes()
 
 
 def _add(router: APIRouter, path: str, endpoint: object) -> None:

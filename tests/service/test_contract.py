@@ -150,6 +150,13 @@ def test_the_documentation_page_opens_without_a_network(client: httpx.Client) ->
     assert "script-src 'self';" in response.headers["content-security-policy"]
 
 
+def test_files_of_the_documentation_are_read_once(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that have asked and do not read would each hold its megabytes."""
+    first = client.get("/docs/swagger-ui-bundle.js")
+    monkeypatch.setattr("service.routes.docs.files", None)
+    assert client.get("/docs/swagger-ui-bundle.js").content == first.content
+
+
 def test_a_problem_keeps_its_standard_members_last_word() -> None:
     class Example(Problem):
         slug, title, status = "example", "An example", 418
