@@ -7,10 +7,12 @@ from contract.manifest import InputSpec
 from training import datasets
 from training.config import DigitsData
 from training.datasets import LabelledImages
+from training.graphs import export_graphs
 from training.lie import exponential, inverse, resample
 from training.models.fixed_pose import cross_entropy
 from training.models.plain_vae import PlainVAE
 from training.models.plain_vae_config import PlainVAEConfig
+from training.models.registry import graphs, whole
 from training.orientation.looks import LatentModel
 
 METHODS = ("beta", "affine", "spatial")
@@ -118,3 +120,10 @@ def test_the_means_of_clusters_can_be_decoded(method: str, data: LabelledImages)
     images = data.images[:3].float() / 255
     assert isinstance(model, LatentModel)
     torch.testing.assert_close(model.decode(*model.latents(images)), model.canonicalize(images).canonical)
+
+
+@pytest.mark.parametrize("method", ["beta", "spatial"])
+def test_it_exports(method: str) -> None:
+    model = make(method).eval()
+    exported = export_graphs(graphs("plain_vae", model), INPUT, whole("plain_vae", model))
+    assert max(exported.parity.values()) < 1e-4

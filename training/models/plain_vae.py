@@ -100,7 +100,8 @@ class PlainVAE(FixedPoseModel):
             tau, tau_log_variance = self.tau(self.transformer(images)).chunk(2, 1)[0], None
             images = resample(images, exponential(self.config.group, tau))
         else:
-            tau, tau_log_variance = images.new_zeros(len(images), DIMENSIONS[self.config.group]), None
+            # Not len(), which the exporter takes for a constant; so below.
+            tau, tau_log_variance = images.new_zeros(images.shape[0], DIMENSIONS[self.config.group]), None
         z, log_variance = self.z(self.encoder(images) if features is None else features).chunk(2, 1)
         return Posterior(z, log_variance, tau, tau_log_variance)
 
@@ -113,7 +114,7 @@ class PlainVAE(FixedPoseModel):
 
     def decode(self, content: Tensor, style: Tensor) -> Tensor:
         """The canonical picture of z, which `latents` gives in both places: [N,Z] twice -> [N,C,S,S] in [0,1]"""
-        upright = torch.eye(2, 3, dtype=style.dtype, device=style.device).expand(len(style), 2, 3)
+        upright = torch.eye(2, 3, dtype=style.dtype, device=style.device).expand(style.shape[0], 2, 3)
         return self.decode_under(upright, style)
 
     # --- one step of training -------------------------------------------------------------------------------------
