@@ -262,7 +262,7 @@ class Loop:
         state, fit = self.progress, self.fit
         self._require_finite(self.module.named_parameters())
         if reporter:
-            metrics = self.kept.validate(self.reference, self.splits.validation, None)
+            metrics = self.kept.validate(self.reference, self.splits.validation)
             reporter.validation(state.step, self.plan.epoch_at(state.step), metrics)
             value = metrics[fit.select] if fit.select_mode == "min" else -metrics[fit.select]
             if value < state.best_value:
@@ -336,7 +336,7 @@ class Loop:
                 self.kept.load_state_dict(state.best_state)
                 step = state.best_step
             self.kept.calibrate(self.splits.train, self.splits.validation)
-            metrics = self.kept.validate(self.splits.train, self.splits.validation, None)
+            metrics = self.kept.validate(self.splits.train, self.splits.validation)
             self._require_finite((name, torch.tensor(value, dtype=torch.float64)) for name, value in metrics.items())
             save_model(self.folder, self.config, self.splits, self.kept, metrics, step, state.seconds / 60)
         self.fabric.barrier()

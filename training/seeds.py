@@ -97,7 +97,7 @@ def _run_seed(
         if "test" in parts:
             if splits.test is None:
                 raise ConfigError(f"seeds: the data set {splits.name} has no test part to measure on")
-            figures["test"] = run.model.validate(splits.train, splits.test, None)
+            figures["test"] = run.model.validate(splits.train, splits.test)
         if benchmark_epochs is not None:
             for part, errors in _other_classifiers(run, splits, parts, benchmark_epochs).items():
                 figures[part] = figures[part] | errors

@@ -82,7 +82,7 @@ def test_test_figures_only_where_they_are_asked_for(make_config: MakeConfig, tmp
     run = load_run(tmp_path / "runs" / "small-1")
     splits = run.splits()
     assert splits.test is not None
-    assert row["test"] == run.model.validate(splits.train, splits.test, None)
+    assert row["test"] == run.model.validate(splits.train, splits.test)
     assert run_seeds(config, [1], output, tmp_path / "runs") == [row] or len(output.read_text().splitlines()) == 2
 
 

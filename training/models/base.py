@@ -44,10 +44,12 @@ class Model(nn.Module):
         """The scalar `loss` and its terms; `generator` lies on the batch's device, `progress` in [0,1]."""
 
     @abstractmethod
-    def validate(
-        self, train: LabelledImages, validation: LabelledImages, train_limit: int | None = 10_000
-    ) -> dict[str, float]:
-        """Figures of the validation set in evaluation mode; their names are the config's `metrics`."""
+    def validate(self, train: LabelledImages, validation: LabelledImages) -> dict[str, float]:
+        """Figures of the validation set in evaluation mode; their names are the config's `metrics`.
+
+        Args:
+            train: images of which what the figures are measured against, such as class means, is taken.
+        """
 
     @abstractmethod
     def calibrate(self, train: LabelledImages, validation: LabelledImages) -> None:

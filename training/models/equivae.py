@@ -298,10 +298,8 @@ class EquiVAE(Model):
     # --- over a data set ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def validate(
-        self, train: LabelledImages, validation: LabelledImages, train_limit: int | None = 10_000
-    ) -> dict[str, float]:
-        """Figures of the validation set in evaluation mode; r_y are means over (the first of) the training set.
+    def validate(self, train: LabelledImages, validation: LabelledImages) -> dict[str, float]:
+        """Figures of the validation set in evaluation mode; r_y are means over the training set.
 
         Returns:
             error (%) by distance; reconstruction, kl and elbo (nats an image, v = mu in the reconstruction, r the class
@@ -310,7 +308,7 @@ class EquiVAE(Model):
         """
         was_training = self.training
         self.eval()
-        prototypes = self.class_means(train, train_limit)
+        prototypes = self.class_means(train)
         wrong = nats = 0.0
         kl = torch.zeros(self.config.v_dim)
         for images, labels in chunks(validation, self.prototypes.device):
@@ -337,14 +335,12 @@ class EquiVAE(Model):
         """f_inv of every image [N,D], in the mode that the model is in."""
         return torch.cat([self.invariant(images).float() for images, _ in chunks(data, self.prototypes.device)])
 
-    def class_means(self, data: LabelledImages, limit: int | None = None) -> Tensor:
-        """r_y [K,D], the mean of f_inv over the (first `limit`) images of the data.
+    def class_means(self, data: LabelledImages) -> Tensor:
+        """r_y [K,D], the mean of f_inv over each class's images.
 
         Raises:
-            ValueError: a class has no image among them.
+            ValueError: a class has no image.
         """
-        if limit is not None:
-            data = data.subset(torch.arange(min(limit, len(data))))
         embeddings = self.embed(data)
         members = F.one_hot(data.labels, self.num_classes).float().to(embeddings.device)
         counts = members.sum(0)

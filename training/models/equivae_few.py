@@ -221,11 +221,9 @@ class FewLabelEquiVAE(EquiVAE):
         return logits
 
     @torch.no_grad()
-    def validate(
-        self, train: LabelledImages, validation: LabelledImages, train_limit: int | None = 10_000
-    ) -> dict[str, float]:
+    def validate(self, train: LabelledImages, validation: LabelledImages) -> dict[str, float]:
         """As the base class, and classifier_error (%), of argmax q(y|x)."""
-        figures = super().validate(train, validation, train_limit)
+        figures = super().validate(train, validation)
         was_training = self.training
         self.eval()
         device = self.prototypes.device

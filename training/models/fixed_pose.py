@@ -68,9 +68,7 @@ class FixedPoseModel(Model):
         """[N,C,S,S] -> the mean of p(x|latents at their means) [N,C,S,S], and the closed-form KL of all latents [N]"""
 
     @torch.no_grad()
-    def validate(
-        self, train: LabelledImages, validation: LabelledImages, train_limit: int | None = 10_000
-    ) -> dict[str, float]:
+    def validate(self, train: LabelledImages, validation: LabelledImages) -> dict[str, float]:
         """Figures of the validation images, each under a transform of the training range, in evaluation mode.
 
         Returns:

@@ -153,9 +153,7 @@ class Upright(Model):
     # --- over a data set ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def validate(
-        self, train: LabelledImages, validation: LabelledImages, train_limit: int | None = 10_000
-    ) -> dict[str, float]:
+    def validate(self, train: LabelledImages, validation: LabelledImages) -> dict[str, float]:
         """Figures of the validation set in evaluation mode; the config's `metrics` names them, `protocol` tells how."""
         was_training = self.training
         self.eval()
