@@ -56,15 +56,11 @@ def he_initialise(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def strided_sides(side: int, strides: Sequence[int], kernel: int = 1, unpadded: int = 0) -> list[int]:
-    """Side lengths after each convolution of `strides`, the input's side first.
-
-    With "same" padding, but for the last `unpadded`: these have no room for kernel - 1 rows.
-    """
+def strided_sides(side: int, strides: Sequence[int]) -> list[int]:
+    """Side lengths after each convolution of `strides` with "same" padding, the input's side first."""
     sides = [side]
-    for index, stride in enumerate(strides):
-        lost = kernel - 1 if index >= len(strides) - unpadded else 0
-        sides.append(math.ceil((sides[-1] - lost) / stride))
+    for stride in strides:
+        sides.append(math.ceil(sides[-1] / stride))
     return sides
 
 
@@ -140,6 +136,9 @@ class ConvBody(nn.Module):
     which keeps the place of a feature at a fraction of the parameters.
 
     Shape: [N,channels,side,side] -> [N,out_features]
+
+    Raises:
+        ValueError: the convolutions without padding leave nothing of the map.
     """
 
     def __init__(
@@ -154,13 +153,13 @@ class ConvBody(nn.Module):
         unpadded: int = 0,
     ) -> None:
         super().__init__()
-        last = strided_sides(side, strides, kernel, unpadded)[-1]
-        if last < 1:
-            raise ValueError(f"{unpadded} convolutions of {kernel} without padding leave nothing of {side} pixels")
         layers: list[nn.Module] = []
-        inputs = channels
+        inputs, last = channels, side  # the map's channels and side so far
         for index, (outputs, stride) in enumerate(zip(filters, strides, strict=True)):
             padded = index < len(filters) - unpadded
+            last = math.ceil((last if padded else last - kernel + 1) / stride)
+            if last < 1:
+                raise ValueError(f"{unpadded} convolutions of {kernel} without padding leave nothing of {side} pixels")
             if norm:
                 layers.append(ResidualConv(inputs, outputs, kernel, stride, padded))
             else:
