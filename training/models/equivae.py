@@ -44,7 +44,6 @@ that uses either is named so: EquiVAE + distance, class-mean and swap terms.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,7 +70,7 @@ from training.networks import dense, he_initialise
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
 
-__all__ = ["EquiVAE", "chunks"]
+__all__ = ["EquiVAE"]
 
 CHUNK = 500  # images a forward pass where no gradient is kept
 KNOTS = 101  # quantiles of the validation distances kept for each class: whole per cents, 99 among them
@@ -311,7 +310,7 @@ class EquiVAE(Model):
         prototypes = self.class_means(train)
         wrong = nats = 0.0
         kl = torch.zeros(self.config.v_dim)
-        for images, labels in chunks(validation, self.prototypes.device):
+        for images, labels in validation.chunks(CHUNK, self.prototypes.device):
             own = self.invariant(images)
             wrong += float((squared_distances(own, prototypes).argmin(1) != labels).sum())
             r = own if self.config.complements == "own" else prototypes[labels]
@@ -333,7 +332,7 @@ class EquiVAE(Model):
     @torch.no_grad()
     def embed(self, data: LabelledImages) -> Tensor:
         """f_inv of every image [N,D], in the mode that the model is in."""
-        return torch.cat([self.invariant(images).float() for images, _ in chunks(data, self.prototypes.device)])
+        return torch.cat([self.invariant(images).float() for images, _ in data.chunks(CHUNK, self.prototypes.device)])
 
     def class_means(self, data: LabelledImages) -> Tensor:
         """r_y [K,D], the mean of f_inv over each class's images.
@@ -361,10 +360,3 @@ class EquiVAE(Model):
         self.temperature.fill_(fit_temperature(distances, labels))
         nearest, predicted = distances.min(1)
         self.distance_knots.copy_(class_quantiles(torch.log(nearest), predicted, self.num_classes, KNOTS))
-
-
-def chunks(data: LabelledImages, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images [N,C,H,W] in [0,1] and labels [N], `CHUNK` at a time."""
-    for start in range(0, len(data.labels), CHUNK):
-        stop = start + CHUNK
-        yield data.images[start:stop].to(device).float() / 255, data.labels[start:stop].to(device)

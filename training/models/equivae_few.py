@@ -41,7 +41,7 @@ from training.augment import augment
 from training.complements import draw_complements
 from training.distances import batch_means, squared_distances
 from training.latent import kl_per_dimension
-from training.models.equivae import EquiVAE, chunks
+from training.models.equivae import CHUNK, EquiVAE
 from training.models.equivae_config import EquiVAEConfig, FewLabelsConfig
 from training.models.equivae_parts import body_of, body_width
 from training.networks import he_initialise
@@ -227,6 +227,6 @@ class FewLabelEquiVAE(EquiVAE):
         was_training = self.training
         self.eval()
         device = self.prototypes.device
-        wrong = sum(float((self.logits(x).argmax(1) != y).sum()) for x, y in chunks(validation, device))
+        wrong = sum(float((self.logits(x).argmax(1) != y).sum()) for x, y in validation.chunks(CHUNK, device))
         self.train(was_training)
         return figures | {"classifier_error": 100 * wrong / len(validation)}
