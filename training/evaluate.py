@@ -19,6 +19,7 @@ from training.datasets import LabelledImages, Splits
 from training.datasets.images import first_of_each_class
 from training.errors import DataError, RunError
 from training.held_out import held_out_class, without_class
+from training.latent import ACTIVE_NATS
 from training.models.equivae_few import FewLabelEquiVAE
 from training.models.registry import KINDS
 from training.orientation.card import PoseEvaluation
@@ -130,8 +131,9 @@ class _Evaluation:
         terms = {"reconstruction": reconstruction, "kl": sum(kl), "elbo": -reconstruction - sum(kl)}
         for name, value in terms.items():
             self.add(name, value, "nats", "r of the training class mean, one draw of v")
-        active = sum(value > 0.1 for value in kl)
-        self.add("active_dimensions", active, f"of {len(kl)}", "dimensions of v with a mean KL above 0.1 nat")
+        active = sum(value > ACTIVE_NATS for value in kl)
+        how = f"dimensions of v with a mean KL above {ACTIVE_NATS} nat"
+        self.add("active_dimensions", active, f"of {len(kl)}", how)
         self.report.details["kl_per_dimension"] = kl
         self.report.details["curves"] = elbo_curves(self.loaded.folder)
         shares = torch.bincount(self.splits.train.labels, minlength=self.model.num_classes) / len(self.splits.train)

@@ -61,7 +61,7 @@ from training.distances import (
     share_below,
     squared_distances,
 )
-from training.latent import class_mean_energy, kl_per_dimension
+from training.latent import ACTIVE_NATS, class_mean_energy, gaussian_nats, kl_per_dimension, sample
 from training.models.base import Model
 from training.models.equivae_config import EquiVAEConfig
 from training.models.equivae_parts import Posterior, body_of, decoder_of
@@ -75,7 +75,6 @@ __all__ = ["EquiVAE"]
 CHUNK = 500  # images a forward pass where no gradient is kept
 KNOTS = 101  # quantiles of the validation distances kept for each class: whole per cents, 99 among them
 SWAP_RISE = 0.1  # share of the training over which the swap term's weight rises: f_inv must judge well first
-ACTIVE_NATS = 0.1  # a dimension of v counts as used above this mean KL
 
 
 class EquiVAE(Model):
@@ -189,8 +188,7 @@ class EquiVAE(Model):
                 class_means = batch_means(embeddings[: len(labels)].detach(), labels, self.num_classes)
         mean, log_variance = self.posterior(r, images)
         mean, log_variance = mean.float(), log_variance.float()
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        v = mean + torch.exp(0.5 * log_variance) * noise
+        v = sample(mean, log_variance, generator)
         terms["reconstruction"] = self.reconstruction(images, r, v).mean()
         terms["kl"] = kl_per_dimension(mean, log_variance).sum(1).mean()
         loss = terms["reconstruction"] + terms["kl"]
@@ -271,9 +269,7 @@ class EquiVAE(Model):
         if self.config.likelihood == "bernoulli":
             return F.binary_cross_entropy_with_logits(output, images, reduction="none").flatten(1).sum(1)
         target = (images - self.pixel_mean) / self.pixel_deviation
-        log_sigma = self.log_sigma.clamp(-4, 2)
-        nats = 0.5 * ((target - output) * torch.exp(-log_sigma)) ** 2 + log_sigma + 0.9189385
-        return nats.flatten(1).sum(1)
+        return gaussian_nats(target, output, self.log_sigma)
 
     # --- what is served -------------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ from contract.manifest import InputSpec
 from training.augment import augment
 from training.complements import draw_complements
 from training.distances import batch_means, squared_distances
-from training.latent import kl_per_dimension
+from training.latent import kl_per_dimension, sample
 from training.models.equivae import CHUNK, EquiVAE
 from training.models.equivae_config import EquiVAEConfig, FewLabelsConfig
 from training.models.equivae_parts import body_of, body_width
@@ -204,8 +204,7 @@ class FewLabelEquiVAE(EquiVAE):
         features = self.posterior.body(images).repeat_interleave(classes, 0)  # [U*K,hidden], y runs fastest
         of_y = r.repeat(count, 1)
         mean, log_variance = (value.float() for value in self.posterior.given(features, of_y))
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        v = mean + torch.exp(0.5 * log_variance) * noise
+        v = sample(mean, log_variance, generator)
         nats = self.reconstruction(images.repeat_interleave(classes, 0), of_y, v)
         nats = (nats + kl_per_dimension(mean, log_variance).sum(1)).view(count, classes)
         q = log_q.exp()

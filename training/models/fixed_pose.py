@@ -16,7 +16,7 @@ from training.models.base import Model
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
 
-__all__ = ["FixedPoseModel", "cross_entropy", "draw"]
+__all__ = ["FixedPoseModel", "cross_entropy"]
 
 LEAST = 1e-5  # images are clamped to [LEAST, 1 - LEAST] in the cross-entropy
 CHUNK = 500  # images a forward pass where no gradient is kept
@@ -113,10 +113,3 @@ def cross_entropy(target: Tensor, image: Tensor) -> Tensor:
     """Of grey values taken as probabilities, summed over the pixels: [N,C,S,S] twice -> nats [N]"""
     target, image = target.float().clamp(LEAST, 1 - LEAST), image.float().clamp(LEAST, 1 - LEAST)
     return -(target * torch.log(image) + (1 - target) * torch.log1p(-image)).flatten(1).sum(1)
-
-
-def draw(posterior: tuple[Tensor, Tensor], generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """One sample of N(mean, exp(log variance)), and the log variance."""
-    mean, log_variance = posterior
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-    return mean + torch.exp(0.5 * log_variance) * noise, log_variance

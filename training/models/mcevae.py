@@ -40,7 +40,7 @@ from torch.nn import functional as F
 from contract.manifest import InputSpec
 from training import mixture
 from training.augment import distorted_grid, outliers
-from training.latent import kl_per_dimension
+from training.latent import ACTIVE_NATS, gaussian_nats, kl_per_dimension, sample
 from training.models.lifted import DRAWS
 from training.models.mcevae_config import MCEVAEConfig
 from training.models.mcevae_inference import Inference, Seen
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 __all__ = ["MCEVAE", "MCEVAEConfig"]
 
 CHUNK = 500  # images a forward pass where no gradient is kept
-ACTIVE_NATS = 0.1  # a dimension of z counts as used above this mean KL
 PROBE_DEGREES = 60.0  # validation pictures are turned by up to this, whatever the model's range
 FLIP_DEGREES = 90.0
 LEAST = 1e-4  # of a probability in a logarithm
@@ -178,8 +177,8 @@ class MCEVAE(Inference):
         pi = mixture.responsibilities(cluster_mean, self.means)
         latent = torch.cat(
             [
-                _draw(cluster_mean[:count], cluster_log_variance[:count], generator),
-                _draw(z_mean[:count], z_log_variance[:count], generator),
+                sample(cluster_mean[:count], cluster_log_variance[:count], generator),
+                sample(z_mean[:count], z_log_variance[:count], generator),
             ],
             1,
         )
@@ -258,9 +257,7 @@ class MCEVAE(Inference):
         if self.config.likelihood == "bernoulli":
             mean = mean.clamp(LEAST, 1 - LEAST)
             return F.binary_cross_entropy(mean, target.clamp(0.0, 1.0), reduction="none").flatten(1).sum(1)
-        log_sigma = self.log_sigma.clamp(-4, 2)
-        nats = 0.5 * ((target - mean) * torch.exp(-log_sigma)) ** 2 + log_sigma + 0.9189385
-        return nats.flatten(1).sum(1)
+        return gaussian_nats(target, mean, self.log_sigma)
 
     # --- over a data set ------------------------------------------------------------------------------------------
 
@@ -345,8 +342,3 @@ class MCEVAE(Inference):
         self.std_knee.copy_(torch.minimum(usual, self._flat_deviation()[0] / 2))
         self.frame_std[:2] = middle.std(0) / math.sqrt(2)
         self.frame_std[2] = 0.01
-
-
-def _draw(mean: Tensor, log_variance: Tensor, generator: torch.Generator | None) -> Tensor:
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-    return mean + torch.exp(0.5 * log_variance) * noise

@@ -48,9 +48,9 @@ import torch
 from torch import Tensor, nn
 
 from contract.manifest import InputSpec
-from training.latent import kl_per_dimension
+from training.latent import kl_per_dimension, sample
 from training.lie import DIMENSIONS, exponential, inverse, resample
-from training.models.fixed_pose import FixedPoseModel, cross_entropy, draw
+from training.models.fixed_pose import FixedPoseModel, cross_entropy
 from training.models.mcevae_inference import Canonical, Pose
 from training.models.mcevae_paper_config import MCEVAEPaperConfig
 
@@ -168,9 +168,9 @@ class MCEVAEPaper(FixedPoseModel):
         """
         x = batch["observed"]
         features = self.encoder(x)
-        style, style_log_variance = draw(self.style(features), generator)
-        content, content_log_variance = draw(self.content(features), generator)
-        tau, tau_log_variance = draw(self.pose_heads(features), generator)
+        style, style_log_variance = _draw(self.style(features), generator)
+        content, content_log_variance = _draw(self.content(features), generator)
+        tau, tau_log_variance = _draw(self.pose_heads(features), generator)
         canonical = self.decode(content, style)
         observed = resample(canonical, inverse(exponential(self.config.group, tau)))
         terms = {"reconstruction": cross_entropy(x, observed).mean()}
@@ -191,8 +191,8 @@ class MCEVAEPaper(FixedPoseModel):
         for _ in range(self.config.transforms):
             with torch.no_grad():
                 features = self.encoder(resample(x, self._random_transform(x, generator)))
-                other_content, _ = draw(self.content(features), generator)
-                other_style, _ = draw(self.style(features), generator)
+                other_content, _ = _draw(self.content(features), generator)
+                other_style, _ = _draw(self.style(features), generator)
                 target = self.decode(other_content, other_style)
             total = total + ((other_style - style) ** 2).sum(1) + ((other_content - content) ** 2).sum(1)
             total = total + cross_entropy(target, canonical)
@@ -254,6 +254,12 @@ class MCEVAEPaper(FixedPoseModel):
 
 
 # --- terms of the objective, [N] -------------------------------------------------------------------------------------
+
+
+def _draw(posterior: tuple[Tensor, Tensor], generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """A sample [N,D] of N(mean, exp(log variance)), and the log variance."""
+    mean, log_variance = posterior
+    return sample(mean, log_variance, generator), log_variance
 
 
 def standard_kl(sample: Tensor, log_variance: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from contract.manifest import InputSpec
-from training.latent import kl_per_dimension
+from training.latent import kl_per_dimension, sample
 from training.lie import DIMENSIONS, exponential, grid, inverse, resample
-from training.models.fixed_pose import FixedPoseModel, cross_entropy, draw
+from training.models.fixed_pose import FixedPoseModel, cross_entropy
 from training.models.mcevae_inference import Canonical, Pose
 from training.models.plain_vae_config import PlainVAEConfig
 from training.networks import DenseDecoder, dense, he_initialise
@@ -125,8 +125,8 @@ class PlainVAE(FixedPoseModel):
         """The mean of the objective over the batch, in nats an image: loss, reconstruction, kl (unweighted)."""
         x = batch["observed"]
         q = self.posterior(x)
-        z, _ = draw((q.z, q.z_log_variance), generator)
-        tau = q.tau if q.tau_log_variance is None else draw((q.tau, q.tau_log_variance), generator)[0]
+        z = sample(q.z, q.z_log_variance, generator)
+        tau = q.tau if q.tau_log_variance is None else sample(q.tau, q.tau_log_variance, generator)
         rebuilt = self.decode_under(exponential(self.config.group, tau), z)
         reconstruction = cross_entropy(x, rebuilt).mean()
         kl_z, kl_tau = (value.mean() for value in _kl(q))

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from contract.manifest import InputSpec
 from training.flow import PoseDensity, PoseFlow, WrappedNormal
-from training.latent import kl_per_dimension
+from training.latent import ACTIVE_NATS, HALF_LOG_2_PI, kl_per_dimension, sample
 from training.lie import exponential, resample
 from training.models.base import Model
-from training.models.mcevae import ACTIVE_NATS, FLIP_DEGREES, PROBE_DEGREES
+from training.models.mcevae import FLIP_DEGREES, PROBE_DEGREES
 from training.models.mcevae_inference import Canonical, Pose
 from training.models.mcevae_parts import Decoder
 from training.models.rotation import bin_angles, calibrated, deviation, find_modes
@@ -116,8 +116,7 @@ class Symmetry(Model):
         config = self.config
         views = batch["views"]
         mean, log_variance = self.encoder(self._polar(views))
-        z = mean + torch.exp(0.5 * log_variance) * torch.randn(mean.shape, generator=generator, device=mean.device)
-        prototype = self.prototype(z)
+        prototype = self.prototype(sample(mean, log_variance, generator))
         with exactly(views):
             likelihood, prior = self._log_likelihood(views, prototype), self.log_prior(prototype)
         share = progress / config.anchored if config.anchored else 1.0
@@ -169,7 +168,7 @@ class Symmetry(Model):
         """log p(x|x^, eta) of the bins in nats: [N,C,S,S] twice -> [N,A]"""
         squares = self.correlator(self.correlator.polar(pictures), self.correlator.polar(prototype))
         log_sigma = self.log_sigma.clamp(-4, 1)
-        return -0.5 * squares * torch.exp(-2 * log_sigma) - self.correlator.pixels * (log_sigma + 0.9189385)
+        return -0.5 * squares * torch.exp(-2 * log_sigma) - self.correlator.pixels * (log_sigma + HALF_LOG_2_PI)
 
     def posterior(self, pictures: Tensor, prototype: Tensor) -> Tensor:
         """q(eta|x) of the bins, with the likelihood as much smoother as `calibrate` found: [N,A]"""

@@ -10,7 +10,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.latent import kl_per_dimension
+from training.latent import kl_per_dimension, sample
 from training.mixture import matched_accuracy
 from training.networks import DenseDecoder, dense, he_initialise
 from training.orientation.views import ink, turned
@@ -64,8 +64,7 @@ class _VAE(nn.Module):
     def loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
         hidden = self.encoder(images)
         mean, log_variance = self.mean(hidden), self.log_variance(hidden).clamp(-10, 10)
-        z = mean + torch.exp(log_variance / 2) * torch.randn(mean.shape, generator=generator)
-        pixels = self.decoder(z)
+        pixels = self.decoder(sample(mean, log_variance, generator))
         nats = F.binary_cross_entropy_with_logits(pixels, images, reduction="none").flatten(1).sum(1)
         return (nats + kl_per_dimension(mean, log_variance).sum(1)).mean()
 

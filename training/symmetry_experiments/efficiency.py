@@ -22,7 +22,7 @@ from contract.manifest import verify
 from training import datasets
 from training.config import restore_config
 from training.datasets import LabelledImages
-from training.latent import kl_per_dimension
+from training.latent import kl_per_dimension, sample
 from training.lie import inverse, resample
 from training.models.symmetry_config import SymmetryConfig
 from training.networks import ConvBody, DenseDecoder, dense, he_initialise
@@ -115,9 +115,7 @@ class _VAE(nn.Module):
     def forward(self, pictures: Tensor, source: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         mean, log_variance = self.encoder(pictures).chunk(2, 1)
         log_variance = log_variance.clamp(-10, 10)
-        z = mean
-        if source is not None:
-            z = mean + torch.exp(log_variance / 2) * torch.randn(mean.shape, generator=source)
+        z = mean if source is None else sample(mean, log_variance, source)
         return torch.sigmoid(self.decoder(z)), mean, log_variance
 
     def loss(self, pictures: Tensor, source: torch.Generator) -> Tensor:
