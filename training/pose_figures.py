@@ -14,6 +14,7 @@ from training.orientation.looks import LatentModel, PoseModel, canonicals, clust
 from training.orientation.views import Limits, limits_of, observe, turned
 from training.plots import ACCENT, SECOND, Figure, grid_figure, one_a_class, scatter
 from training.run import LoadedRun
+from training.turned import FLIP_DEGREES
 
 __all__ = ["pose_figures", "t_sne"]
 
@@ -87,7 +88,7 @@ def error_against_angle(model: PoseModel, data: LabelledImages, limits: Limits, 
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     flips = axes.twinx()
-    shares = [100 * float((errors[which == index] > measures.FLIP_DEGREES).mean()) for index in filled]
+    shares = [100 * float((errors[which == index] > FLIP_DEGREES).mean()) for index in filled]
     flips.bar(middles, shares, width=0.8 * BIN_DEGREES, color=SECOND, alpha=0.3, label="over 90 degrees")
     flips.set_ylabel("over 90 degrees, %")
     kind = "absolute" if model.config.supervised else "relative"

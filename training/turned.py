@@ -15,7 +15,19 @@ from torch import Tensor
 from training.lie import compose, inverse, resample
 from training.models.rotation import wrapped
 
-__all__ = ["RelativeError", "move", "relative_error", "similarity", "uniform"]
+__all__ = [
+    "FLIP_DEGREES",
+    "PROBE_DEGREES",
+    "RelativeError",
+    "error_figures",
+    "move",
+    "relative_error",
+    "similarity",
+    "uniform",
+]
+
+PROBE_DEGREES = 60.0  # pictures are turned by up to this for the figures named _60, whatever the model's range
+FLIP_DEGREES = 90.0  # an error above this is a flip
 
 
 def uniform(count: int, limit: float, generator: torch.Generator, columns: int = 1) -> Tensor:
@@ -80,3 +92,15 @@ def relative_error(
     stds = torch.stack([before.coefficients_std[:, 0], after.coefficients_std[:, 0]], 1)
     middle = (after.matrix - compose(known, before.matrix))[:, :, 2]
     return RelativeError(gap * (180 / math.pi), stds * (180 / math.pi), middle)
+
+
+def error_figures(errors: Tensor, name: str, probe: str = "") -> dict[str, float]:
+    """Of errors of the angle [N] in degrees the mean, as `name`_error, the median, and as _flips the share above 90
+    degrees in %; `probe` ends each name.
+    """
+    errors = errors.abs().cpu()
+    return {
+        f"{name}_error{probe}": float(errors.mean()),
+        f"{name}_median{probe}": float(errors.median()),
+        f"{name}_flips{probe}": 100 * float((errors > FLIP_DEGREES).float().mean()),
+    }

@@ -47,7 +47,16 @@ from training.models.mcevae_inference import Inference, Seen
 from training.models.rotation import COVERAGE, bin_angles, find_modes, range_prior, wrapped
 from training.networks import exactly
 from training.orientation.rotnet import as_rotnet_draws
-from training.turned import RelativeError, move, relative_error, similarity, uniform
+from training.turned import (
+    FLIP_DEGREES,
+    PROBE_DEGREES,
+    RelativeError,
+    error_figures,
+    move,
+    relative_error,
+    similarity,
+    uniform,
+)
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
@@ -55,8 +64,6 @@ if TYPE_CHECKING:
 __all__ = ["MCEVAE", "MCEVAEConfig"]
 
 CHUNK = 500  # images a forward pass where no gradient is kept
-PROBE_DEGREES = 60.0  # validation pictures are turned by up to this, whatever the model's range
-FLIP_DEGREES = 90.0
 LEAST = 1e-4  # of a probability in a logarithm
 # Share of the training after which pictures without an orientation are shown. From the start they cost more than they
 # gave: at the same number of steps the loss of tau was 0.50 instead of 0.43.
@@ -285,12 +292,10 @@ class MCEVAE(Inference):
             kl += kl_per_dimension(z, z_lv).sum(0).cpu()
             assigned.append(pi.argmax(1).cpu())
         self.train(was_training)
-        error, count = torch.cat(errors).abs().cpu(), len(validation.labels)
+        count = len(validation)
         kl /= count
         return {
-            "rotation_error_60": float(error.mean()),
-            "rotation_median_60": float(error.median()),
-            "rotation_flips_60": 100 * float((error > FLIP_DEGREES).float().mean()),
+            **error_figures(torch.cat(errors), "rotation", "_60"),
             "reconstruction": nats / count,
             "kl": kl_cluster / count + float(kl.sum()),
             "clustering": 100 * mixture.matched_accuracy(torch.cat(assigned), validation.labels),

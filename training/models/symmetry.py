@@ -33,14 +33,13 @@ from training.flow import PoseDensity, PoseFlow, WrappedNormal
 from training.latent import ACTIVE_NATS, HALF_LOG_2_PI, kl_per_dimension, sample
 from training.lie import exponential, resample
 from training.models.base import Model
-from training.models.mcevae import FLIP_DEGREES, PROBE_DEGREES
 from training.models.mcevae_inference import Canonical, Pose
 from training.models.mcevae_parts import Decoder
 from training.models.rotation import bin_angles, calibrated, deviation, find_modes
 from training.models.symmetry_config import SymmetryConfig
 from training.models.symmetry_parts import CHUNK, Correlator, InvariantEncoder, fit_smoothing, variants
 from training.networks import dense, exactly, he_initialise
-from training.turned import move, relative_error, similarity, uniform
+from training.turned import PROBE_DEGREES, error_figures, move, relative_error, similarity, uniform
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
@@ -245,13 +244,11 @@ class Symmetry(Model):
             for name, value in terms.items():
                 sums[name] += float(value) * len(images)
         self.train(was_training)
-        error, count = torch.cat(errors).abs().cpu(), len(validation.labels)
+        count = len(validation)
         kl /= count
         reconstruction, kl_eta = sums["reconstruction"] / count, sums["kl_eta"] / count
         return {
-            "relative_error_60": float(error.mean()),
-            "relative_median_60": float(error.median()),
-            "relative_flips_60": 100 * float((error > FLIP_DEGREES).float().mean()),
+            **error_figures(torch.cat(errors), "relative", "_60"),
             "elbo": -reconstruction - kl_eta - float(kl.sum()),
             "reconstruction": reconstruction,
             "kl_eta": kl_eta,

@@ -34,7 +34,6 @@ from contract.manifest import InputSpec
 from training.flow import PoseFlow
 from training.lie import DIMENSIONS, compose, exponential, inverse, resample
 from training.models.base import Model
-from training.models.mcevae import FLIP_DEGREES, PROBE_DEGREES
 from training.models.mcevae_inference import Canonical, Pose, without_decoder
 from training.models.moments import moments
 from training.models.polar import AngleNet
@@ -42,7 +41,7 @@ from training.models.rotation import bin_angles, calibrated, deviation, find_mod
 from training.models.symmetry_config import TwoStageConfig
 from training.models.symmetry_parts import CHUNK, Correlator, fit_smoothing, variants
 from training.networks import ConvBody, dense, exactly, he_initialise
-from training.turned import move, relative_error, uniform
+from training.turned import PROBE_DEGREES, error_figures, move, relative_error, uniform
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
@@ -358,11 +357,8 @@ class SymmetryTwoStage(Model):
             sums["flow"] -= float(density.mean()) * len(images)
             sums["flow_consistency"] += float((density[0] - density[1]).abs().mean()) * len(images)
         self.train(was_training)
-        error = torch.cat(errors).abs().cpu()
         return {
-            "relative_error_60": float(error.mean()),
-            "relative_median_60": float(error.median()),
-            "relative_flips_60": 100 * float((error > FLIP_DEGREES).float().mean()),
+            **error_figures(torch.cat(errors), "relative", "_60"),
             **{name: value / count for name, value in sums.items()},
         }
 

@@ -28,7 +28,7 @@ from training.models.polar import AngleNet, PolarSampler
 from training.models.rotation import COVERAGE, bin_angles, calibrated, deviation, find_modes, wrapped
 from training.models.upright_config import PolarConfig, UprightConfig
 from training.networks import exactly
-from training.turned import move, similarity, uniform
+from training.turned import FLIP_DEGREES, error_figures, move, similarity, uniform
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Upright"]
 
 CHUNK = 500  # images a forward pass where no gradient is kept
-FLIP_DEGREES = 90.0
 
 
 class Polar(nn.Module):
@@ -157,13 +156,9 @@ class Upright(Model):
         """Figures of the validation set in evaluation mode; the config's `metrics` names them, `protocol` tells how."""
         was_training = self.training
         self.eval()
-        error = self._errors(validation)[0].abs()
+        errors, _ = self._errors(validation)
         self.train(was_training)
-        return {
-            "rotation_error": float(error.mean()),
-            "rotation_median": float(error.median()),
-            "rotation_flips": 100 * float((error > FLIP_DEGREES).float().mean()),
-        }
+        return error_figures(errors, "rotation")
 
     def _errors(self, data: LabelledImages) -> tuple[Tensor, Tensor]:
         """Error and standard deviation of the angle, degrees [N] each. Pictures of unknown turn are turned first."""

@@ -33,10 +33,10 @@ from training.orientation.views import Limits, even_degrees, limits_of, lost_ink
 from training.report import Figure, Options, Report, describe
 from training.run import LoadedRun
 from training.scores import percent
+from training.turned import PROBE_DEGREES
 
 __all__ = ["PoseEvaluation"]
 
-PROBE_DEGREES = 60.0
 SHIFT_PIXELS, SHIFTED_SIDE = 3, 28  # an extra shift, where a frame is at least so wide
 SYMMETRIC = ("0", "1", "8")  # digits that look alike upside down
 ORBIT_IMAGES, ORBIT_MEMBERS = 1000, 36

@@ -17,9 +17,9 @@ from torch import Tensor
 from training.lie import compose, inverse
 from training.orientation.views import ink
 from training.scores import percent
+from training.turned import FLIP_DEGREES
 
 __all__ = [
-    "FLIP_DEGREES",
     "Errors",
     "Frame",
     "calibration",
@@ -36,8 +36,6 @@ __all__ = [
     "slant_degrees",
     "wrapped_degrees",
 ]
-
-FLIP_DEGREES = 90.0  # an error above this is a flip
 
 
 def wrapped_degrees(angle: Tensor, period: float = 360.0) -> Tensor:

@@ -27,7 +27,7 @@ from training.plots import ACCENT, Figure, grid_figure, save
 from training.report import describe
 from training.run import load_run
 from training.symmetry_experiments.common import keep
-from training.turned import uniform
+from training.turned import FLIP_DEGREES, uniform
 
 CHUNK = 250
 ORBIT_MEMBERS = 36
@@ -150,7 +150,7 @@ def _angles(model: Symmetry, seen: _Seen, path: Path) -> dict[str, float]:
     return {
         "angle_error_mean": float(error.mean()),
         "angle_error_median": float(error.median()),
-        "angle_flips_percent": 100 * float((error > 90).float().mean()),
+        "angle_flips_percent": 100 * float((error > FLIP_DEGREES).float().mean()),
         "upright_found_within_45_percent": 100 * float((spread < 45).float().mean()),
     }
 
