@@ -36,8 +36,12 @@ def uniform(count: int, limit: float, generator: torch.Generator, columns: int =
     return drawn[:, 0] if columns == 1 else drawn
 
 
-def similarity(rotation: Tensor, shift: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """Rotation [N] counter-clockwise in radians, shift [N,2] in normalised units, scale [N] or one -> matrix [N,2,3]"""
+def similarity(rotation: Tensor, shift: Tensor | None = None, scale: Tensor | float = 1.0) -> Tensor:
+    """Rotation [N] counter-clockwise in radians, shift [N,2] in normalised units (None: no shift), scale [N] or one ->
+    matrix [N,2,3]
+    """
+    if shift is None:
+        shift = rotation.new_zeros(len(rotation), 2)
     cos, sin = scale * torch.cos(rotation), scale * torch.sin(rotation)
     linear = torch.stack([torch.stack([cos, sin], 1), torch.stack([-sin, cos], 1)], 1)
     return torch.cat([linear, shift[:, :, None]], 2)
@@ -86,7 +90,7 @@ def relative_error(
 ) -> RelativeError:
     """Turn pictures [N,C,S,S] by U(+-limit), in radians, and compare what `pose` finds before and after."""
     rotation = uniform(len(images), limit, source).to(images)
-    known = similarity(rotation, torch.zeros(len(images), 2).to(images))
+    known = similarity(rotation)
     before, after = pose(images), pose(move(images, known, background, "bicubic"))
     gap = wrapped(after.coefficients[:, 0] - before.coefficients[:, 0] - rotation)
     stds = torch.stack([before.coefficients_std[:, 0], after.coefficients_std[:, 0]], 1)

@@ -317,7 +317,7 @@ class MCEVAE(Inference):
     def _errors(self, images: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor]:
         """Of pictures turned over the training range: error of the angle [N] and its deviation [N,1], degrees."""
         rotation = uniform(len(images), math.radians(self.config.rotation_degrees), source).to(images)
-        known = similarity(rotation, torch.zeros(len(images), 2).to(images))
+        known = similarity(rotation)
         pose = self.pose(move(images, known, self._background(images), "bicubic"))
         error = wrapped(pose.coefficients[:, 0] - rotation)
         return torch.rad2deg(error), torch.rad2deg(pose.coefficients_std[:, :1])

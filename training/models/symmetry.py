@@ -96,7 +96,7 @@ class Symmetry(Model):
     def batch(self, data: LabelledImages, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Pictures as they are seen, each under the turn that it has: views [B,C,S,S]"""
         images = data.images[indices].float() / 255
-        matrix = similarity(self.turns[indices], torch.zeros(len(indices), 2))
+        matrix = similarity(self.turns[indices])
         # Each picture with one of two interpolations: the pixels of one kernel would tell the turn.
         bicubic = torch.rand(len(indices), generator=generator) < 0.5
         views = torch.empty_like(images)
@@ -234,7 +234,7 @@ class Symmetry(Model):
         for images, _ in validation.chunks(CHUNK, self.angles.device):
             errors.append(relative_error(self.pose, images, math.radians(PROBE_DEGREES), source).degrees)
             turns = uniform(len(images), math.radians(self.config.rotation_degrees), source).to(images)
-            seen = move(images, similarity(turns, torch.zeros(len(images), 2).to(images)), mode="bicubic")
+            seen = move(images, similarity(turns), mode="bicubic")
             mean, log_variance = self.encoder(self._polar(seen))
             noise = torch.randn(mean.shape, generator=source).to(mean)
             prototype = self.prototype(mean + torch.exp(0.5 * log_variance) * noise)

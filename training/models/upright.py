@@ -167,7 +167,7 @@ class Upright(Model):
         for images, turns in _chunks(data, self.std_factor.device):
             if turns is None:
                 turns = uniform(len(images), math.pi, source).to(images)
-                images = move(images, similarity(turns, torch.zeros(len(images), 2).to(images)))
+                images = move(images, similarity(turns))
             pose = self.pose(images)
             errors.append(wrapped(pose.coefficients[:, 0] - turns))
             stds.append(pose.coefficients_std[:, 0])

@@ -35,7 +35,7 @@ class Turned(nn.Module):
             return images
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         angle = uniform(len(images), math.radians(self.degrees), generator)
-        return move(images, similarity(angle, torch.zeros(len(images), 2)).to(images.device))
+        return move(images, similarity(angle).to(images.device))
 
 
 class LiftedReader(nn.Module):

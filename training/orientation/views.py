@@ -50,7 +50,7 @@ def limits_of(config: Any) -> Limits:
 
 def turned(degrees: Tensor) -> Tensor:
     """Matrices of pictures turned about the middle of the frame: [N] -> [N,2,3]"""
-    return similarity(torch.deg2rad(degrees), torch.zeros(len(degrees), 2))
+    return similarity(torch.deg2rad(degrees))
 
 
 def even_degrees(limit: float, count: int) -> Tensor:

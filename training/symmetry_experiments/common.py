@@ -39,7 +39,7 @@ def one_digit(name: int, symmetric: bool = False) -> Tensor:
 
 def turned(picture: Tensor, degrees: Tensor) -> Tensor:
     """One picture [1,C,S,S] at each angle [N]: [N,C,S,S]"""
-    matrix = similarity(torch.deg2rad(degrees), torch.zeros(len(degrees), 2))
+    matrix = similarity(torch.deg2rad(degrees))
     return move(picture.expand(len(degrees), -1, -1, -1), matrix, mode="bicubic")
 
 
