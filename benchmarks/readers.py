@@ -20,7 +20,7 @@ from training.config import MnistData
 from training.datasets import LabelledImages
 from training.orientation.measures import wrapped_degrees
 from training.orientation.readers import LiftedReader, fit_reader
-from training.orientation.views import observe, turned
+from training.orientation.views import observe, rotation_matrices
 from training.probes import predict, seeded, small_cnn
 from training.scores import percent
 
@@ -42,7 +42,7 @@ def measured(network: nn.Module, data: LabelledImages, seed: int) -> dict[str, f
     found = {}
     for limit in (0.0, 60.0, 90.0):
         turn = angles(len(data), limit, seed)
-        shown = observe(upright, turned(turn)) if limit else upright
+        shown = observe(upright, rotation_matrices(turn)) if limit else upright
         found[f"error_{limit:g}"] = percent((predict(network, shown) != data.labels).numpy())
         if isinstance(network, LiftedReader) and limit == 60:
             moved = degrees_found(network, shown) - degrees_found(network, upright)

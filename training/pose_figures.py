@@ -11,7 +11,7 @@ from training.datasets import LabelledImages
 from training.lie import inverse, resample
 from training.orientation import baselines, measures
 from training.orientation.looks import LatentModel, PoseModel, canonicals, clusters, latents, poses
-from training.orientation.views import Limits, limits_of, observe, turned
+from training.orientation.views import Limits, limits_of, observe, rotation_matrices
 from training.plots import ACCENT, SECOND, Figure, grid_figure, one_a_class, scatter
 from training.run import LoadedRun
 from training.turned import FLIP_DEGREES
@@ -63,7 +63,7 @@ def pictures(model: PoseModel, data: LabelledImages, limits: Limits, seed: int) 
 def error_against_angle(model: PoseModel, data: LabelledImages, limits: Limits, seed: int) -> Figure:
     """Median and 90 % quantile of the rotation's error, and the share of flips, over the true angle."""
     if data.turns is not None:
-        known, shown = turned(torch.rad2deg(data.turns)), data.images.float() / 255
+        known, shown = rotation_matrices(torch.rad2deg(data.turns)), data.images.float() / 255
     else:
         known = limits.draw(len(data), seed)
         shown = observe(data.images.float() / 255, known)

@@ -16,7 +16,7 @@ from training.orientation import baselines
 from training.orientation.classifier import served_classifier
 from training.orientation.measures import error_matrices, rotation_degrees, rotation_errors
 from training.orientation.rotnet import THRESHOLD, rotnet_digits
-from training.orientation.views import Limits, observe, turned
+from training.orientation.views import Limits, observe, rotation_matrices
 
 STORE = Path(__file__).resolve().parents[2] / "model_store"
 
@@ -87,7 +87,9 @@ def test_rotnet_draws_turn_counter_clockwise_and_shrink() -> None:
 
 def test_rotnet_degrees_are_those_of_the_house() -> None:
     pictures, degrees = rotnet_digits((255 * bars(60)).to(torch.uint8), seed=0)
-    errors = error_matrices(baselines.identity(pictures), baselines.principal_axis(pictures), turned(degrees))
+    errors = error_matrices(
+        baselines.identity(pictures), baselines.principal_axis(pictures), rotation_matrices(degrees)
+    )
     assert float(rotation_errors(errors, 180.0).median()) < 2 and degrees.unique().numel() > 40
 
 
@@ -107,7 +109,7 @@ def test_served_classifier_reads_the_middle_of_the_pictures(side: int) -> None:
     assert classifier.name == "equivae-digits version 1"
     images, labels = digits(side)
     assert float((classifier.read(images) == labels).float().mean()) > 0.95
-    sideways = observe(images, turned(torch.full((200,), 90.0)))
+    sideways = observe(images, rotation_matrices(torch.full((200,), 90.0)))
     assert float((classifier.read(sideways) == labels).float().mean()) < 0.5
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from contract import geometry
 from training.orientation import measures
 from training.orientation.measures import Errors
-from training.orientation.views import Limits, even_degrees, lost_ink, observe, turned
+from training.orientation.views import Limits, even_degrees, lost_ink, observe, rotation_matrices
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -41,7 +41,7 @@ def test_perfect_estimator_has_no_error_whatever_its_frame() -> None:
 
 def test_constant_estimator_has_the_mean_of_the_range() -> None:
     known = Limits(60).draw(20_000, 0)
-    nothing = turned(torch.zeros(20_000))
+    nothing = rotation_matrices(torch.zeros(20_000))
     errors = measures.rotation_errors(measures.error_matrices(nothing, nothing, known))
     assert float(errors.mean()) == pytest.approx(30, abs=0.3) and float(errors.max()) <= 60.001
 
@@ -59,14 +59,16 @@ def test_error_matrices_by_hand() -> None:
 
 
 def test_modulo_180_forgives_a_flip() -> None:
-    errors = turned(torch.tensor([-170.0, 100.0, 90.0, 5.0]))
+    errors = rotation_matrices(torch.tensor([-170.0, 100.0, 90.0, 5.0]))
     assert measures.rotation_errors(errors, 180.0).tolist() == pytest.approx([10, 80, 90, 5], abs=1e-4)
     assert measures.rotation_errors(errors).tolist() == pytest.approx([170, 100, 90, 5], abs=1e-4)
 
 
 def test_errors_per_class_by_hand() -> None:
     angles = torch.tensor([1.0, -3.0, 178.0, 2.0, -95.0, 4.0])
-    errors = Errors.of(turned(angles), torch.tensor([0, 0, 0, 1, 1, 1]), ("8", "7", "no such image"), symmetric=("8",))
+    errors = Errors.of(
+        rotation_matrices(angles), torch.tensor([0, 0, 0, 1, 1, 1]), ("8", "7", "no such image"), symmetric=("8",)
+    )
     assert (errors.median, errors.mean) == pytest.approx((3.0, 283 / 6), abs=1e-3)
     assert errors.flips == pytest.approx(100 / 3)
     assert errors.by_axis == pytest.approx((1 + 3 + 2 + 2 + 95 + 4) / 6, abs=1e-3)
@@ -158,19 +160,19 @@ def test_calibration_of_gaussian_errors_is_two_thirds_and_flips_do_not_count() -
 
 def test_pictures_are_turned_counter_clockwise_and_moved_right_and_down() -> None:
     pictures = arrows(3)
-    seen = observe(pictures, turned(torch.tensor([0.0, 90.0, 37.0])))
+    seen = observe(pictures, rotation_matrices(torch.tensor([0.0, 90.0, 37.0])))
     torch.testing.assert_close(seen[0], pictures[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(seen[1], torch.rot90(pictures[1], 1, (1, 2)), rtol=0, atol=1e-4)
     expected = ndimage.rotate(pictures[2, 0].numpy(), 37, reshape=False, order=3)
     assert np.abs(seen[2, 0].numpy() - expected).max() < 0.08
-    shift = turned(torch.zeros(1))
+    shift = rotation_matrices(torch.zeros(1))
     shift[0, :, 2] = torch.tensor([2 * 3 / 28, 2 * -2 / 28])
     torch.testing.assert_close(observe(pictures[:1], shift), pictures[:1].roll((3, -2), (3, 2)), rtol=0, atol=1e-5)
 
 
 def test_ground_of_the_border_comes_in_from_outside() -> None:
     paper = 1 - arrows(1)
-    corner = observe(paper, turned(torch.tensor([45.0])))[0, 0, 0, 0]
+    corner = observe(paper, rotation_matrices(torch.tensor([45.0])))[0, 0, 0, 0]
     assert float(corner) == pytest.approx(1, abs=1e-3)
 
 
@@ -192,7 +194,7 @@ def test_even_angles_do_not_count_half_a_turn_twice() -> None:
 def test_lost_ink_is_what_left_the_frame() -> None:
     picture = torch.zeros(1, 1, 10, 10)
     picture[..., 4:6, 4:6] = 1
-    moves = turned(torch.zeros(3))
+    moves = rotation_matrices(torch.zeros(3))
     moves[:, 0, 2] = torch.tensor([0.0, 2 * 5 / 10, 2 * 9 / 10])  # by 0, 5 and 9 of 10 pixels
     lost = lost_ink(picture.expand(3, 1, 10, 10), moves)
     assert lost.tolist() == pytest.approx([0, 0.5, 1], abs=1e-5)

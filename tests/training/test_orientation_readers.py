@@ -8,7 +8,7 @@ from torch import nn
 
 from training.orientation.measures import wrapped_degrees
 from training.orientation.readers import LiftedReader, Turned, fit_reader
-from training.orientation.views import observe, turned
+from training.orientation.views import observe, rotation_matrices
 from training.probes import predict, small_cnn
 
 
@@ -61,5 +61,5 @@ def test_turned_bars_are_read(make: Callable[[], nn.Module], steps: int) -> None
     pictures, labels = bars(45)
     fit_reader(network, pictures, labels, 90, steps=steps, seed=0)
     angles = torch.rand(45, generator=torch.Generator().manual_seed(1)) * 180 - 90
-    shown = observe(pictures.float() / 255, turned(angles))
+    shown = observe(pictures.float() / 255, rotation_matrices(angles))
     assert float((predict(network, shown) == labels).float().mean()) > 0.8

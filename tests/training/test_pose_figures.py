@@ -67,7 +67,7 @@ def test_model_without_latents_has_the_figures_that_need_none(finish_pose_run: C
     data = run.splits().validation
     assert set(pose_figures.pose_figures(run, data, 0)) == {"pictures", "angles"}
     turns = torch.linspace(-3, 3, len(data))
-    matrices = pose_figures.turned(torch.rad2deg(turns))
+    matrices = pose_figures.rotation_matrices(torch.rad2deg(turns))
     shown = (255 * observe(data.images.float() / 255, matrices)).to(torch.uint8)
     already = replace(data, images=shown, turns=turns)
     (axes,) = pose_figures.pose_figures(run, already, 0)["pictures"].axes

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from training.latent import kl_per_dimension, sample
 from training.mixture import matched_accuracy
 from training.networks import DenseDecoder, dense, he_initialise
-from training.orientation.views import ink, turned
+from training.orientation.views import ink, rotation_matrices
 from training.probes import seeded
 
 __all__ = ["identity", "k_means_accuracy", "principal_axis", "vae_features"]
@@ -24,7 +24,7 @@ STARTS = 5
 
 def identity(images: Tensor) -> Tensor:
     """The canonicaliser that leaves every picture as it is: [N,C,S,S] -> matrices [N,2,3]"""
-    return turned(torch.zeros(len(images)))
+    return rotation_matrices(torch.zeros(len(images)))
 
 
 def principal_axis(images: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def principal_axis(images: Tensor) -> Tensor:
     y = centres[:, None] - ((mass * centres[:, None]).sum((1, 2)) / total)[:, None, None]
     horizontal, vertical, mixed = ((mass * product).sum((1, 2)) for product in (x * x, y * y, x * y))
     # A vertical bar turned by t has 2 mixed = m sin 2t and vertical - horizontal = m cos 2t.
-    return turned(torch.rad2deg(torch.atan2(2 * mixed, vertical - horizontal) / 2).float())
+    return rotation_matrices(torch.rad2deg(torch.atan2(2 * mixed, vertical - horizontal) / 2).float())
 
 
 def k_means_accuracy(features: Tensor, labels: Tensor, clusters: int, seed: int) -> float:

@@ -29,7 +29,7 @@ from training.orientation.classifier import Classifier, served_classifier
 from training.orientation.looks import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
 from training.orientation.measures import Errors
 from training.orientation.rotnet import rotnet_digits
-from training.orientation.views import Limits, even_degrees, limits_of, lost_ink, observe, turned
+from training.orientation.views import Limits, even_degrees, limits_of, lost_ink, observe, rotation_matrices
 from training.report import Figure, Options, Report, describe
 from training.run import LoadedRun
 from training.scores import percent
@@ -110,7 +110,7 @@ class PoseEvaluation:
     def as_trained(self) -> Shown:
         """Under the range of the model's own training pictures; those that are turned already are shown as they are."""
         if self.data.turns is not None:
-            return Shown(turned(torch.rad2deg(self.data.turns)), self.upright)
+            return Shown(rotation_matrices(torch.rad2deg(self.data.turns)), self.upright)
         return self.show(self.limits)
 
     @cached_property
@@ -186,7 +186,7 @@ class PoseEvaluation:
             self.add("absolute_error_by_axis", errors.by_axis, "degrees", f"{how}; {modulo}")
         if self.limits.degrees == 180 and self.upright.shape[1] == 1 and self.data.turns is None:
             pictures, degrees = rotnet_digits(self.data.images, self.options.seed)
-            found = measures.error_matrices(upright, poses(self.model, pictures).matrix, turned(degrees))
+            found = measures.error_matrices(upright, poses(self.model, pictures).matrix, rotation_matrices(degrees))
             errors = Errors.of(found, self.labels, self.names, SYMMETRIC)
             how = "the same on RotNet's generator: binary digits whose size depends on the angle"
             self.add("rotnet_error", errors.mean, "degrees", how)
@@ -235,7 +235,7 @@ class PoseEvaluation:
         chosen = torch.randperm(len(self.data), generator=generator)[:ORBIT_IMAGES]
         count, limits = len(chosen), self.limits
         moves = Limits(0.0, limits.shift, limits.scale).draw(count * ORBIT_MEMBERS, self.options.seed)
-        turns = turned(even_degrees(limits.degrees, ORBIT_MEMBERS)).repeat(count, 1, 1)
+        turns = rotation_matrices(even_degrees(limits.degrees, ORBIT_MEMBERS)).repeat(count, 1, 1)
         known = torch.cat([moves[:, :, :2] @ turns[:, :, :2], moves[:, :, 2:]], 2).reshape(count, ORBIT_MEMBERS, 2, 3)
         parts = zip(torch.split(self.upright[chosen], ORBIT_CHUNK), torch.split(known, ORBIT_CHUNK), strict=True)
         found = [look_at_orbits(self.model, upright, matrices) for upright, matrices in parts]

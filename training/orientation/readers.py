@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from training.lie import resample
-from training.orientation.views import turned
+from training.orientation.views import rotation_matrices
 from training.probes import fit_classifier, seeded, small_cnn
 from training.turned import move, similarity, uniform
 
@@ -52,7 +52,7 @@ class LiftedReader(nn.Module):
     def scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Energies [N,n], the highest the best, and the copies [N,n,C,S,S]."""
         count, copies = len(images), len(self.angles)
-        matrices = turned(self.angles).to(images.device).repeat(count, 1, 1)
+        matrices = rotation_matrices(self.angles).to(images.device).repeat(count, 1, 1)
         flat = resample(images.repeat_interleave(copies, 0), matrices)
         return self.energy(flat).view(count, copies), flat.view(count, copies, *images.shape[1:])
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from training.turned import move, similarity, uniform
 
-__all__ = ["Limits", "even_degrees", "ink", "limits_of", "lost_ink", "observe", "turned"]
+__all__ = ["Limits", "even_degrees", "ink", "limits_of", "lost_ink", "observe", "rotation_matrices"]
 
 CHUNK = 1000
 
@@ -48,7 +48,7 @@ def limits_of(config: Any) -> Limits:
     return Limits(config.rotation_degrees, shift, config.scale if config.group == "SIM2" else 0.0)
 
 
-def turned(degrees: Tensor) -> Tensor:
+def rotation_matrices(degrees: Tensor) -> Tensor:
     """Matrices of pictures turned about the middle of the frame: [N] -> [N,2,3]"""
     return similarity(torch.deg2rad(degrees))
 

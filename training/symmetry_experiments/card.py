@@ -22,7 +22,7 @@ from training.models.rotation import wrapped
 from training.models.symmetry import Symmetry
 from training.networks import dense
 from training.orientation.measures import orbit_errors, psnr
-from training.orientation.views import even_degrees, observe, turned
+from training.orientation.views import even_degrees, observe, rotation_matrices
 from training.plots import ACCENT, Figure, grid_figure, save
 from training.report import describe
 from training.run import load_run
@@ -66,7 +66,7 @@ class _Seen:
         self.labels = data.labels
         self.upright = data.images.float() / 255
         self.turn = torch.rad2deg(uniform(len(data), math.radians(degrees), source))
-        self.pictures = observe(self.upright, turned(self.turn))
+        self.pictures = observe(self.upright, rotation_matrices(self.turn))
         prototypes, posteriors, poses = [], [], []
         for chunk in torch.split(self.pictures, CHUNK):
             prototype = model.prototype(model.latent(chunk))
@@ -112,7 +112,7 @@ def likelihoods(model: Symmetry, train: _Seen, seen: _Seen, seed: int) -> dict[s
 @torch.no_grad()
 def orbits(model: Symmetry, upright: Tensor) -> dict[str, float]:
     """Prototypes of the same picture at even angles of the whole circle."""
-    known = turned(even_degrees(180, ORBIT_MEMBERS))
+    known = rotation_matrices(even_degrees(180, ORBIT_MEMBERS))
     prototypes, floor, rectified = [], [], []
     for picture in upright:
         shown = observe(picture.expand(ORBIT_MEMBERS, -1, -1, -1), known)
@@ -169,7 +169,7 @@ def measure(run: Path, split: str, limit: int | None, seed: int, figures: Path) 
     known = likelihoods(model, train, seen, seed)
     second = seen.weights[:, 1] > PLAIN_SECOND
     with torch.no_grad():
-        turns = turned(even_degrees(degrees, 9))
+        turns = rotation_matrices(even_degrees(degrees, 9))
         shown = [observe(seen.upright[row : row + 1].expand(9, -1, -1, -1), turns) for row in range(4)]
         rows = []
         for pictures in shown:

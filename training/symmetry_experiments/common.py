@@ -16,7 +16,8 @@ from training.checkpoint import write_atomically
 from training.graphs import digit_pictures
 from training.models.symmetry import Symmetry
 from training.models.symmetry_config import SymmetryConfig
-from training.turned import move, similarity
+from training.orientation.views import rotation_matrices
+from training.turned import move
 
 __all__ = ["SIDE", "fitted", "keep", "one_digit", "turned"]
 
@@ -39,8 +40,7 @@ def one_digit(name: int, symmetric: bool = False) -> Tensor:
 
 def turned(picture: Tensor, degrees: Tensor) -> Tensor:
     """One picture [1,C,S,S] at each angle [N]: [N,C,S,S]"""
-    matrix = similarity(torch.deg2rad(degrees))
-    return move(picture.expand(len(degrees), -1, -1, -1), matrix, mode="bicubic")
+    return move(picture.expand(len(degrees), -1, -1, -1), rotation_matrices(degrees), mode="bicubic")
 
 
 def fitted(

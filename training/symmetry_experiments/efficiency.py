@@ -26,7 +26,7 @@ from training.latent import kl_per_dimension, sample
 from training.lie import inverse, resample
 from training.models.symmetry_config import SymmetryConfig
 from training.networks import ConvBody, DenseDecoder, dense, he_initialise
-from training.orientation.views import observe, turned
+from training.orientation.views import observe, rotation_matrices
 from training.symmetry_experiments.common import keep
 from training.turned import uniform
 
@@ -41,7 +41,7 @@ Augmentation = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 def seen(data: LabelledImages, degrees: float, seed: int) -> Tensor:
     """Every picture once turned by U(+-degrees): [N,C,S,S]"""
     angles = torch.rad2deg(uniform(len(data), math.radians(degrees), torch.Generator().manual_seed(seed)))
-    return observe(data.images.float() / 255, turned(angles))
+    return observe(data.images.float() / 255, rotation_matrices(angles))
 
 
 class Exported:
@@ -83,7 +83,7 @@ def augmentations(degrees: float, matrices: Tensor) -> dict[str, Augmentation]:
 
     def by_hand(pictures: Tensor, rows: Tensor, source: torch.Generator) -> Tensor:
         angles = torch.rad2deg(uniform(len(pictures), math.radians(degrees), source))
-        return observe(pictures, turned(angles))
+        return observe(pictures, rotation_matrices(angles))
 
     def plausible(pictures: Tensor, rows: Tensor, source: torch.Generator) -> Tensor:
         chosen = torch.randint(matrices.shape[1], rows.shape, generator=source)
