@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.models.polar import AngleNet, PolarSampler
-from training.models.rotation import bin_angles, deviation, find_modes, range_prior, wrapped
+from training.models.rotation import bin_angles, coverage_factor, deviation, find_modes, range_prior, wrapped
 from training.turned import move, similarity
 
 BINS = 64
@@ -52,6 +52,18 @@ def test_a_prior_chooses_among_modes_and_moves_none_of_them() -> None:
     # At the edge of the range the posterior under the prior leans inwards; the mode does not.
     modes, _ = find_modes(peak(math.radians(88))[None], 1, (peak(math.radians(88)) * prior)[None])
     assert math.degrees(float(modes[0, 0])) == pytest.approx(88, abs=0.1)
+
+
+def test_two_opposite_modes_deviate_more_than_the_uniform_posterior() -> None:
+    posteriors = torch.stack([0.5 * peak(0.0, 0.01) + 0.5 * peak(math.pi, 0.01), torch.full((BINS,), 1 / BINS)])
+    opposite, uniform = deviation(posteriors, torch.zeros(2)).tolist()
+    assert opposite == pytest.approx(math.pi / math.sqrt(2)) and uniform == pytest.approx(math.pi / math.sqrt(3), 1e-3)
+
+
+def test_the_coverage_factor_corrects_deviations_that_are_too_small() -> None:
+    errors = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).abs()
+    assert float(coverage_factor(errors, torch.full((20_000,), 0.25))) == pytest.approx(4, rel=0.03)
+    assert float(coverage_factor(errors, torch.zeros(20_000))) == 10
 
 
 def test_gradient_of_the_mode_is_finite_and_turns_it() -> None:

@@ -44,7 +44,7 @@ from training.latent import ACTIVE_NATS, gaussian_nats, kl_per_dimension, sample
 from training.models.lifted import DRAWS
 from training.models.mcevae_config import MCEVAEConfig
 from training.models.mcevae_inference import Inference, Seen
-from training.models.rotation import COVERAGE, bin_angles, find_modes, range_prior, wrapped
+from training.models.rotation import bin_angles, coverage_factor, find_modes, range_prior, wrapped
 from training.networks import exactly
 from training.orientation.rotnet import as_rotnet_draws
 from training.turned import (
@@ -340,8 +340,7 @@ class MCEVAE(Inference):
             error, stds = (torch.cat(parts) for parts in zip(*known, strict=True))
         same = error.abs() < FLIP_DEGREES / 2
         if same.any():
-            ratio = error.abs()[same] / stds[same].norm(dim=1).clamp_min(1e-6)
-            self.std_factor.copy_(ratio.quantile(COVERAGE).clamp(1e-3, 10))
+            self.std_factor.copy_(coverage_factor(error.abs()[same], stds[same].norm(dim=1)))
         # Over the whole circle more than a few digits have two modes, and a deviation above the flat posterior's.
         usual = torch.deg2rad(stds.flatten()[: 2**20].quantile(0.95))
         self.std_knee.copy_(torch.minimum(usual, self._flat_deviation()[0] / 2))

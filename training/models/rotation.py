@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["COVERAGE", "bin_angles", "calibrated", "deviation", "find_modes", "range_prior", "wrapped"]
+__all__ = ["bin_angles", "calibrated", "coverage_factor", "deviation", "find_modes", "range_prior", "wrapped"]
 
 # Half width of the Hann window that smooths the posterior and refines a mode, as a share of a turn.
 WINDOW = 30 / 360
@@ -92,12 +92,23 @@ def _refined(posterior: Tensor, places: Tensor, start: Tensor) -> Tensor:
 
 
 def deviation(posterior: Tensor, mode: Tensor) -> Tensor:
-    """Root mean square wrapped deviation from a mode over the whole posterior: [N,B], [N] -> [N], at most 1.81 or so.
+    """Root mean square wrapped deviation from a mode over the whole posterior: [N,B], [N] -> [N], radians.
 
-    The uniform posterior has pi / sqrt 3, 103.9 degrees.
+    The uniform posterior has `FLAT`, 103.9 degrees; two opposite modes of equal weight have more, pi / sqrt 2.
     """
     difference = wrapped(bin_angles(posterior.shape[1]).to(posterior) - mode[:, None])
     return torch.sqrt((posterior * difference**2).sum(1))
+
+
+def coverage_factor(errors: Tensor, stds: Tensor) -> Tensor:
+    """What standard deviations [N] are to be multiplied with, for 68.3 % of the errors [N] to lie within one of them.
+
+    Args:
+        errors: absolute, in the unit of `stds`, one at least.
+    Returns:
+        [], in [0.001, 10]
+    """
+    return (errors / stds.clamp_min(1e-6)).quantile(COVERAGE).clamp(1e-3, 10)
 
 
 def calibrated(std: Tensor, factor: Tensor) -> Tensor:

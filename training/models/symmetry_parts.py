@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from contract.geometry import Group
 from training.lie import compose, exponential, inverse
 from training.models.polar import CircularConv, PolarSampler
-from training.models.rotation import COVERAGE
+from training.models.rotation import coverage_factor
 from training.models.symmetry_config import PolarEncoderConfig
 from training.networks import dense
 from training.turned import FoundPose, relative_error
@@ -144,4 +144,4 @@ def fit_smoothing(model: Smoothed, data: LabelledImages, limit: float) -> None:
     best = min(SMOOTHINGS, key=lambda value: float(errors(value)[0].mean().nan_to_num(math.inf)))
     error, std = errors(best)
     if len(error):
-        model.std_factor.copy_((error / std.clamp_min(1e-6)).quantile(COVERAGE).clamp(1e-3, 10))
+        model.std_factor.copy_(coverage_factor(error, std))

@@ -25,7 +25,7 @@ from training.models.base import Model
 from training.models.lifted import DRAWS, Lifted
 from training.models.mcevae_inference import Canonical, Pose, without_decoder
 from training.models.polar import AngleNet, PolarSampler
-from training.models.rotation import COVERAGE, bin_angles, calibrated, deviation, find_modes, wrapped
+from training.models.rotation import bin_angles, calibrated, coverage_factor, deviation, find_modes, wrapped
 from training.models.upright_config import PolarConfig, UprightConfig
 from training.networks import exactly
 from training.turned import FLIP_DEGREES, error_figures, move, similarity, uniform
@@ -181,8 +181,7 @@ class Upright(Model):
         error, std = self._errors(validation)
         same = error.abs() < FLIP_DEGREES / 2
         if same.any():
-            ratio = error.abs()[same] / std[same].clamp_min(1e-6)
-            self.std_factor.copy_(ratio.quantile(COVERAGE).clamp(1e-3, 10))
+            self.std_factor.copy_(coverage_factor(error.abs()[same], std[same]))
 
 
 def _chunks(data: LabelledImages, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
