@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contract.geometry import Group
 from training.fixed_poses import draw_fixed_poses, pose_images
+from training.lie import exponential
 from training.models.base import Model
+from training.models.mcevae_inference import Pose
+from training.models.rotation import UNIFORM_STD
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
 
-__all__ = ["FixedPoseModel", "cross_entropy"]
+__all__ = ["FixedPoseModel", "cross_entropy", "one_mode"]
 
 LEAST = 1e-5  # images are clamped to [LEAST, 1 - LEAST] in the cross-entropy
 CHUNK = 500  # images a forward pass where no gradient is kept
@@ -107,6 +111,15 @@ class FixedPoseModel(Model):
         for start in range(0, len(data), CHUNK):
             rows = slice(start, start + CHUNK)
             yield pose_images(data.images[rows].float() / 255, poses[rows]).to(self.centroids.device)
+
+
+def one_mode(group: Group, coefficients: Tensor, std: Tensor) -> Pose:
+    """The pose whose posterior is a Gaussian on the coefficients: [N,G] twice. No angle deviates by more than a uniform
+    one does.
+    """
+    std = torch.cat([std[:, :1].clamp_max(UNIFORM_STD), std[:, 1:]], 1)
+    matrix = exponential(group, coefficients)
+    return Pose(coefficients, std, matrix, matrix.unsqueeze(1), torch.ones_like(coefficients[:, :1]))
 
 
 def cross_entropy(target: Tensor, image: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ from torch import Tensor, nn
 from contract.manifest import InputSpec
 from training.latent import kl_per_dimension, sample
 from training.lie import DIMENSIONS, exponential, inverse, resample
-from training.models.fixed_pose import FixedPoseModel, cross_entropy
+from training.models.fixed_pose import FixedPoseModel, cross_entropy, one_mode
 from training.models.mcevae_inference import Canonical, Pose
 from training.models.mcevae_paper_config import MCEVAEPaperConfig
 
@@ -61,7 +61,6 @@ __all__ = ["MCEVAEPaper", "MCEVAEPaperConfig"]
 
 HIDDEN, TAU_HIDDEN, DECODER_HIDDEN = 512, 32, 300
 LEAST_CANONICAL = 1 / 512  # the decoder's pixels are clamped to [1/512, 511/512]
-UNIFORM_STD = math.pi / math.sqrt(3)
 INVARIANCE_SHIFT = 0.25  # of the random M, normalised units
 
 
@@ -217,11 +216,7 @@ class MCEVAEPaper(FixedPoseModel):
 
     def _pose(self, features: Tensor) -> Pose:
         mean, log_variance = self.pose_heads(features)
-        std = torch.exp(0.5 * log_variance)
-        # An angle cannot deviate from its mode by more than a uniform one does.
-        std = torch.cat([std[:, :1].clamp_max(UNIFORM_STD), std[:, 1:]], 1)
-        matrix = exponential(self.config.group, mean)
-        return Pose(mean, std, matrix, matrix.unsqueeze(1), torch.ones_like(mean[:, :1]))
+        return one_mode(self.config.group, mean, torch.exp(0.5 * log_variance))
 
     def canonicalize(self, images: Tensor) -> Canonical:
         """[N,C,S,S] -> pose, the decoder's image, the input resampled through the pose, and z_c."""

@@ -14,7 +14,6 @@ finds it begins at 0. Widths are alike where there is something to be alike.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from contract.manifest import InputSpec
 from training.latent import kl_per_dimension, sample
 from training.lie import DIMENSIONS, exponential, grid, inverse, resample
-from training.models.fixed_pose import FixedPoseModel, cross_entropy
+from training.models.fixed_pose import FixedPoseModel, cross_entropy, one_mode
 from training.models.mcevae_inference import Canonical, Pose
 from training.models.plain_vae_config import PlainVAEConfig
 from training.networks import DenseDecoder, dense, he_initialise
@@ -140,10 +139,8 @@ class PlainVAE(FixedPoseModel):
         return self._pose(self.posterior(images))
 
     def _pose(self, q: Posterior) -> Pose:
-        matrix = exponential(self.config.group, q.tau)
         std = torch.zeros_like(q.tau) if q.tau_log_variance is None else torch.exp(0.5 * q.tau_log_variance)
-        std = torch.cat([std[:, :1].clamp_max(math.pi / math.sqrt(3)), std[:, 1:]], 1)  # no angle deviates by more
-        return Pose(q.tau, std, matrix, matrix.unsqueeze(1), torch.ones_like(q.tau[:, :1]))
+        return one_mode(self.config.group, q.tau, std)
 
     def canonicalize(self, images: Tensor) -> Canonical:
         """[N,C,S,S] -> pose, z decoded without a transform, the input resampled through the pose, and z."""

@@ -18,7 +18,7 @@ WINDOW = 30 / 360
 BASIN = 45 / 360
 ROUNDS = 4
 COVERAGE = 0.683  # of the errors lie within one standard deviation
-FLAT = math.pi / math.sqrt(3)  # deviation of the uniform posterior
+UNIFORM_STD = math.pi / math.sqrt(3)  # deviation of the uniform posterior
 KNEE = math.radians(20)  # a posterior this wide is more than noise about one angle
 
 
@@ -94,7 +94,7 @@ def _refined(posterior: Tensor, places: Tensor, start: Tensor) -> Tensor:
 def deviation(posterior: Tensor, mode: Tensor) -> Tensor:
     """Root mean square wrapped deviation from a mode over the whole posterior: [N,B], [N] -> [N], radians.
 
-    The uniform posterior has `FLAT`, 103.9 degrees; two opposite modes of equal weight have more, pi / sqrt 2.
+    The uniform posterior has `UNIFORM_STD`, 103.9 degrees; two opposite modes of equal weight have more, pi / sqrt 2.
     """
     difference = wrapped(bin_angles(posterior.shape[1]).to(posterior) - mode[:, None])
     return torch.sqrt((posterior * difference**2).sum(1))
@@ -115,5 +115,5 @@ def calibrated(std: Tensor, factor: Tensor) -> Tensor:
     """A deviation times the factor fitted to posteriors about one angle, which fades out towards the flat posterior:
     that one says what it means.
     """
-    share = ((std - KNEE) / (FLAT - KNEE)).clamp(0, 1)
+    share = ((std - KNEE) / (UNIFORM_STD - KNEE)).clamp(0, 1)
     return std * factor ** (1 - share)
