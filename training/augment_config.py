@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from training.models.config_checks import ModelSection
 
 __all__ = ["AugmentConfig"]
 
 
-class AugmentConfig(BaseModel):
+class AugmentConfig(ModelSection):
     """Ranges of the random changes; every value is drawn uniformly in +- the range, once an image."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rotation_degrees: float = Field(0.0, ge=0, le=180)
     shear_degrees: float = Field(0.0, ge=0, lt=60)

@@ -62,6 +62,8 @@ def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path) -> None:
         ("  epochs: 2", "  epochs: 0", 8, ["fit.epochs", "greater than or equal to 1", "0"]),
         ("  epochs: 2", "  epochs: 2\n  steps: 3", 7, ["fit", "either epochs or steps"]),
         ("  epochs: 2", "  epochs: 2\n  ema: .nan", 9, ["fit.ema", "finite"]),
+        ("  kind: equivae", "  kind: equivae\n  swap_weight: .inf", 7, ["model.swap_weight", "finite"]),
+        ("  kind: equivae", "  kind: equivae\n  augment: {elastic: .inf}", 7, ["model.augment.elastic", "finite"]),
         ("  epochs: 2", "  epochs: 2\n  channels_last: 1", 9, ["fit.channels_last", "boolean"]),
         ("  epochs: 2", "  epochs: 2\n  select: accuracy", 9, ["fit.select", "'elbo'", '"accuracy"']),
         ("1e-3", "-1e-3", 10, ["fit.optimiser.learning_rate", "greater than 0"]),

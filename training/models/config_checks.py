@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Size", "check_circle", "check_kernel"]
+__all__ = ["ModelSection", "Size", "check_circle", "check_kernel", "check_strides"]
 
 Size = Annotated[int, Field(ge=1)]  # units, filters, strides, ...
+
+
+class ModelSection(BaseModel):
+    """What a configuration has under `model:`, or a part of it: no unknown keys, finite numbers, never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def check_kernel(kernel: int) -> None:
@@ -19,6 +25,15 @@ def check_kernel(kernel: int) -> None:
     """
     if kernel % 2 == 0:
         raise ValueError(f"kernel {kernel} is even: it has no middle")
+
+
+def check_strides(filters: Sequence[int], strides: Sequence[int]) -> None:
+    """
+    Raises:
+        ValueError: they are not one a convolution each.
+    """
+    if len(filters) != len(strides):
+        raise ValueError(f"{len(filters)} filters but {len(strides)} strides")
 
 
 def check_circle(kernel: int, dilations: Sequence[int], angles: int) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from training.augment_config import AugmentConfig
-from training.models.config_checks import Size, check_kernel
+from training.models.config_checks import ModelSection, Size, check_kernel, check_strides
 
 __all__ = [
     "ConvBodyConfig",
@@ -20,11 +20,7 @@ __all__ = [
 ]
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ConvBodyConfig(_Config):
+class ConvBodyConfig(ModelSection):
     """Convolutions, then one dense layer of `hidden` units; the defaults are App. B's."""
 
     kind: Literal["convolution"] = "convolution"
@@ -39,21 +35,20 @@ class ConvBodyConfig(_Config):
     @model_validator(mode="after")
     def _consistent(self) -> ConvBodyConfig:
         check_kernel(self.kernel)
-        if len(self.filters) != len(self.strides):
-            raise ValueError(f"{len(self.filters)} filters but {len(self.strides)} strides")
+        check_strides(self.filters, self.strides)
         if self.unpadded > len(self.filters):
             raise ValueError(f"unpadded is {self.unpadded}, of {len(self.filters)} convolutions")
         return self
 
 
-class DenseBodyConfig(_Config):
+class DenseBodyConfig(ModelSection):
     """Dense layers on the pixels."""
 
     kind: Literal["dense"]
     widths: tuple[Size, ...] = Field(min_length=1)
 
 
-class TransposedDecoderConfig(_Config):
+class TransposedDecoderConfig(ModelSection):
     """App. B's decoder; the last filter count is the image's channels and is not listed."""
 
     kind: Literal["transposed"] = "transposed"
@@ -62,12 +57,12 @@ class TransposedDecoderConfig(_Config):
     units: Size = 128
 
 
-class DenseDecoderConfig(_Config):
+class DenseDecoderConfig(ModelSection):
     kind: Literal["dense"]
     widths: tuple[Size, ...]
 
 
-class LayeredDecoderConfig(_Config):
+class LayeredDecoderConfig(ModelSection):
     """Strokes of one colour over a ground; `widths` are of their opacity, `ground_widths` of ground and colour each."""
 
     kind: Literal["layered"]
@@ -75,7 +70,7 @@ class LayeredDecoderConfig(_Config):
     ground_widths: tuple[Size, ...]
 
 
-class FewLabelsConfig(_Config):
+class FewLabelsConfig(ModelSection):
     """Training with unlabelled images (training/models/equivae_few.py); the defaults are the paper's, d = 8 apart."""
 
     encoder: ConvBodyConfig | None = Field(default=ConvBodyConfig(), description="of q(y|x); null: on f_inv(x) alone")
@@ -93,7 +88,7 @@ class FewLabelsConfig(_Config):
     strong: AugmentConfig | None = Field(default=None, description="of the copies that must agree")
 
 
-class EquiVAEConfig(_Config):
+class EquiVAEConfig(ModelSection):
     """The model and its objective; the defaults are the paper's for MNIST."""
 
     @property

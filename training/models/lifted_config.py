@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from training.models.config_checks import Size, check_kernel
+from training.models.config_checks import ModelSection, Size, check_kernel, check_strides
 
 __all__ = ["LiftedConfig"]
 
 
-class LiftedConfig(BaseModel):
+class LiftedConfig(ModelSection):
     """One convolutional net on the picture along its main axis, both ways up."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["lifted"]
     centre: Literal["frame", "ink"] = Field("frame", description="what it looks about: ink is the ink's centroid")
@@ -35,7 +33,6 @@ class LiftedConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> LiftedConfig:
-        if len(self.filters) != len(self.strides):
-            raise ValueError(f"{len(self.filters)} filters but {len(self.strides)} strides")
+        check_strides(self.filters, self.strides)
         check_kernel(self.kernel)
         return self

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from training.augment_config import AugmentConfig
-from training.models.config_checks import Size, check_circle
+from training.models.config_checks import ModelSection, Size, check_circle, check_strides
 from training.models.lifted_config import LiftedConfig
 
 DISTORTION = {
@@ -22,11 +22,7 @@ DISTORTION = {
 __all__ = ["DecoderConfig", "EncoderConfig", "MCEVAEConfig", "PoseConfig"]
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PoseConfig(_Config):
+class PoseConfig(ModelSection):
     """The polar net of the rotation, and where it looks."""
 
     kind: Literal["polar"] = "polar"
@@ -40,7 +36,7 @@ class PoseConfig(_Config):
         default=128, ge=16, multiple_of=2, description="samples a circle; the posterior has half as many bins"
     )
     width: int = Field(default=96, ge=4)
-    kernel: int = Field(default=5, ge=3, le=9, multiple_of=1)
+    kernel: int = Field(default=5, ge=3, le=9)
     dilations: tuple[Size, ...] = Field(default=(1, 2, 4, 8, 2, 1), min_length=1)
 
     @model_validator(mode="after")
@@ -53,7 +49,7 @@ def _kind_of_pose(value: Any) -> str:
     return str(value.get("kind", "polar") if isinstance(value, dict) else value.kind)
 
 
-class EncoderConfig(_Config):
+class EncoderConfig(ModelSection):
     """The convolutions that read z_c and z from the rectified picture, then one dense layer of `hidden` units."""
 
     filters: tuple[Size, ...] = (32, 64, 64, 64)
@@ -62,19 +58,18 @@ class EncoderConfig(_Config):
 
     @model_validator(mode="after")
     def _one_stride_a_filter(self) -> EncoderConfig:
-        if len(self.filters) != len(self.strides):
-            raise ValueError(f"{len(self.filters)} filters but {len(self.strides)} strides")
+        check_strides(self.filters, self.strides)
         return self
 
 
-class DecoderConfig(_Config):
+class DecoderConfig(ModelSection):
     """Two dense layers to a map of a quarter of the side, then two doublings."""
 
     hidden: int = Field(default=128, ge=1)
     filters: tuple[Size, Size, Size] = (24, 32, 16)
 
 
-class MCEVAEConfig(_Config):
+class MCEVAEConfig(ModelSection):
     """The model, the transforms of its training pictures, and its objective."""
 
     metrics: ClassVar[tuple[str, ...]] = (

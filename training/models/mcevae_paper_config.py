@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from training.models.config_checks import ModelSection
 
 __all__ = ["MCEVAEPaperConfig"]
 
 
-class MCEVAEPaperConfig(BaseModel):
+class MCEVAEPaperConfig(ModelSection):
     """Group, supervision and data as in the reference code; its widths are fixed, so that there is one such model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     metrics: ClassVar[tuple[str, ...]] = ("reconstruction", "mse", "kl", "reconstruction_drawn")
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from training.models.config_checks import ModelSection
 
 __all__ = ["PlainVAEConfig"]
 
 
-class PlainVAEConfig(BaseModel):
+class PlainVAEConfig(ModelSection):
     """Three baselines on the data of MCE-VAE's recipe `paper`, alike but for what becomes of the transform."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     metrics: ClassVar[tuple[str, ...]] = ("reconstruction", "mse", "kl", "reconstruction_drawn")
     supervised: ClassVar[bool] = False

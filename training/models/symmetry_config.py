@@ -6,19 +6,15 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from training.models.config_checks import Size, check_circle
+from training.models.config_checks import ModelSection, Size, check_circle
 from training.models.mcevae_config import DecoderConfig
 
 __all__ = ["FlowConfig", "PolarEncoderConfig", "SymmetryConfig", "TwoStageConfig"]
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PolarEncoderConfig(_Config):
+class PolarEncoderConfig(ModelSection):
     """Polar sampling about the middle of the picture and circular convolutions over the angle."""
 
     radii: int = Field(default=16, ge=2)
@@ -34,7 +30,7 @@ class PolarEncoderConfig(_Config):
         return self
 
 
-class FlowConfig(_Config):
+class FlowConfig(ModelSection):
     """p(eta|x^): dense features of the prototype, then splines."""
 
     features: tuple[Size, Size] = Field(default=(64, 32), description="widths of the dense layers on the prototype")
@@ -43,7 +39,7 @@ class FlowConfig(_Config):
     transforms: int = Field(default=3, ge=1, description="splines in a row")
 
 
-class SymmetryConfig(_Config):
+class SymmetryConfig(ModelSection):
     """The poster's ELBO for rotations."""
 
     metrics: ClassVar[tuple[str, ...]] = (
@@ -87,7 +83,7 @@ class SymmetryConfig(_Config):
     kl_warmup: float = Field(default=0.1, ge=0, le=1, description="share of the steps over which KL(z) rises to 1")
 
 
-class TwoStageConfig(_Config):
+class TwoStageConfig(ModelSection):
     """The later paper's two stages, for groups up to affine: self-supervised inference, then the flow."""
 
     metrics: ClassVar[tuple[str, ...]] = (

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from training.models.config_checks import Size, check_circle
+from training.models.config_checks import ModelSection, Size, check_circle
 from training.models.lifted_config import LiftedConfig
 
 __all__ = ["PolarConfig", "UprightConfig"]
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PolarConfig(_Config):
+class PolarConfig(ModelSection):
     """Circular convolutions on the polar map about the frame's middle (training/models/polar.py)."""
 
     kind: Literal["polar"]
@@ -32,7 +28,7 @@ class PolarConfig(_Config):
         return self
 
 
-class UprightConfig(_Config):
+class UprightConfig(ModelSection):
     """The model and the changes of its training pictures: always the whole circle, and always told which way is up."""
 
     metrics: ClassVar[tuple[str, ...]] = ("rotation_error", "rotation_median", "rotation_flips")
