@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, assert_never
@@ -14,7 +13,7 @@ from training.config import DigitsData, FolderData, MnistData, SvhnData, TextDat
 from training.errors import RunError
 from training.graphs import export_graphs
 from training.models.registry import KINDS, graphs, whole
-from training.run import MODEL_FILE, LoadedRun, load_run
+from training.run import LoadedRun, load_run
 
 __all__ = ["export_run"]
 
@@ -63,13 +62,12 @@ def _training(run: LoadedRun) -> dict[str, Any]:
     config["data"].pop("path", None)
     if config["fit"]["initial"] is not None:
         config["fit"]["initial"] = Path(config["fit"]["initial"]).name
-    parameters = sum(parameter.numel() for parameter in run.model.parameters())
     return {
         "recipe": run.config.recipe,
         "seed": run.config.fit.seed,
         "step": run.step,
         "minutes": round(run.minutes, 2),
-        "parameters": parameters,
+        "parameters": run.parameters,
         "config": config,
     }
 
@@ -81,7 +79,7 @@ def _metrics(run: LoadedRun) -> dict[str, Any]:
         RunError: an evaluation's file is damaged.
     """
     metrics: dict[str, Any] = {"validation": {**run.metrics, "protocol": _protocol(run)}}
-    digest = hashlib.sha256((run.folder / MODEL_FILE).read_bytes()).hexdigest()
+    digest = run.sha256()
     for path in sorted(run.folder.glob("evaluation-*.json")):
         try:
             evaluation = json.loads(path.read_text(encoding="utf-8"))

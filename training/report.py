@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from training.run import MODEL_FILE, LoadedRun
+from training.run import LoadedRun
 
 __all__ = ["Figure", "Options", "Report", "describe", "print_report"]
 
@@ -73,15 +72,16 @@ class Report:
 
 
 def describe(run: LoadedRun) -> dict[str, Any]:
+    """The run that a report is of; an export takes only the figures whose sha256 is that of its own weights."""
     return {
         "run": run.folder.name,
-        "sha256": hashlib.sha256((run.folder / MODEL_FILE).read_bytes()).hexdigest(),
+        "sha256": run.sha256(),
         "name": run.config.name,
         "recipe": run.config.recipe,
         "seed": run.config.fit.seed,
         "step": run.step,
         "minutes": run.minutes,
-        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "parameters": run.parameters,
         "data": run.data,
     }
 

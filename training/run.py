@@ -11,6 +11,7 @@ made there, and nothing more.
 """
 
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -67,6 +68,15 @@ class LoadedRun:
     metrics: dict[str, float]
     step: int
     minutes: float
+
+    def sha256(self) -> str:
+        """Of model.pt: what ties the figures of an evaluation to these weights."""
+        return hashlib.sha256((self.folder / MODEL_FILE).read_bytes()).hexdigest()
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases, counted."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     def equivae(self) -> EquiVAE:
         """The model, where what is asked of it makes sense for an EquiVAE alone.
