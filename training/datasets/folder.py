@@ -15,7 +15,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -46,6 +46,19 @@ UNLABELLED = "unlabelled"
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 
 
+@dataclass
+class _Skipped:
+    """What cannot be used of the folder `root`, each as 'path in root: reason'."""
+
+    root: Path
+    listed: list[str] = field(default_factory=list)
+
+    def add(self, path: Path, reason: str) -> None:
+        """On one line, also where the path is no text: names are bytes to a file system."""
+        name = str(path.relative_to(self.root))
+        self.listed.append(f"{name if name.isprintable() else ascii(name)}: {reason}")
+
+
 def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
     """Read every picture into memory, in the order of the sorted names.
 
@@ -60,32 +73,27 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
     divided = (root / "train").is_dir() and (_holds_folders(root / "train") or (root / "test").is_dir())
     if not divided and _holds_folders(root / "test"):
         raise DataError(f"folder: {root} has a folder test but none named train: put the training classes into train")
-    skipped: list[str] = []
+    skipped = _Skipped(root)
     base = root / "train" if divided else root
-    names = _class_names(base, skipped, root)
-    whole = _read(base, _of_classes(base, names, skipped, root), names, config, limits, skipped, root)
+    names = _class_names(base, skipped)
+    whole = _read(base, _of_classes(base, names, skipped), names, config, limits, skipped)
     test = None
     if divided:
-        skipped.extend(
-            f"{_named(path, root)}: lies beside train, not in it"
-            for path in _visible(root)
-            if path.name not in ("train", "test")
-        )
+        for path in _visible(root):
+            if path.name not in ("train", "test"):
+                skipped.add(path, "lies beside train, not in it")
     if divided and (root / "test").is_dir():
-        skipped.extend(
-            f"{_named(path, root)}: {'no class of train' if path.is_dir() else 'lies in no class folder'}"
-            for path in _visible(root / "test")
-            if path.name not in names
-        )
-        files = _of_classes(root / "test", names, skipped, root)
-        read = _read(root / "test", files, names, config, limits, skipped, root)
+        for path in _visible(root / "test"):
+            if path.name not in names:
+                skipped.add(path, "no class of train" if path.is_dir() else "lies in no class folder")
+        read = _read(root / "test", _of_classes(root / "test", names, skipped), names, config, limits, skipped)
         test = read if len(read) else None
-    _require_enough(whole, root, skipped)
+    _require_enough(whole, skipped)
     train, validation = stratified_split(whole.labels, config.validation, config.split_seed, fewest_kept=FEWEST_KEPT)
     labelled = whole.subset(train)
     if (base / UNLABELLED).is_dir():
-        files = [(path, 0) for path in _files(base / UNLABELLED, skipped, root)]
-        more = _read(base, files, names, config, limits, skipped, root).images
+        files = [(path, 0) for path in _files(base / UNLABELLED, skipped)]
+        more = _read(base, files, names, config, limits, skipped).images
         labelled = replace(labelled, unlabelled=more if len(more) else None)
     return Splits(
         name=root.resolve().name or "folder",
@@ -94,7 +102,7 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
         test=test,
         input=_input(config),
         preprocessing=config.preprocessing,
-        skipped=tuple(skipped),
+        skipped=tuple(skipped.listed),
     )
 
 
@@ -113,13 +121,7 @@ def _holds_folders(folder: Path) -> bool:
     return folder.is_dir() and any(path.is_dir() for path in _visible(folder))
 
 
-def _named(path: Path, root: Path) -> str:
-    """The path in `root` on one line, also where it is no text: names are bytes to a file system."""
-    name = str(path.relative_to(root))
-    return name if name.isprintable() else ascii(name)
-
-
-def _class_names(base: Path, skipped: list[str], root: Path) -> tuple[str, ...]:
+def _class_names(base: Path, skipped: _Skipped) -> tuple[str, ...]:
     entries = _visible(base)
     names = tuple(path.name for path in entries if path.is_dir() and path.name != UNLABELLED)
     if len(names) < 2:
@@ -130,27 +132,29 @@ def _class_names(base: Path, skipped: list[str], root: Path) -> tuple[str, ...]:
             raise DataError(f"folder: the class {name!a} of {base} is to be a label: its name is not printable text")
         if len(name) > MAX_LABEL_LENGTH:
             raise DataError(f"folder: the class {name} of {base} has a name of more than {MAX_LABEL_LENGTH} characters")
-    skipped.extend(f"{_named(path, root)}: lies in no class folder" for path in entries if not path.is_dir())
+    for path in entries:
+        if not path.is_dir():
+            skipped.add(path, "lies in no class folder")
     return names
 
 
-def _files(folder: Path, skipped: list[str], root: Path) -> Iterator[Path]:
+def _files(folder: Path, skipped: _Skipped) -> Iterator[Path]:
     """Files of a class in any depth. Links to files are followed, links to folders are not: they can go in circles."""
 
     def unlisted(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # a class without test pictures
-            skipped.append(f"{_named(Path(error.filename), root)}: a folder that cannot be listed: {error.strerror}")
+            skipped.add(Path(error.filename), f"a folder that cannot be listed: {error.strerror}")
 
     for parent, folders, files in os.walk(folder, onerror=unlisted):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in folders:
             if (Path(parent) / name).is_symlink():
-                skipped.append(f"{_named(Path(parent) / name, root)}: a link to a folder, not followed")
+                skipped.add(Path(parent) / name, "a link to a folder, not followed")
         yield from (Path(parent) / name for name in sorted(files) if not name.startswith("."))
 
 
-def _of_classes(base: Path, names: tuple[str, ...], skipped: list[str], root: Path) -> list[tuple[Path, int]]:
-    return [(path, k) for k, name in enumerate(names) for path in _files(base / name, skipped, root)]
+def _of_classes(base: Path, names: tuple[str, ...], skipped: _Skipped) -> list[tuple[Path, int]]:
+    return [(path, k) for k, name in enumerate(names) for path in _files(base / name, skipped)]
 
 
 def _read(
@@ -159,9 +163,9 @@ def _read(
     names: tuple[str, ...],
     config: FolderData,
     limits: PictureLimits,
-    skipped: list[str],
-    root: Path,
+    skipped: _Skipped,
 ) -> LabelledImages:
+    """The pictures among files, each with its label."""
     shape = (len(files), config.channels, config.size, config.size)
     if math.prod(shape) > _memory_bytes() // 2:
         size = f"{config.size} x {config.size} x {config.channels}"
@@ -174,7 +178,7 @@ def _read(
     for path, label in files:
         image = _picture(path, config, limits)
         if isinstance(image, str):
-            skipped.append(f"{_named(path, root)}: {image}")
+            skipped.add(path, image)
         else:
             images[len(labels)] = image
             labels.append(label)
@@ -227,11 +231,12 @@ def _as_png(data: bytes, limits: PictureLimits, refused: PictureError) -> bytes:
     return encoded.getvalue()
 
 
-def _require_enough(images: LabelledImages, root: Path, skipped: list[str]) -> None:
+def _require_enough(images: LabelledImages, skipped: _Skipped) -> None:
     for name, members in zip(images.class_names, images.by_class, strict=True):
         if len(members) < FEWEST_IMAGES:
-            reason = f"; {len(skipped)} files could not be used, the first: {skipped[0]}" if skipped else ""
+            left_out = skipped.listed
+            reason = f"; {len(left_out)} files could not be used, the first: {left_out[0]}" if left_out else ""
             raise DataError(
-                f"folder: the class {name!r} of {root} has {len(members)} usable pictures, "
+                f"folder: the class {name!r} of {skipped.root} has {len(members)} usable pictures, "
                 f"at least {FEWEST_IMAGES} are needed{reason}"
             )
