@@ -195,8 +195,8 @@ def test_the_bound_is_the_posters_where_its_posterior_is_the_best() -> None:
         assert float(terms["elbo"]) == pytest.approx(
             -float(terms["reconstruction"] + terms["kl_eta"] + terms["kl_z"]), rel=1e-4
         )
-        prototype = model.prototype(model.latent(batch["views"]))
-        likelihood, prior = model._log_likelihood(batch["views"], prototype), model.log_prior(prototype)
+        prototype = model.prototype(model.embed(batch["views"]))
+        likelihood, prior = model.log_likelihood(batch["views"], prototype), model.log_prior(prototype)
         best = torch.logsumexp(likelihood + prior, 1).mean()
         other = model._terms(likelihood, prior, torch.softmax(0.5 * likelihood + prior, 1))
         assert float(-other["reconstruction"] - other["kl_eta"]) < float(best)

@@ -117,7 +117,7 @@ class Symmetry(Model):
         mean, log_variance = self.encoder(self._polar(views))
         prototype = self.prototype(sample(mean, log_variance, generator))
         with exactly(views):
-            likelihood, prior = self._log_likelihood(views, prototype), self.log_prior(prototype)
+            likelihood, prior = self.log_likelihood(views, prototype), self.log_prior(prototype)
         share = progress / config.anchored if config.anchored else 1.0
         anchored = share < 1
         temperature = config.temperature ** max(0.0, 1 - share)
@@ -163,7 +163,7 @@ class Symmetry(Model):
         places = self.angles[:, None, None] + 0 * context[:, :1]
         return torch.log_softmax(density.log_prob(context, places).T, 1)
 
-    def _log_likelihood(self, pictures: Tensor, prototype: Tensor) -> Tensor:
+    def log_likelihood(self, pictures: Tensor, prototype: Tensor) -> Tensor:
         """log p(x|x^, eta) of the bins in nats: [N,C,S,S] twice -> [N,A]"""
         squares = self.correlator(self.correlator.polar(pictures), self.correlator.polar(prototype))
         log_sigma = self.log_sigma.clamp(-4, 1)
@@ -171,16 +171,17 @@ class Symmetry(Model):
 
     def posterior(self, pictures: Tensor, prototype: Tensor) -> Tensor:
         """q(eta|x) of the bins, with the likelihood as much smoother as `calibrate` found: [N,A]"""
-        likelihood = self._log_likelihood(pictures, prototype) / self.smoothing
+        likelihood = self.log_likelihood(pictures, prototype) / self.smoothing
         return torch.softmax(likelihood + self.log_prior(prototype), 1)
 
     # --- what is served -------------------------------------------------------------------------------------------
 
     def pose(self, images: Tensor) -> Pose:
         """[N,C,S,S] -> the rotation of each picture, with its modes; after `calibrate`."""
-        return self._pose(images, self.prototype(self.latent(images)))
+        return self.pose_about(images, self.prototype(self.embed(images)))
 
-    def _pose(self, images: Tensor, prototype: Tensor) -> Pose:
+    def pose_about(self, images: Tensor, prototype: Tensor) -> Pose:
+        """`pose` where the pictures' prototypes are known: [N,C,S,S] twice."""
         posterior = self.posterior(images, prototype)
         angles, weights = find_modes(posterior, self.config.modes)
         std = calibrated(deviation(posterior, angles[:, 0]), self.std_factor)
@@ -189,9 +190,9 @@ class Symmetry(Model):
 
     def canonicalize(self, images: Tensor) -> Canonical:
         """[N,C,S,S] -> pose, prototype, the picture turned back, and the mean of q(z|x)."""
-        z = self.latent(images)
+        z = self.embed(images)
         prototype = self.prototype(z)
-        pose = self._pose(images, prototype)
+        pose = self.pose_about(images, prototype)
         return Canonical(pose, prototype, resample(images, pose.matrix).clamp(0, 1), z)
 
     def augment(self, images: Tensor, noise: Tensor) -> Tensor:
@@ -213,12 +214,9 @@ class Symmetry(Model):
         drawn = self.prior.transform(self.context(canonical.canonical), noise.transpose(0, 1)).transpose(0, 1)
         return canonical, variants(canonical.pose.matrix, drawn, self.config.group)
 
-    def latent(self, images: Tensor) -> Tensor:
-        """The mean of q(z|x), which no rotation changes: [N,Z]"""
-        return self.encoder(self._polar(images))[0]
-
     def embed(self, images: Tensor) -> Tensor:
-        return self.latent(images)
+        """The mean of q(z|x), which no rotation changes: [N,C,S,S] -> [N,Z]"""
+        return self.encoder(self._polar(images))[0]
 
     # --- over a data set ------------------------------------------------------------------------------------------
 
@@ -238,7 +236,7 @@ class Symmetry(Model):
             mean, log_variance = self.encoder(self._polar(seen))
             noise = torch.randn(mean.shape, generator=source).to(mean)
             prototype = self.prototype(mean + torch.exp(0.5 * log_variance) * noise)
-            likelihood, prior = self._log_likelihood(seen, prototype), self.log_prior(prototype)
+            likelihood, prior = self.log_likelihood(seen, prototype), self.log_prior(prototype)
             terms = self._terms(likelihood, prior, torch.softmax(likelihood + prior, 1))
             kl += kl_per_dimension(mean, log_variance).sum(0).cpu()
             for name, value in terms.items():

@@ -69,10 +69,10 @@ class _Seen:
         self.pictures = observe(self.upright, rotation_matrices(self.turn))
         prototypes, posteriors, poses = [], [], []
         for chunk in torch.split(self.pictures, CHUNK):
-            prototype = model.prototype(model.latent(chunk))
+            prototype = model.prototype(model.embed(chunk))
             prototypes.append(prototype)
             posteriors.append(model.posterior(chunk, prototype))
-            poses.append(model._pose(chunk, prototype))
+            poses.append(model.pose_about(chunk, prototype))
         self.prototypes, self.posterior = torch.cat(prototypes), torch.cat(posteriors)
         self.matrix, self.weights = (
             torch.cat([getattr(pose, name) for pose in poses]) for name in ("matrix", "weights")
@@ -116,9 +116,9 @@ def orbits(model: Symmetry, upright: Tensor) -> dict[str, float]:
     prototypes, floor, rectified = [], [], []
     for picture in upright:
         shown = observe(picture.expand(ORBIT_MEMBERS, -1, -1, -1), known)
-        prototype = model.prototype(model.latent(shown))
+        prototype = model.prototype(model.embed(shown))
         prototypes.append(prototype)
-        rectified.append(resample(shown, model._pose(shown, prototype).matrix))
+        rectified.append(resample(shown, model.pose_about(shown, prototype).matrix))
         floor.append(resample(shown, known))
     members = torch.stack(prototypes)
     first = members[:, 0]
@@ -173,8 +173,8 @@ def measure(run: Path, split: str, limit: int | None, seed: int, figures: Path) 
         shown = [observe(seen.upright[row : row + 1].expand(9, -1, -1, -1), turns) for row in range(4)]
         rows = []
         for pictures in shown:
-            prototype = model.prototype(model.latent(pictures))
-            back = resample(prototype, inverse(model._pose(pictures, prototype).matrix))
+            prototype = model.prototype(model.embed(pictures))
+            back = resample(prototype, inverse(model.pose_about(pictures, prototype).matrix))
             rows += [pictures, back, prototype]
     save(grid_figure(rows, ["shown", "rebuilt", "prototype"] * 4, "four orbits"), figures / "orbits.png")
     return {

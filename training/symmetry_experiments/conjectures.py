@@ -56,7 +56,7 @@ class WindowEncoder(nn.Module):
 @torch.no_grad()
 def _posterior(model: Symmetry, views: Tensor) -> tuple[Tensor, Tensor]:
     """q(eta|x) and log p(eta|x^) of the bins [N,A]"""
-    prototype = model.prototype(model.latent(views))
+    prototype = model.prototype(model.embed(views))
     return model.posterior(views, prototype), model.log_prior(prototype)
 
 
@@ -96,7 +96,7 @@ def modes(steps: int, seed: int, folder: Path) -> dict[str, Any]:
             found[f"angles_{name}_degrees"] = [round(float(value), 1) for value in relative]
             found[f"gaussian_q_worse_by_nats_{name}"] = _nearest_gaussian(posterior[rows], model.angles)
         with torch.no_grad():
-            likelihood = model._log_likelihood(views, model.prototype(model.latent(views)))
+            likelihood = model.log_likelihood(views, model.prototype(model.embed(views)))
         # The bound is the same however p(eta|x^) shares its weight among equal modes: x itself speaks under a flat one.
         alike = torch.softmax(likelihood, 1)
         weights = find_modes(alike, 2)[1]
@@ -128,7 +128,7 @@ def _draw_modes(densities: dict[str, tuple[Tensor, Tensor]], angles: Tensor, pat
 @torch.no_grad()
 def _count(model: Symmetry, views: Tensor) -> tuple[int, float]:
     """How many different prototypes the views have, and how far the best angles span, degrees."""
-    prototypes = model.prototype(model.latent(views))
+    prototypes = model.prototype(model.embed(views))
     between = (views[:, None] - views).pow(2).mean((2, 3, 4))
     apart = (prototypes[:, None] - prototypes).pow(2).mean((2, 3, 4))
     same = apart <= SAME * between.max()
