@@ -45,11 +45,16 @@ def make_folder(folder: Path) -> None:
         raise RunError(f"{folder} cannot be used as a folder: {error.strerror}") from error
 
 
+def reason_of(error: OSError) -> str:
+    """Why something cannot be written, in a few words."""
+    return "the disk is full" if error.errno in _DISK_FULL else error.strerror or str(error)
+
+
 def write_atomically(target: Path, content: bytes) -> None:
     """Replace `target` by the whole content or leave it as it was.
 
     Raises:
-        RunError: no space, no permission, ...; the message says so and nothing is left behind.
+        RunFailed: no space, no permission, ...; the message says so and nothing is left behind.
     """
     # A name of its own, for others may write the same file; not tempfile's, whose files only their owner may read.
     aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
@@ -65,8 +70,7 @@ def write_atomically(target: Path, content: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        reason = "the disk is full" if error.errno in _DISK_FULL else error.strerror
-        raise RunFailed(f"{target} cannot be written: {reason}") from error
+        raise RunFailed(f"{target} cannot be written: {reason_of(error)}") from error
     finally:  # also where the user interrupts
         with suppress(OSError):
             aside.unlink()

@@ -1,6 +1,5 @@
 """What a run tells while it goes on: a progress bar, metrics as JSON lines, and TensorBoard where it is installed."""
 
-import errno
 import importlib.util
 import json
 import time
@@ -12,12 +11,11 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from training.checkpoint import write_atomically
+from training.checkpoint import reason_of, write_atomically
 from training.errors import RunFailed
 from training.run import METRICS_FILE, read_metrics
 
-# Terms that stand beside the bar, in this order; all terms stand in metrics.jsonl.
-SHOWN_TERMS = 4
+SHOWN_TERMS = 4  # how many stand beside the bar; all of them stand in metrics.jsonl
 
 
 def describe(metrics: dict[str, float]) -> str:
@@ -92,7 +90,7 @@ class Reporter:
                     if isinstance(value, float) and name != "epoch":
                         self._board.add_scalar(f"{row['split']}/{name}", value, row["step"])
         except OSError as error:
-            reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error.strerror
             raise RunFailed(
-                f"{self._path} cannot be written: {reason}; the checkpoints are kept: make room and run with --resume"
+                f"{self._path} cannot be written: {reason_of(error)}; the checkpoints are kept: "
+                "make room and run with --resume"
             ) from error
