@@ -252,6 +252,15 @@ def test_it_learns_from_both_kinds_of_images(values: dict[str, object], data: La
     assert figures["classifier_error"] < 75
 
 
+def test_pixels_are_standardised_by_the_unlabelled_images(data: LabelledImages) -> None:
+    model = model_of(SMALL | {"likelihood": "gaussian"})
+    model.prepare(data)
+    assert data.unlabelled is not None
+    pixels = data.unlabelled.float() / 255
+    torch.testing.assert_close(model.pixel_mean, pixels.mean(0))
+    torch.testing.assert_close(model.pixel_deviation, pixels.std(0).clamp_min(1e-2))
+
+
 def test_batches_follow_their_generator(data: LabelledImages) -> None:
     model = model_of(OURS)
     one, again, other = (model.batch(data, torch.arange(40), seeded(seed)) for seed in (1, 1, 2))

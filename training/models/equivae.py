@@ -120,8 +120,12 @@ class EquiVAE(Model):
         for index, count in enumerate(counts.tolist()):
             if count < 2:
                 raise ValueError(f"class {train.class_names[index]!r} has {count} images: x needs a complement")
+        self._standardise_by(train.images)
+
+    def _standardise_by(self, images: Tensor) -> None:
+        """Take mean and deviation of every pixel, for the Gaussian likelihood, from images uint8 [N,C,H,W]."""
         if self.config.likelihood == "gaussian":
-            pixels = train.images.float() / 255
+            pixels = images.float() / 255
             self.pixel_mean.copy_(pixels.mean(0))
             self.pixel_deviation.copy_(pixels.std(0).clamp_min(1e-2))
 

@@ -92,7 +92,7 @@ class FewLabelEquiVAE(EquiVAE):
         self.register_buffer("shares", torch.full((num_classes,), 1 / num_classes))
 
     def prepare(self, train: LabelledImages) -> None:
-        """As the base class; the pixels' mean and deviation are taken of all images.
+        """As the base class; the pixels' mean and deviation are taken of the unlabelled images, the greater part.
 
         Raises:
             ValueError: there is no unlabelled image, or a class has fewer than two.
@@ -100,10 +100,7 @@ class FewLabelEquiVAE(EquiVAE):
         if train.unlabelled is None or not len(train.unlabelled):
             raise ValueError("model.few_labels needs unlabelled images: set data.labels, or add a folder unlabelled")
         super().prepare(train)
-        if self.config.likelihood == "gaussian":
-            pixels = train.unlabelled.float() / 255
-            self.pixel_mean.copy_(pixels.mean(0))
-            self.pixel_deviation.copy_(pixels.std(0).clamp_min(1e-2))
+        self._standardise_by(train.unlabelled)
 
     # --- one step of training -------------------------------------------------------------------------------------
 
