@@ -61,7 +61,7 @@ from training.turned import (
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
 
-__all__ = ["MCEVAE", "MCEVAEConfig"]
+__all__ = ["MCEVAE"]
 
 CHUNK = 500  # images a forward pass where no gradient is kept
 LEAST = 1e-4  # of a probability in a logarithm

@@ -98,7 +98,6 @@ class Inference(Model):
         super().__init__()
         self.config = config
         self.input = input
-        self.num_classes = num_classes
         side = input.height
         self.window = side if config.window is None else config.window
         if self.window > side or (side - self.window) % 2:

@@ -57,7 +57,7 @@ from training.models.mcevae_paper_config import MCEVAEPaperConfig
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
 
-__all__ = ["MCEVAEPaper", "MCEVAEPaperConfig"]
+__all__ = ["MCEVAEPaper"]
 
 HIDDEN, TAU_HIDDEN, DECODER_HIDDEN = 512, 32, 300
 LEAST_CANONICAL = 1 / 512  # the decoder's pixels are clamped to [1/512, 511/512]
@@ -121,7 +121,7 @@ class MCEVAEPaper(FixedPoseModel):
 
     def __init__(self, config: MCEVAEPaperConfig, input: InputSpec, num_classes: int) -> None:
         super().__init__()
-        self.config, self.input, self.num_classes = config, input, num_classes
+        self.config, self.input = config, input
         self.side = input.height
         features = 16 * (self.side // 4) ** 2
         self.encoder = _encoder(input.channels)

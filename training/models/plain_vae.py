@@ -27,7 +27,7 @@ from training.models.mcevae_inference import Canonical, Pose
 from training.models.plain_vae_config import PlainVAEConfig
 from training.networks import DenseDecoder, dense, he_initialise
 
-__all__ = ["PlainVAE", "PlainVAEConfig"]
+__all__ = ["PlainVAE"]
 
 WIDTHS = (512, 256)
 COORDINATE_UNITS = 128
@@ -71,7 +71,7 @@ class PlainVAE(FixedPoseModel):
 
     def __init__(self, config: PlainVAEConfig, input: InputSpec, num_classes: int) -> None:
         super().__init__()
-        self.config, self.input, self.num_classes = config, input, num_classes
+        self.config, self.input = config, input
         self.side = input.height
         pixels = input.channels * self.side**2
         self.encoder = nn.Sequential(nn.Flatten(), *dense(pixels, *WIDTHS))
