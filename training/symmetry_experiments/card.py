@@ -26,7 +26,7 @@ from training.orientation.views import even_degrees, observe, rotation_matrices
 from training.plots import ACCENT, Figure, grid_figure, save
 from training.report import describe
 from training.run import load_run
-from training.symmetry_experiments.common import keep
+from training.symmetry_experiments.common import keep, minimise
 from training.turned import FLIP_DEGREES, uniform
 
 CHUNK = 250
@@ -95,15 +95,12 @@ def likelihoods(model: Symmetry, train: _Seen, seen: _Seen, seed: int) -> dict[s
     for kind in ("gaussian", "shared", "flow"):
         torch.manual_seed(seed)
         density = _Density(kind, model)
-        optimiser = torch.optim.AdamW(density.parameters(), 3e-3)
-        for step in range(STEPS):
-            for group in optimiser.param_groups:
-                group["lr"] = 3e-3 * (1 + math.cos(math.pi * step / STEPS)) / 2
+
+        def loss(step: int, density: _Density = density) -> Tensor:
             rows = torch.randint(len(train.prototypes), (BATCH,), generator=source)
-            loss = -density.log_prob(train.prototypes[rows], targets[:, rows]).mean()
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            return -density.log_prob(train.prototypes[rows], targets[:, rows]).mean()
+
+        minimise(torch.optim.AdamW(density.parameters(), 3e-3), STEPS, loss)
         with torch.no_grad():
             found[kind] = float(density.log_prob(seen.prototypes, eta).mean())
     return found

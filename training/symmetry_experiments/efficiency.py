@@ -27,7 +27,7 @@ from training.lie import inverse, resample
 from training.models.symmetry_config import SymmetryConfig
 from training.networks import ConvBody, DenseDecoder, dense, he_initialise
 from training.orientation.views import observe, rotation_matrices
-from training.symmetry_experiments.common import keep
+from training.symmetry_experiments.common import keep, minimise
 from training.turned import uniform
 
 CHUNK, BATCH = 250, 128
@@ -125,15 +125,8 @@ class _VAE(nn.Module):
         return (nats.flatten(1).sum(1) + kl_per_dimension(mean, log_variance).sum(1)).mean()
 
 
-def _fit(network: nn.Module, steps: int, step_loss: Callable[[], Tensor]) -> None:
-    optimiser = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-3)
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * (1 + math.cos(math.pi * step / steps)) / 2
-        loss = step_loss()
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+def _fit(network: nn.Module, steps: int, loss: Callable[[int], Tensor]) -> None:
+    minimise(torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-3), steps, loss)
     network.eval()
 
 
@@ -145,7 +138,7 @@ def classifier_error(
     source = torch.Generator().manual_seed(seed)
     network = _Classifier(pictures.shape[1], pictures.shape[3], int(labels.max()) + 1)
 
-    def loss() -> Tensor:
+    def loss(step: int) -> Tensor:
         rows = torch.randint(len(pictures), (BATCH,), generator=source)
         return F.cross_entropy(network(change(pictures[rows], rows, source)), labels[rows])
 
@@ -161,7 +154,7 @@ def vae_error(pictures: Tensor, change: Augmentation, test: Tensor, steps: int, 
     source = torch.Generator().manual_seed(seed)
     network = _VAE(pictures.shape[1], pictures.shape[3])
 
-    def loss() -> Tensor:
+    def loss(step: int) -> Tensor:
         rows = torch.randint(len(pictures), (BATCH,), generator=source)
         return network.loss(change(pictures[rows], rows, source), source)
 
