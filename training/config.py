@@ -193,6 +193,10 @@ class Config(Section):
         """Plain values, defaults included: what is stored beside the weights."""
         return self.model_dump(mode="json")
 
+    def portable(self) -> dict[str, Any]:
+        """As `as_dict`, without where anything lies on this machine: what a model folder tells of its training."""
+        return _without_places(self.as_dict())
+
     def identity(self) -> dict[str, Any]:
         """What decides the result: everything except where it runs, how often it logs and where the data lies."""
         return _deciding(self.as_dict())
@@ -216,6 +220,11 @@ class Config(Section):
 
 def _deciding(plain: dict[str, Any]) -> dict[str, Any]:
     plain["fit"] = {key: value for key, value in plain["fit"].items() if key not in RUNTIME_KEYS}
+    return _without_places(plain)
+
+
+def _without_places(plain: dict[str, Any]) -> dict[str, Any]:
+    """No path of the data, and of the run whose weights come first its name alone."""
     plain["data"].pop("path", None)
     if plain["fit"].get("initial"):
         plain["fit"]["initial"] = Path(plain["fit"]["initial"]).name

@@ -58,17 +58,13 @@ def export_run(run: Path, store: Path, licence: str | None = None, console: Cons
 
 def _training(run: LoadedRun) -> dict[str, Any]:
     """How the weights came about. Where the data lay is nobody's business."""
-    config = run.config.as_dict()
-    config["data"].pop("path", None)
-    if config["fit"]["initial"] is not None:
-        config["fit"]["initial"] = Path(config["fit"]["initial"]).name
     return {
         "recipe": run.config.recipe,
         "seed": run.config.fit.seed,
         "step": run.step,
         "minutes": round(run.minutes, 2),
         "parameters": run.parameters,
-        "config": config,
+        "config": run.config.portable(),
     }
 
 

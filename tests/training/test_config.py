@@ -178,6 +178,14 @@ def test_a_configuration_survives_its_own_record(make_config: Callable[..., Conf
     assert restore_config(config.as_dict()) == config
 
 
+def test_what_a_model_folder_tells_has_no_place_of_this_machine(tmp_path: Path) -> None:
+    folder = GOOD.replace("source: digits", "source: folder\n  path: /home/somebody/pictures\n  size: 8")
+    config = load(tmp_path, folder, "fit.initial=/home/somebody/runs/first")
+    told = config.portable()
+    assert "somebody" not in json.dumps(told) and told["fit"]["initial"] == "first"
+    assert config.identity()["data"] == told["data"] and config.as_dict()["data"]["path"] == "/home/somebody/pictures"
+
+
 def test_the_digest_tells_what_decides_the_result(make_config: Callable[..., Config], small: dict[str, Any]) -> None:
     digest = make_config().digest()
     assert make_config("fit.seed=9").digest() == digest
