@@ -97,12 +97,13 @@ TEXTS: dict[Script, str] = {
     "arabic": ARABIC,
     "devanagari": DEVANAGARI,
 }
+RUN_OF_LETTERS = re.compile(r"[^\s.,;:!?।،]+")
 VALIDATION_BUCKET, TEST_BUCKET, BUCKETS = 0, 1, 8
 
 
 def _words(script: Script) -> tuple[str, ...]:
     """Every word of a script's text once, lower case, in sorted order."""
-    return tuple(sorted({word.lower() for word in re.findall(r"[^\s.,;:!?।،]+", TEXTS[script])}))
+    return tuple(sorted({word.lower() for word in RUN_OF_LETTERS.findall(TEXTS[script])}))
 
 
 def _part_of(word: str) -> Part:
@@ -127,7 +128,7 @@ def vocabulary(script: Script, part: Part) -> tuple[str, ...]:
 def _followers(script: Script) -> dict[str, str]:
     """For every letter those that follow it, as often as they do; "" starts a word, and a space ends it."""
     pairs: dict[str, list[str]] = {}
-    for word in re.findall(r"[^\s.,;:!?।،]+", TEXTS[script].lower()):
+    for word in RUN_OF_LETTERS.findall(TEXTS[script].lower()):
         for first, second in zip(("", *word), (*word, " "), strict=True):
             pairs.setdefault(first, []).append(second)
     return {letter: "".join(following) for letter, following in pairs.items()}
@@ -155,20 +156,16 @@ def _characters(encoding: str, first_row: int, last_row: int) -> str:
     return "".join(cell.decode(encoding, errors="ignore") for cell in cells)
 
 
-def _hiragana() -> str:
-    return _characters("euc_jp", 4, 4)
-
-
 def _ideographs(script: Script, rng: np.random.Generator) -> str:
     """One line of Chinese or Japanese; Japanese mixes kanji with kana as its sentences do."""
     length = int(rng.integers(2, 11))
     if script == "han":
         frequent = _characters("gb2312", 16, 55)
         return "".join(_pick(frequent, rng) for _ in range(length))
+    hiragana, katakana, kanji = (_characters("euc_jp", *rows) for rows in ((4, 4), (5, 5), (16, 47)))
     if rng.random() < 0.25:
-        return "".join(_pick(_characters("euc_jp", 5, 5), rng) for _ in range(max(3, length)))
-    kanji = _characters("euc_jp", 16, 47)
-    return "".join(_pick(kanji if rng.random() < 0.45 else _hiragana(), rng) for _ in range(max(3, length)))
+        return "".join(_pick(katakana, rng) for _ in range(max(3, length)))
+    return "".join(_pick(kanji if rng.random() < 0.45 else hiragana, rng) for _ in range(max(3, length)))
 
 
 def _word(script: Script, part: Part, rng: np.random.Generator, made_up: float) -> str:
