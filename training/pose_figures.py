@@ -62,12 +62,12 @@ def pictures(model: PoseModel, data: LabelledImages, limits: Limits, seed: int) 
 
 def error_against_angle(model: PoseModel, data: LabelledImages, limits: Limits, seed: int) -> Figure:
     """Median and 90 % quantile of the rotation's error, and the share of flips, over the true angle."""
+    upright = data.images.float() / 255
     if data.turns is not None:
-        known, shown = rotation_matrices(torch.rad2deg(data.turns)), data.images.float() / 255
+        known, shown = rotation_matrices(torch.rad2deg(data.turns)), upright
     else:
         known = limits.draw(len(data), seed)
-        shown = observe(data.images.float() / 255, known)
-    upright = data.images.float() / 255
+        shown = observe(upright, known)
     before = baselines.identity(upright) if model.config.supervised else poses(model, upright).matrix
     found = measures.error_matrices(before, poses(model, shown).matrix, known)
     errors, angles = measures.rotation_errors(found).numpy(), measures.rotation_degrees(known).numpy()
