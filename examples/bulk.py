@@ -23,6 +23,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnxruntime
 from PIL import Image
@@ -49,7 +50,9 @@ class Classifier:
         manifest = verify(folder)  # every file by its digest
         self._input, self._preprocessing, self._labels = manifest.input, manifest.preprocessing, manifest.labels
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # one worker a core
+        # One worker a core: neither the runtime's own threads nor those of OpenCV, which finds the ink.
+        options.intra_op_num_threads = 1
+        cv2.setNumThreads(1)
         path = folder / manifest.graphs["classify"].file
         self._session = onnxruntime.InferenceSession(path, options, providers=onnxruntime.get_available_providers())
 
