@@ -26,9 +26,10 @@ LEAST_DEVIATION, MOST_DEVIATION = math.radians(1), math.pi
 
 
 class PoseDensity(Protocol):
-    """A density over coefficients [...,G] for each of N contexts [N,F], the rotation first, in radians."""
+    """A density over the coefficients of a group, the rotation first, in radians."""
 
-    def log_prob(self, context: Tensor, coefficients: Tensor) -> Tensor: ...
+    def log_prob(self, context: Tensor, coefficients: Tensor) -> Tensor:
+        """In nats: context [N,F], coefficients [...,N,G] -> [...,N]"""
 
 
 class PoseFlow(nn.Module):
@@ -91,7 +92,7 @@ class PoseFlow(nn.Module):
 class WrappedNormal(nn.Module):
     """What the flow is held against: one Gaussian on the circle, its mean and deviation from the prototype's features.
 
-    Shape: of the rotation alone, as `PoseFlow` with one dimension.
+    Of the rotation alone, as `PoseFlow` with one dimension.
     """
 
     def __init__(self, context: int, hidden: tuple[int, ...]) -> None:
@@ -99,6 +100,7 @@ class WrappedNormal(nn.Module):
         self.net = zuko.nn.MLP(context, 3, hidden)
 
     def log_prob(self, context: Tensor, coefficients: Tensor) -> Tensor:
+        """log p(eta|x^) in nats, radians: context [N,F], coefficients [...,N,1] -> [...,N]"""
         x, y, width = self.net(context).unbind(1)
         deviation = LEAST_DEVIATION + (MOST_DEVIATION - LEAST_DEVIATION) * torch.sigmoid(width)
         gap = wrapped(coefficients[..., 0] - torch.atan2(y, x + 1e-6))

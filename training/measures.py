@@ -67,6 +67,7 @@ def _chunks(images: Tensor, model: EquiVAE) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def encode(model: EquiVAE, images: Tensor) -> Encoded:
+    """Images [N,C,H,W], uint8 or in [0,1]."""
     r, v = [], []
     for chunk in _chunks(images, model):
         own = model.invariant(chunk)
@@ -77,6 +78,7 @@ def encode(model: EquiVAE, images: Tensor) -> Encoded:
 
 @torch.no_grad()
 def serve(model: EquiVAE, images: Tensor) -> Served:
+    """Images [N,C,H,W], uint8 or in [0,1]; of a calibrated model."""
     parts = [[value.cpu().numpy() for value in model.classify(chunk)] for chunk in _chunks(images, model)]
     return Served(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -171,8 +173,9 @@ def intended_prior_samples(model: EquiVAE, class_means: Tensor, judge: Judge, co
 
 
 def intended_swaps(model: EquiVAE, encoded: Encoded, labels: Tensor, judge: Judge, seed: int) -> float:
-    """Share (%) of decode(r(content), v(style)) that the judge takes for the content's class; every image is content
-    once and style once, of a random other image."""
+    """Share (%) of decode(r(content), v(style)) that the judge takes for the content's class; every image, of two at
+    least, is content once and style once, of a random other image.
+    """
     count = len(labels)
     shift = 1 + int(torch.randint(count - 1, (1,), generator=torch.Generator().manual_seed(seed)))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))

@@ -23,9 +23,9 @@ JPEG_QUALITY = 85
 
 
 def draw_page(picture: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A light-on-dark picture uint8 [h,w] as dark ink on paper uint8 [height,width].
+    """A light-on-dark square picture uint8 [S,S] as dark ink on paper uint8 [height,width].
 
-    Its longer side takes a fifth to a half of the page's shorter one, and margins are left on all sides.
+    Its side takes a fifth to a half of the page's shorter one, and margins are left on all sides.
     """
     side = min(height, width)
     length = round(side * rng.uniform(0.2, 0.5))

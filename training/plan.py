@@ -35,6 +35,7 @@ def derived_seed(seed: int, stream: Stream, *counters: int) -> int:
 
 
 def generator(seed: int, stream: Stream, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator on the device that begins with `derived_seed`."""
     return torch.Generator(device=device).manual_seed(derived_seed(seed, stream, *counters))
 
 
@@ -105,6 +106,7 @@ class Plan:
         return self.first_steps[stretch] + steps
 
     def step(self, t: int) -> Step:
+        """Where step t, counted from 0, lies in its epoch."""
         stretch = bisect.bisect_right(self.first_steps, t) - 1
         batch = self.batches[stretch]
         epochs, position = divmod(t - self.first_steps[stretch], len(self.train) // batch)

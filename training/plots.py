@@ -82,6 +82,7 @@ def tiles(rows: list[Tensor]) -> np.ndarray:
 
 
 def show(axes: Axes, picture: np.ndarray) -> None:
+    """A picture [H,W,C] in [0,1], C 1 or 3, without axes."""
     axes.imshow(picture if picture.shape[2] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
     axes.set_axis_off()
 
@@ -93,6 +94,7 @@ def _row_labels(axes: Axes, names: list[str], picture: np.ndarray) -> None:
 
 
 def grid_figure(rows: list[Tensor], names: list[str], title: str) -> Figure:
+    """Named rows of equally many images [M,C,S,S] in [0,1], as `tiles` has them."""
     picture = tiles(rows)
     height = 8 * picture.shape[0] / picture.shape[1]
     figure = Figure((8 + LABEL_INCHES * max(map(len, names)), height + 0.5), layout="constrained")
@@ -114,6 +116,7 @@ def scatter(points: np.ndarray, labels: Tensor, names: tuple[str, ...], title: s
 
 
 def scatter_on(axes: Axes, points: np.ndarray, labels: Tensor, names: tuple[str, ...]) -> None:
+    """Points [N,2], coloured by their labels [N], which index `names`."""
     colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"]
     for label, name in enumerate(names):
         mine = (labels == label).numpy()

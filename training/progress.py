@@ -69,6 +69,7 @@ class Reporter:
         self._write({"step": step, "epoch": round(epoch, 4), "split": "train", **terms, "rate": rate})
 
     def validation(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+        """Figures of the validation set after `step` steps."""
         self._console.print(
             f"step {step}  epoch {epoch:.1f}  validation: {describe(metrics)}  ({self._left(step)} left)",
             highlight=False,

@@ -65,6 +65,7 @@ class Report:
     details: dict[str, Any] = field(default_factory=dict)
 
     def value(self, name: str) -> float:
+        """The figure of that name, which there must be."""
         return next(figure.value for figure in self.figures if figure.name == name)
 
     def as_dict(self) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def require_shaping() -> None:
 
 
 def draw_look(rng: np.random.Generator) -> Look:
+    """A look within the ranges above."""
     size = round(math.exp(rng.uniform(math.log(SMALLEST_PX), math.log(LARGEST_PX))))
     paper_level = rng.uniform(140, 255)
     ink_level = rng.uniform(0, paper_level - LEAST_CONTRAST)

@@ -57,10 +57,12 @@ def body_of(config: ConvBodyConfig | DenseBodyConfig, input: InputSpec) -> nn.Se
 
 
 def body_width(config: ConvBodyConfig | DenseBodyConfig) -> int:
+    """How many features the body of this configuration gives."""
     return config.widths[-1] if isinstance(config, DenseBodyConfig) else config.hidden
 
 
 def decoder_of(config: EquiVAEConfig, input: InputSpec) -> nn.Module:
+    """[N,r_dim], [N,v_dim] -> [N,C,H,W], before the likelihood's link function"""
     sizes = (config.r_dim, config.v_dim, input.channels, input.height)
     if isinstance(config.decoder, DenseDecoderConfig):
         return DenseDecoder(config.r_dim + config.v_dim, input.channels, input.height, config.decoder.widths)

@@ -91,6 +91,7 @@ class PlainVAE(FixedPoseModel):
         self.register_buffer("centroids", torch.zeros(config.clusters, config.z_dim))
 
     def posterior(self, images: Tensor) -> Posterior:
+        """q(z|x) and tau, which `affine` undoes before it encodes, and which is 0 for `beta`: of [N,C,S,S]"""
         method, features = self.config.method, None
         if method == "spatial":
             features = self.encoder(images)

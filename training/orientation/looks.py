@@ -53,10 +53,13 @@ def _over(model: PoseModel, look: Callable[[Tensor], tuple[Tensor, ...]], images
 
 
 def poses(model: PoseModel, images: Tensor) -> Pose:
+    """`PoseModel.pose` of images [N,C,S,S] in [0,1]."""
     return Pose(*_over(model, model.pose, images))
 
 
 def canonicals(model: PoseModel, images: Tensor) -> Canonical:
+    """`PoseModel.canonicalize` of images [N,C,S,S] in [0,1], without the embedding, which not every model has."""
+
     def look(chunk: Tensor) -> tuple[Tensor, ...]:
         pose, canonical, rectified, _ = model.canonicalize(chunk)
         return (canonical, rectified, *pose)

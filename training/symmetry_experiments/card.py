@@ -153,6 +153,7 @@ def _angles(model: Symmetry, seen: _Seen, path: Path) -> dict[str, float]:
 
 
 def measure(run: Path, split: str, limit: int | None, seed: int, figures: Path) -> dict[str, Any]:
+    """All numbers of a finished run on (the first `limit` pictures of) a split; two figures go into a folder."""
     loaded = load_run(run)
     model, splits = loaded.model, loaded.splits()
     assert isinstance(model, Symmetry)

@@ -78,6 +78,8 @@ class Exported:
 
 
 def augmentations(degrees: float, matrices: Tensor) -> dict[str, Augmentation]:
+    """By name: none, turns by U(+-degrees), and for row i of the data one of the matrices [N,S,2,3][i]."""
+
     def none(pictures: Tensor, rows: Tensor, source: torch.Generator) -> Tensor:
         return pictures
 
