@@ -161,6 +161,14 @@ def test_pictures_that_are_turned_already_are_shown_as_they_are(supervised: Path
     assert report.value("absolute_median") == pytest.approx(usual.report.value("absolute_median"), abs=0.5)
 
 
+def test_a_model_with_a_frame_of_its_own_is_not_measured_on_pictures_that_are_turned_already(
+    loaded: LoadedRun, splits: Splits
+) -> None:
+    data = replace(splits.validation, turns=torch.zeros(len(splits.validation)))
+    with pytest.raises(RunError, match="was not told what is upright, and the pictures of digits are turned already"):
+        card.PoseEvaluation(loaded, splits, data, Options(), Console(file=io.StringIO()))
+
+
 def test_model_without_latents_has_the_lines_that_need_none(finish_pose_run: Callable[..., Path]) -> None:
     extractor = {"kind": "polar", "radii": 5, "angles": 32, "width": 8, "kernel": 3, "dilations": [1]}
     report = quick(finish_pose_run({"kind": "upright", "extractor": extractor}, "rotation_error", steps=10), limit=30)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from training import probes
 from training.datasets import LabelledImages, Splits
+from training.errors import RunError
 from training.lie import inverse, resample
 from training.mixture import matched_accuracy
 from training.models.mcevae_inference import Canonical, Pose
@@ -53,7 +54,12 @@ class Shown(NamedTuple):
 
 
 class PoseEvaluation:
-    """One evaluation in progress: the model on its device, the pictures, and the figures so far."""
+    """One evaluation in progress: the model on its device, the pictures, and the figures so far.
+
+    Raises:
+        RunError: the classifier that is named does not fit, or a model that was not told what is upright would be
+            measured on pictures that are turned already: there is nothing to hold its angles to.
+    """
 
     def __init__(
         self, run: LoadedRun, splits: Splits, data: LabelledImages, options: Options, console: Console
@@ -65,6 +71,11 @@ class PoseEvaluation:
         self.model = cast(PoseModel, run.model)
         config = self.model.config
         self.limits = limits_of(config)
+        if data.turns is not None and not config.supervised:
+            raise RunError(
+                f"{run.folder} holds a model that was not told what is upright, and the pictures of {splits.name} are "
+                "turned already: of those only a supervised model can be measured"
+            )
         self.served = None  # where a classifier was named: a wrong name is said before anything is measured
         if options.classifier is not None:
             self.served = served_classifier(options.classifier, self.names, *self.upright.shape[1:3])
@@ -81,7 +92,7 @@ class PoseEvaluation:
             "clusters": self.clustering,
         }
         if self.data.turns is not None:
-            steps = {"absolute errors": self.absolute_errors}
+            steps = {"absolute errors": self.absolute_errors}  # of a supervised model, or it was refused
         for name, step in steps.items():
             with self.console.status(name):
                 step()
