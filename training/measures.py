@@ -18,7 +18,7 @@ from training.distances import squared_distances
 from training.latent import kl_per_dimension
 from training.models.equivae import EquiVAE
 from training.models.equivae_few import FewLabelEquiVAE
-from training.probes import Judge, predict
+from training.probes import Judge, as_float, predict
 from training.scores import auroc, expected_calibration_error, percent
 
 __all__ = [
@@ -61,8 +61,7 @@ class Served:
 def _chunks(images: Tensor, model: EquiVAE) -> Iterator[Tensor]:
     """[N,C,H,W], uint8 or in [0,1] -> float chunks in [0,1] on the model's device."""
     for chunk in torch.split(images, CHUNK):
-        moved = chunk.to(model.prototypes.device)
-        yield moved.float() / 255 if moved.dtype == torch.uint8 else moved
+        yield as_float(chunk.to(model.prototypes.device))
 
 
 @torch.no_grad()

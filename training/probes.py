@@ -29,6 +29,7 @@ from training.models.equivae import EquiVAE
 
 __all__ = [
     "Judge",
+    "as_float",
     "benchmark_cnn",
     "fit_classifier",
     "independent_cnn",
@@ -57,7 +58,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _as_float(inputs: Tensor) -> Tensor:
+def as_float(inputs: Tensor) -> Tensor:
     """Pixels uint8 [...] -> [0,1]; features as they are."""
     return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
 
@@ -84,7 +85,7 @@ def fit_classifier(
         for group in optimiser.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 50) * (1 + math.cos(math.pi * step / steps)) / 2
         chosen = torch.randint(len(labels), (min(batch, len(labels)),), generator=generator).to(inputs.device)
-        loss = F.cross_entropy(network(_as_float(inputs[chosen])), labels[chosen])
+        loss = F.cross_entropy(network(as_float(inputs[chosen])), labels[chosen])
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -95,7 +96,7 @@ def fit_classifier(
 def predict(network: nn.Module, inputs: Tensor) -> Tensor:
     """The likeliest class of every input, int64 [N] on the CPU."""
     device = next(network.parameters()).device
-    return torch.cat([network(_as_float(chunk.to(device))).argmax(1).cpu() for chunk in torch.split(inputs, CHUNK)])
+    return torch.cat([network(as_float(chunk.to(device))).argmax(1).cpu() for chunk in torch.split(inputs, CHUNK)])
 
 
 def _dropout_head(width: int, num_classes: int) -> nn.Sequential:
