@@ -155,15 +155,15 @@ class PoseEvaluation:
         after = poses(self.model, shown.pictures)
         found = measures.error_matrices(self.before.matrix, after.matrix, shown.known)
         errors = Errors.of(found, self.labels, self.names, SYMMETRIC)
-        how = f"angle of A(Mx)^-1 M A(x), x upright, M of {limits}"
+        of_error = f"of A(Mx)^-1 M A(x), x upright, M of {limits}"
+        how = f"angle {of_error}"
         self.add(f"rotation_error_{name}", errors.mean, "degrees", how)
         self.add(f"rotation_median_{name}", errors.median, "degrees", how)
         self.add(f"rotation_flips_{name}", errors.flips, "%", f"{how}: share above 90 degrees")
         if limits.shift and self.model.config.group != "SO2":
             shifts = 100 * measures.shift_errors(found)
-            how = how.replace("angle", "shift")
-            self.add(f"shift_error_{name}", float(shifts.mean()), "% of the width", how)
-            self.add(f"shift_median_{name}", float(shifts.median()), "% of the width", how)
+            self.add(f"shift_error_{name}", float(shifts.mean()), "% of the width", f"shift {of_error}")
+            self.add(f"shift_median_{name}", float(shifts.median()), "% of the width", f"shift {of_error}")
         lost = lost_ink(self.upright, shown.known)
         self.report.details[f"rotation_{name}"] = asdict(errors) | {
             "lost_ink": {"mean": float(lost.mean()), "largest": float(lost.max())}
