@@ -249,7 +249,11 @@ class Loop:
         return means
 
     def _require_finite(self, named: Iterable[tuple[str, Tensor]]) -> None:
-        """The sums of this process tell of every step but the last, of which only the weights know."""
+        """Of the sums of the terms, which tell of all steps but the last one's change of the weights, and of these.
+
+        Raises:
+            RunFailed: one of them is infinite or not a number.
+        """
         for name, value in named:
             if not bool(value.isfinite().all()):
                 raise RunFailed(
@@ -315,7 +319,7 @@ class Loop:
             raise RunError(f"{self.folder}: its checkpoint is of another version: begin again with --restart")
         if state["data"] != self.splits.digest:
             raise RunError(f"{self.folder}: the data set has changed since its checkpoint: begin again with --restart")
-        if (batches := state.get("batches", self.plan.batches)) != self.plan.batches:  # of before: not told
+        if (batches := state.get("batches", self.plan.batches)) != self.plan.batches:  # an older checkpoint has none
             raise RunError(
                 f"{self.folder} was begun with a batch of {batches[0]} images, of which {self.fit.devices} device(s) "
                 f"make {self.plan.batches[0]}: resume on as many devices as before"

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -66,7 +66,8 @@ class LabelledImages:
 
     def padded(self, side: int) -> "LabelledImages":
         """Each image in the middle of a square of 0."""
-        (top, left), (height, width) = ((side - size) // 2 for size in self.images.shape[2:]), self.images.shape[2:]
+        height, width = self.images.shape[2:]
+        top, left = (side - height) // 2, (side - width) // 2
         margins = (left, side - width - left, top, side - height - top)
         more = None if self.unlabelled is None else F.pad(self.unlabelled, margins)
         return replace(self, images=F.pad(self.images, margins), unlabelled=more)
@@ -124,7 +125,7 @@ class Splits:
     test: LabelledImages | None
     input: InputSpec
     preprocessing: Preprocessing
-    skipped: tuple[str, ...] = field(default=())
+    skipped: tuple[str, ...] = ()
 
     @property
     def parts(self) -> dict[str, LabelledImages]:
