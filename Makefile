@@ -11,7 +11,7 @@ TARGET ?= cpu
 # where the environment forbids it: every tester would compile all modules anew.
 TESTERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 bin := $(VENV)/bin
-install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .PHONY: serve test lint format train bench bench-peers lock audit clean image manifests
 
@@ -64,14 +64,13 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }
 
 $(VENV)/.serve: $(bin)/python pyproject.toml constraints.txt
-	$(install) --editable '.[cpu]'
+	$(install) '.[cpu]'
 	@touch $@
 
 $(VENV)/.train: $(bin)/python pyproject.toml constraints.txt
-	$(install) --editable '.[cpu,training]'
+	$(install) '.[cpu,training]'
 	@touch $(VENV)/.serve $@
 
-# Compiled as it is imported, which most of it never is.
 $(VENV)/.test: $(bin)/python pyproject.toml constraints.txt
-	$(install) --no-compile --editable '.[cpu,training,test]'
+	$(install) '.[cpu,training,test]'
 	@touch $(VENV)/.serve $(VENV)/.train $@

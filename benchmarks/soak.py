@@ -105,6 +105,7 @@ def good_requests(png: bytes) -> list[Request]:
     kind = {"Content-Type": "image/png"}
     of_pictures = [
         (kind, png),
+        ({"Content-Type": "application/octet-stream"}, png),
         _form(png, "image"),
         _form(png, "images", "images"),
         _json({"images": [{"data": data}] * 16}),
