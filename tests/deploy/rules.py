@@ -13,6 +13,7 @@ from tests.deploy.manifests import Object, claims, environment, load, of_kind, p
 MADE_BY_HAND = {"equipoise-tls", "equipoise-api-keys"}  # secrets: docs/deploy.md creates them, no file holds them
 CONTROLLER = "ingress-nginx-controller"  # its ConfigMap, as the manifest and the chart of ingress-nginx name it
 MEMORY_BESIDE_THE_QUEUE = 512 * 2**20  # interpreter, models, ONNX Runtime's arena; measured in docs/sizing.md
+MEMORY_OF_A_CLIENT = round(1.3 * FREE_BODY_BYTES)  # of a body what is in no queue, and the largest head: 1.27 measured
 
 
 @dataclass(frozen=True)
@@ -342,12 +343,8 @@ def resources_are_bounded(objects: list[Object], service: Service) -> Iterator[s
 
 
 def memory_needed(settings: Settings) -> int:
-    """A full queue, what every client may send before it is part of it, and what is there without any.
-
-    Of a client: the free part of a body, and 1.27 MiB by measurement where its head is as large as one may be.
-    """
-    a_client = round(1.3 * FREE_BODY_BYTES)
-    return settings.queue_bytes + settings.max_connections * a_client + MEMORY_BESIDE_THE_QUEUE
+    """A full queue, what every client may send before it is part of it, and what is there without any."""
+    return settings.queue_bytes + settings.max_connections * MEMORY_OF_A_CLIENT + MEMORY_BESIDE_THE_QUEUE
 
 
 @rule
