@@ -147,7 +147,7 @@ class Fit(Section):
     log_steps: int = Field(default=50, ge=1, description="steps over which the logged terms are averaged")
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = Field(default=1, ge=1, description="processes, each with its GPU or its share of the cores (DDP)")
-    precision: Precision = Field(default="32-true", description="reduced on GPUs and on CPUs with AVX-512 alone")
+    precision: Precision = Field(default="32-true", description="reduced on GPUs and on CPUs with AVX512_BF16 alone")
     channels_last: bool = Field(default=False, description="memory layout of images and weights")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null: torch's own choice")
 

@@ -204,11 +204,11 @@ def test_a_last_step_that_spoils_the_weights_leaves_no_model(
     assert not (tmp_path / "huge" / "model.pt").exists() and not (tmp_path / "slope" / "model.pt").exists()
 
 
-@pytest.mark.parametrize(("capability", "expected"), [("AVX512", torch.bfloat16), ("AVX2", torch.float32)])
+@pytest.mark.parametrize(("instructions", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_mixed_precision_where_it_is_fast_and_channels_last_train(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str, expected: torch.dtype
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instructions: bool, expected: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
     genuine, computed = EquiVAE.loss, set()
 
     def loss(*arguments: Any) -> dict[str, torch.Tensor]:
