@@ -21,7 +21,6 @@ from training.models.mcevae import MCEVAE
 from training.models.mcevae_config import DecoderConfig, MCEVAEConfig
 from training.models.mcevae_parts import Decoder
 from training.models.rotation import wrapped
-from training.orientation.rotnet import as_rotnet_draws
 from training.turned import move, similarity
 
 
@@ -124,21 +123,6 @@ def test_a_share_of_the_views_is_black_and_white() -> None:
     assert float(views[binary].mean()) > 0.1
 
 
-def test_a_share_of_the_views_is_drawn_by_rotnets_generator() -> None:
-    """Turned by whole degrees that the model is told, and smaller where that is far from a quarter of a circle."""
-    data = small_digits.load(0).train
-    model = make(8, window=8, group="SO2", shift=0.0, supervised=True, rotation_degrees=180, rotnet_share=0.5)
-    model.prepare(data)
-    batch = model.batch(data, torch.arange(200), seeded())
-    view, degrees = batch["views"][0], torch.rad2deg(batch["beta"][0])
-    drawn = ((view == 0) | (view == 1)).flatten(1).all(1)
-    assert 0.4 < float(drawn.float().mean()) < 0.6
-    assert float((degrees - degrees.round())[drawn].abs().max()) < 1e-3
-    assert torch.equal(view[drawn], as_rotnet_draws(data.images[:200][drawn], degrees.round()[drawn]))
-    with pytest.raises(ValueError, match="rotnet_share is for grey pictures"):
-        make(8, channels=3, window=8, group="SO2", shift=0.0, supervised=True, rotnet_share=0.5)
-
-
 def test_dimensions_of_z_that_say_nothing_are_told_from_those_in_use() -> None:
     """A decoder that finds all it needs in z_c leaves z at its prior: every KL is 0."""
     data = small_digits.load(0)
@@ -166,7 +150,6 @@ def test_a_blank_training_set_is_refused() -> None:
     [
         ({"rotation_degrees": 170}, "the range alone says what is up"),
         ({"group": "SO2"}, "group SO2 has no shift"),
-        ({"rotnet_share": 0.5}, "rotnet_share needs supervision and group SO2"),
         ({"scale": 0.2}, "group SE2 has no scale"),
         ({"pose": {"centre": "frame"}}, "pose.centre must be ink"),
         ({"cluster_dim": 4}, "10 clusters need as many dimensions"),

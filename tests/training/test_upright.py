@@ -16,6 +16,7 @@ from contract.manifest import InputSpec
 from contract.preprocess import prepare
 from training.config import load_config
 from training.datasets import LabelledImages
+from training.datasets import digits as small_digits
 from training.datasets.text import PREPROCESSING
 from training.datasets.text_crops import Look, draw_mask, load_font, take_picture
 from training.errors import ConfigError
@@ -25,7 +26,8 @@ from training.models.lifted_config import LiftedConfig
 from training.models.registry import graphs
 from training.models.rotation import wrapped
 from training.models.upright import Upright
-from training.models.upright_config import PolarConfig, UprightConfig
+from training.models.upright_config import ConvolutionalConfig, PolarConfig, UprightConfig
+from training.orientation.rotnet import as_rotnet_draws
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 SPEC = InputSpec(channels=1, height=32, width=32)
@@ -38,6 +40,12 @@ LIFTED = UprightConfig(
 )
 POLAR = UprightConfig(
     kind="upright", extractor=PolarConfig(kind="polar", radii=8, angles=64, width=8, dilations=(1, 2)), target_degrees=6
+)
+
+CONVOLUTIONAL = UprightConfig(
+    kind="upright",
+    extractor=ConvolutionalConfig(kind="convolutional", bins=32, filters=(8, 16), strides=(1, 2)),
+    target_degrees=6,
 )
 
 
@@ -147,7 +155,24 @@ def test_pictures_of_unknown_turn_count_as_upright(trained: Upright) -> None:
     assert trained.validate(plain, plain)["rotation_median"] < 6
 
 
-@pytest.mark.parametrize("config", [LIFTED, POLAR], ids=["lifted", "polar"])
+def test_a_share_of_the_pictures_is_drawn_by_rotnets_generator() -> None:
+    """Turned by whole degrees that the model is told, and smaller where that is far from a quarter of a circle."""
+    data = small_digits.load(0).train
+    config = CONVOLUTIONAL.model_copy(update={"rotnet_share": 0.5})
+    model = Upright(config, InputSpec(channels=1, height=8, width=8), 10)
+    batch = model.batch(data, torch.arange(200), torch.Generator().manual_seed(0))
+    views, degrees = batch["views"], torch.rad2deg(batch["turns"])
+    drawn = ((views == 0) | (views == 1)).flatten(1).all(1)
+    assert 0.4 < float(drawn.float().mean()) < 0.6
+    assert float((degrees - degrees.round())[drawn].abs().max()) < 1e-3
+    assert torch.equal(views[drawn], as_rotnet_draws(data.images[:200][drawn], degrees.round()[drawn]))
+    with pytest.raises(ValueError, match="rotnet_share is for grey pictures"):
+        Upright(config, InputSpec(channels=3, height=8, width=8), 10)
+    with pytest.raises(ValueError, match="rotnet_share needs upright pictures"):
+        model_of(config).prepare(words(2, 0))
+
+
+@pytest.mark.parametrize("config", [LIFTED, POLAR, CONVOLUTIONAL], ids=["lifted", "polar", "convolutional"])
 def test_the_loss_starts_near_the_uniform_posterior_and_has_finite_gradients(config: UprightConfig) -> None:
     model, data = model_of(config).train(), words(12, 0)
     terms = model.loss(model.batch(data, torch.arange(12), torch.Generator().manual_seed(0)))
@@ -188,6 +213,7 @@ def test_the_shipped_configuration_is_small_enough() -> None:
         ({"extractor": {"kind": "lifted", "kernel": 4}}, "even"),
         ({"extractor": {"kind": "lifted", "filters": [4], "strides": [2, 2]}}, "strides"),
         ({"extractor": {"kind": "polar", "kernel": 4}}, "even"),
+        ({"extractor": {"kind": "convolutional", "kernel": 4}}, "even"),
         ({"extractor": {"kind": "square"}}, "extractor"),
         ({}, "extractor"),
         ({"extractor": {"kind": "lifted"}, "quarters": 2}, "quarters"),

@@ -46,7 +46,6 @@ from training.models.mcevae_config import MCEVAEConfig
 from training.models.mcevae_inference import Inference, Seen
 from training.models.rotation import bin_angles, coverage_factor, find_modes, range_prior, wrapped
 from training.networks import exactly
-from training.orientation.rotnet import as_rotnet_draws
 from training.turned import (
     FLIP_DEGREES,
     PROBE_DEGREES,
@@ -84,8 +83,6 @@ class MCEVAE(Inference):
 
     def __init__(self, config: MCEVAEConfig, input: InputSpec, num_classes: int) -> None:
         super().__init__(config, input, num_classes)
-        if config.rotnet_share and input.channels > 1:
-            raise ValueError("model.rotnet_share is for grey pictures: RotNet draws no others")
         self.turns = torch.zeros(0)
 
     # --- one step of training -------------------------------------------------------------------------------------
@@ -137,11 +134,6 @@ class MCEVAE(Inference):
                 chosen = torch.rand((count, 1, 1, 1), generator=generator) < config.binary_share
                 grey = 0.1 + 0.5 * torch.rand((count, 1, 1, 1), generator=generator)
                 moved = torch.where(chosen, (moved > grey).to(moved), moved)
-            if config.rotnet_share:
-                drawn = torch.rand(count, generator=generator) < config.rotnet_share
-                degrees = torch.rad2deg(beta).round()
-                moved[drawn] = as_rotnet_draws(data.images[indices[drawn]], degrees[drawn])
-                beta = torch.where(drawn, torch.deg2rad(degrees), beta)
             views.append(moved)
             betas.append(beta)
         batch = {

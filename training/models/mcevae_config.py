@@ -103,12 +103,6 @@ class MCEVAEConfig(ModelSection):
     binary_share: float = Field(
         default=0.0, ge=0, le=1, description="of the training views, shown in black and white, cut at a random grey"
     )
-    rotnet_share: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="of the training views, drawn as RotNet does: black and white, in a size that depends on the angle",
-    )
     turn_seed: int = Field(
         default=0, ge=0, lt=2**63, description="seed of the one unknown turn that every training picture has"
     )
@@ -149,8 +143,6 @@ class MCEVAEConfig(ModelSection):
             raise ValueError(
                 "without supervision rotation_degrees must stay below 150: the range alone says what is up"
             )
-        if self.rotnet_share and not (self.supervised and self.group == "SO2"):
-            raise ValueError("rotnet_share needs supervision and group SO2: RotNet turns digits and tells by how much")
         if self.group == "SO2" and self.shift:
             raise ValueError("group SO2 has no shift: use SE2, or nuisance_shift")
         if self.group != "SIM2" and self.scale:

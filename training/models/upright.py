@@ -3,16 +3,17 @@
     picture x [N,C,S,S] --extractor--> q(tau|x), one probability a bin of the circle
     x, modes of q --resample--> rectified picture
 
-The extractor is exchangeable and equivariant by construction: `lifted` (training/models/lifted.py) reads letters,
-`polar` (training/models/polar.py) shapes. The loss is cross-entropy with a posterior that is `target_degrees` wide
-about the true angle; pictures without an orientation are taught the uniform one. There is no canonical picture to
-decode, so the rectified one is served in its place.
+The extractor is exchangeable. Two are equivariant by construction: `lifted` (training/models/lifted.py) reads
+letters, `polar` (training/models/polar.py) shapes. `convolutional` is not, and sees what the frame tells of the
+angle. The loss is cross-entropy with a posterior that is `target_degrees` wide about the true angle; pictures without
+an orientation are taught the uniform one. There is no canonical picture to decode, so the rectified one is served in
+its place.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,8 +27,9 @@ from training.models.lifted import DRAWS, Lifted
 from training.models.mcevae_inference import Canonical, Pose, without_decoder
 from training.models.polar import AngleNet, PolarSampler
 from training.models.rotation import bin_angles, calibrated, coverage_factor, deviation, find_modes, wrapped
-from training.models.upright_config import PolarConfig, UprightConfig
-from training.networks import exactly
+from training.models.upright_config import ConvolutionalConfig, PolarConfig, UprightConfig
+from training.networks import ConvBody, exactly, he_initialise
+from training.orientation.rotnet import as_rotnet_draws
 from training.turned import FLIP_DEGREES, error_figures, move, similarity, uniform
 
 if TYPE_CHECKING:
@@ -55,6 +57,26 @@ class Polar(nn.Module):
         return torch.log_softmax(self.net(polar).float(), 1), middle[:, 0]
 
 
+class Convolutional(nn.Module):
+    """Log posterior of the rotation: [N,C,S,S] -> log q [N,B], origin 0 [N]; bin j stands for 2 pi j / B."""
+
+    def __init__(self, config: ConvolutionalConfig, channels: int, side: int) -> None:
+        super().__init__()
+        self.body = ConvBody(channels, side, config.filters, config.strides, config.kernel, norm=True)
+        self.head = nn.Linear(self.body.out_features, config.bins)
+        he_initialise(self)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(
+        self, images: Tensor, turns: Tensor | None = None, draws: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        logits = self.head(self.body(images)).float()
+        return torch.log_softmax(logits, 1), logits.new_zeros(len(logits))
+
+
+EXTRACTORS: dict[str, Callable[..., nn.Module]] = {"lifted": Lifted, "polar": Polar, "convolutional": Convolutional}
+
+
 class Upright(Model):
     """The model of a whole configuration; square pictures only."""
 
@@ -69,13 +91,19 @@ class Upright(Model):
         super().__init__()
         self.config = config
         self.input = input
-        extractor = config.extractor
-        make = Polar if isinstance(extractor, PolarConfig) else Lifted
-        self.extractor = make(extractor, input.channels, input.height)  # type: ignore[arg-type]
+        if config.rotnet_share and input.channels > 1:
+            raise ValueError("model.rotnet_share is for grey pictures: RotNet draws no others")
+        self.extractor = EXTRACTORS[config.extractor.kind](config.extractor, input.channels, input.height)
         self.register_buffer("std_factor", torch.ones(()))
 
     def prepare(self, train: LabelledImages) -> None:
-        """Nothing to take from the training set."""
+        """Nothing to take from the training set.
+
+        Raises:
+            ValueError: RotNet is to draw pictures that are not upright.
+        """
+        if self.config.rotnet_share and train.turns is not None:
+            raise ValueError("model.rotnet_share needs upright pictures: these are turned already")
 
     # --- one step of training -------------------------------------------------------------------------------------
 
@@ -83,7 +111,7 @@ class Upright(Model):
         """Pictures turned by known angles.
 
         Pictures of known turn (`data.turns`) are turned on by quarters or, resampled, by any angle, in the shares of
-        the configuration; others count as upright and are all resampled.
+        the configuration; others count as upright and are all resampled, or drawn by RotNet's generator.
 
         Returns:
             views [B,C,S,S] and their turns [B] in radians; where they are asked for outliers [O,C,S,S]; draws
@@ -104,7 +132,12 @@ class Upright(Model):
             views[chosen] = torch.rot90(images[chosen], quarter, (2, 3))
         views[resampled & bicubic] = move(images[resampled & bicubic], matrix[resampled & bicubic], mode="bicubic")
         views[resampled & ~bicubic] = move(images[resampled & ~bicubic], matrix[resampled & ~bicubic])
-        batch = {"views": views, "turns": turns + rotation}
+        turns = turns + rotation
+        if config.rotnet_share:
+            drawn = torch.rand(count, generator=generator) < config.rotnet_share
+            degrees = torch.rad2deg(turns[drawn]).round()
+            views[drawn], turns[drawn] = as_rotnet_draws(data.images[indices[drawn]], degrees), torch.deg2rad(degrees)
+        batch = {"views": views, "turns": turns}
         others = round(config.outlier_share * count)
         if others:
             batch["outliers"] = outliers(views[:others], generator)

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from training.models.config_checks import ModelSection, Size, check_circle
+from training.models.config_checks import ModelSection, Size, check_circle, check_kernel, check_strides
 from training.models.lifted_config import LiftedConfig
 
-__all__ = ["PolarConfig", "UprightConfig"]
+__all__ = ["ConvolutionalConfig", "PolarConfig", "UprightConfig"]
 
 
 class PolarConfig(ModelSection):
@@ -28,6 +28,22 @@ class PolarConfig(ModelSection):
         return self
 
 
+class ConvolutionalConfig(ModelSection):
+    """Convolutions on the frame as it is: equivariant to no turn, so that it sees what lies along the frame's axes."""
+
+    kind: Literal["convolutional"]
+    bins: int = Field(180, ge=16, description="of the circle")
+    filters: tuple[Size, ...] = (32, 64, 64, 96, 96)
+    strides: tuple[Size, ...] = (1, 2, 1, 2, 1)
+    kernel: int = Field(3, ge=3, le=9)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ConvolutionalConfig:
+        check_strides(self.filters, self.strides)
+        check_kernel(self.kernel)
+        return self
+
+
 class UprightConfig(ModelSection):
     """The model and the changes of its training pictures: always the whole circle, and always told which way is up."""
 
@@ -38,7 +54,7 @@ class UprightConfig(ModelSection):
 
     kind: Literal["upright"]
     group: Literal["SO2"] = "SO2"
-    extractor: Annotated[LiftedConfig | PolarConfig, Field(discriminator="kind")]
+    extractor: Annotated[LiftedConfig | PolarConfig | ConvolutionalConfig, Field(discriminator="kind")]
     target_degrees: float = Field(3.0, gt=0, le=30, description="width of the posterior that training aims at")
     quarters: float = Field(
         0.5,
@@ -48,5 +64,12 @@ class UprightConfig(ModelSection):
     )
     nuisance_scale: float = Field(0.1, ge=0, lt=1, description="random scale of the others, 1 +- this")
     nuisance_shift: float = Field(0.02, ge=0, le=0.5, description="and their random shift, as a share of the side")
+    rotnet_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="of the pictures, which then have to be upright, drawn as RotNet does: black and white, in a size "
+        "that depends on the angle",
+    )
     outlier_share: float = Field(0.05, ge=0, le=1, description="pictures without an orientation, a share of the batch")
     modes: int = Field(4, ge=1, le=8, description="rotations served, best first")
