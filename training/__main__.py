@@ -38,7 +38,7 @@ app = typer.Typer(
     context_settings={"auto_envvar_prefix": "EQUIPOISE_TRAINING"},
     help="Train, measure and export models. A run is a folder; a model folder is what the service loads.",
     epilog="From nothing to a served model: python -m training train training/configs/equivae-digits.yaml, "
-    "python -m training export runs/equivae-digits-1 --to model_store, "
+    "python -m training export runs/equivae-digits-2 --to model_store, "
     "python -m service --model-store model_store.",
 )
 
@@ -237,7 +237,7 @@ def seeds(
             typer.echo(f"seed {row['seed']}: {part} {_said(row[part], chosen.fit.select)}, {row['minutes']:.1f} min")
 
 
-@app.command(epilog="Example: python -m training evaluate runs/equivae-digits-1 --split test")
+@app.command(epilog="Example: python -m training evaluate runs/equivae-digits-2 --split test")
 def evaluate(
     run: RunFolder,
     split: Annotated[
@@ -323,7 +323,7 @@ def evaluate(
         measure(run, output, options)
 
 
-@app.command(epilog="Example: python -m training figures runs/equivae-digits-1. Needs the extra `figures`.")
+@app.command(epilog="Example: python -m training figures runs/equivae-digits-2. Needs the extra `figures`.")
 def figures(
     run: RunFolder,
     output: Annotated[
@@ -342,7 +342,7 @@ def figures(
         typer.echo(f"figures in {target}")
 
 
-@app.command(epilog="Example: python -m training export runs/equivae-digits-1 --to model_store")
+@app.command(epilog="Example: python -m training export runs/equivae-digits-2 --to model_store")
 def export(
     run: RunFolder,
     store: Annotated[

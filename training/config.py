@@ -128,7 +128,9 @@ class Fit(Section):
     seed: Seed = Field(default=1, description="weights, order, augmentation and noise all follow from it")
     epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1, description="optimiser steps, instead of epochs")
-    batch: int = Field(default=32, ge=2, description="images a step, over all devices; balanced order may take fewer")
+    batch: int = Field(
+        default=32, ge=2, description="images a step over all devices, fewer of small sets and to divide evenly"
+    )
     order: Literal["shuffled", "balanced"] = Field(default="shuffled", description="balanced: each class equally often")
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Constant(kind="constant")

@@ -132,6 +132,9 @@ def _prepared_folder(
                 highlight=False,
                 soft_wrap=True,
             )
+            asked, batch = prepared.config.fit.batch, prepared.plan.batches[0]
+            if batch < asked:
+                console.print(f"fit.batch: {batch} instead of {asked}, for the pictures a class that there are")
             if splits.skipped:
                 listing = folder / SKIPPED_FILE
                 checkpoint.write_atomically(listing, "\n".join((*splits.skipped, "")).encode())

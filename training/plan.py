@@ -58,15 +58,7 @@ class Plan:
         self.fit = fit
         self.train = train
         doublings = fit.schedule.after_epochs if isinstance(fit.schedule, BatchDoubling) else ()
-        batch = self._whole_batch()
-        largest = batch * 2 ** len(doublings)
-        if largest > len(train):
-            raise ConfigError(
-                f"fit: a batch of {largest} images, but the training set has {len(train)}: "
-                f"set fit.batch to {max(1, len(train) // 2 ** len(doublings))} at most"
-            )
-        if fit.order == "balanced":
-            self._check_classes(largest)
+        batch = self._first_batch(2 ** len(doublings))
         # One entry for each stretch of equal batches: its first epoch, its first step, its batch.
         self.first_epochs, self.first_steps, self.batches = [0], [0], [batch]
         for epoch in sorted(doublings):
@@ -76,29 +68,35 @@ class Plan:
             self.batches.append(2 * self.batches[-1])
         self.total_steps = fit.steps or self._first_step_of(fit.epochs or 1)
 
-    def _whole_batch(self) -> int:
-        """Images a step: as asked or, in balanced order, the most below it that divide among classes and devices."""
-        fit, devices = self.fit, self.fit.devices
+    def _first_batch(self, growth: int) -> int:
+        """Images a step, `growth` times as many at last: as asked, or the most below it that the training set has and
+        that divide among the devices and, in balanced order, among the classes.
+        """
+        fit, train, devices = self.fit, self.train, self.fit.devices
         if fit.order == "shuffled":
             if fit.batch % devices:
                 raise ConfigError(f"fit: batch {fit.batch} does not divide among {devices} devices")
-            return fit.batch
-        unit = self.train.num_classes * devices
+            return min(fit.batch, self._share(len(train), growth, "the training set") * devices)
+        unit = train.num_classes * devices
         if fit.batch < 2 * unit:
             raise ConfigError(
                 f"fit: balanced order needs a batch of at least {2 * unit}, two images of each of "
-                f"{self.train.num_classes} classes on {devices} device(s), not {fit.batch}"
+                f"{train.num_classes} classes on {devices} device(s), not {fit.batch}"
             )
-        return fit.batch // unit * unit
+        sizes = [len(members) for members in train.by_class]
+        smallest = min(range(len(sizes)), key=sizes.__getitem__)
+        images = self._share(sizes[smallest], growth, f"class {train.class_names[smallest]!r}", least=2)
+        return min(fit.batch // unit, images) * unit
 
-    def _check_classes(self, largest: int) -> None:
-        classes = self.train.num_classes
-        for name, members in zip(self.train.class_names, self.train.by_class, strict=True):
-            if len(members) < largest // classes:
-                raise ConfigError(
-                    f"fit: balanced batches of {largest} need {largest // classes} images a class; "
-                    f"class {name!r} has {len(members)}"
-                )
+    def _share(self, images: int, growth: int, whose: str, least: int = 1) -> int:
+        """The most images a device and step that `images` suffice for when the batch is largest."""
+        share = images // (growth * self.fit.devices)
+        if share < least:
+            raise ConfigError(
+                f"fit: {whose} has {images} image(s): a step takes at least {least} on each of {self.fit.devices} "
+                f"device(s){f', {growth} times as many at last' if growth > 1 else ''}"
+            )
+        return share
 
     def _first_step_of(self, epoch: int) -> int:
         stretch = bisect.bisect_right(self.first_epochs, epoch) - 1

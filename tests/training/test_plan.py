@@ -1,16 +1,18 @@
 """The plan of a run: which images, which batch and which learning rate every step takes."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
-from training.config import Config
+from training.config import Config, load_config
 from training.datasets import LabelledImages
 from training.errors import ConfigError
 from training.plan import Plan
 
 MakeConfig = Callable[..., Config]
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
 
 def toy_data(sizes: Sequence[int]) -> LabelledImages:
@@ -85,9 +87,16 @@ def test_the_rate_warms_up_and_falls_as_a_cosine(make_config: MakeConfig) -> Non
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["fit.batch=61", "fit.order=shuffled"], "batch of 61 images, but the training set has 60"),
+        (["fit.devices=6", "fit.batch=60"], r"class 'b' has 10 image\(s\): a step takes at least 2 on each of 6"),
+        (
+            [
+                "fit.order=shuffled",
+                "fit.batch=4",
+                "fit.schedule={kind: batch-doubling, after_epochs: [1, 2, 3, 4, 5, 6]}",
+            ],
+            r"training set has 60 .* 64 times as many at last",
+        ),
         (["fit.batch=5"], "at least 6, two images of each of 3 classes on 1 device"),
-        (["fit.batch=33"], "class 'b' has 10"),
         (["fit.batch=33", "fit.order=shuffled", "fit.devices=2"], "does not divide among 2"),
         (["fit.batch=12", "fit.devices=3", "fit.order=balanced"], "at least 18, .* on 3 device"),
     ],
@@ -97,8 +106,10 @@ def test_batches_that_cannot_be_made_are_refused(make_config: MakeConfig, overri
         Plan(make_config(*overrides).fit, toy_data([25, 10, 25]))
 
 
-@pytest.mark.parametrize(("batch", "devices", "taken"), [(30, 1, 30), (31, 1, 30), (29, 1, 27), (20, 3, 18)])
-def test_a_balanced_batch_is_the_largest_that_divides(
+@pytest.mark.parametrize(
+    ("batch", "devices", "taken"), [(30, 1, 30), (31, 1, 30), (29, 1, 27), (20, 3, 18), (33, 1, 30), (50, 3, 27)]
+)
+def test_a_balanced_batch_is_the_largest_that_divides_and_that_every_class_has(
     make_config: MakeConfig, batch: int, devices: int, taken: int
 ) -> None:
     plan = Plan(make_config(f"fit.batch={batch}", f"fit.devices={devices}").fit, toy_data([25, 10, 25]))
@@ -106,3 +117,19 @@ def test_a_balanced_batch_is_the_largest_that_divides(
     assert len(indices) == plan.step(0).batch == taken
     for share in indices.split(taken // devices):
         assert torch.bincount(toy_data([25, 10, 25]).labels[share]).tolist() == [taken // devices // 3] * 3
+
+
+@pytest.mark.parametrize(("doublings", "taken"), [([], 60), ([1], 30), ([1, 2], 15)])
+def test_a_shuffled_batch_is_at_most_the_training_set_when_it_is_largest(
+    make_config: MakeConfig, doublings: list[int], taken: int
+) -> None:
+    schedule = f"fit.schedule={{kind: batch-doubling, after_epochs: {doublings}}}" if doublings else "fit.seed=1"
+    plan = Plan(make_config("fit.order=shuffled", "fit.batch=64", schedule).fit, toy_data([25, 10, 25]))
+    assert len(plan.indices(0)) == taken
+
+
+@pytest.mark.parametrize("name", ["equivae-folder", "mcevae-folder"])
+def test_two_classes_of_three_pictures_are_enough_for_the_configurations_of_folders(name: str) -> None:
+    fit = load_config(CONFIGS / f"{name}.yaml").fit
+    plan = Plan(fit, toy_data([2, 2]))  # the third is for validation
+    assert sorted(plan.indices(plan.total_steps - 1).tolist()) == [0, 1, 2, 3]
