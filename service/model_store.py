@@ -319,7 +319,7 @@ class ModelStore:
 
     def _most_exact(self, able: Sequence[str]) -> str:
         """Of models that estimate a pose the one whose rotation is the most exact; empty where none says."""
-        errors = {name: self.models[name].manifest.rotation_error_60 for name in able}
+        errors = {name: self.models[name].manifest.rotation_error for name in able}
         known = {name: error for name, error in errors.items() if error is not None}
         return min(known, key=known.__getitem__, default="")
 

@@ -302,8 +302,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def restore_config(values: dict[str, Any]) -> Config:
-    """The inverse of `Config.as_dict`, for values from a run's own files."""
-    return Config.model_validate_json(json.dumps(values), strict=True)
+    """The inverse of `Config.as_dict`, for values from a run's own files.
+
+    Raises:
+        ValueError: naming the first key that is wrong, or that another version had.
+    """
+    try:
+        return Config.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ValueError(f"configuration, {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
 
 
 def _override(values: dict[str, Any], text: str) -> list[str]:

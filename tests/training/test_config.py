@@ -178,6 +178,13 @@ def test_a_configuration_survives_its_own_record(make_config: Callable[..., Conf
     assert restore_config(config.as_dict()) == config
 
 
+def test_a_record_of_another_version_names_the_key(make_config: Callable[..., Config]) -> None:
+    values = make_config().as_dict()
+    values["model"]["former"] = 0.5
+    with pytest.raises(ValueError, match=r"model\.equivae\.former: Extra inputs"):
+        restore_config(values)
+
+
 def test_what_a_model_folder_tells_has_no_place_of_this_machine(tmp_path: Path) -> None:
     folder = GOOD.replace("source: digits", "source: folder\n  path: /home/somebody/pictures\n  size: 8")
     config = load(tmp_path, folder, "fit.initial=/home/somebody/runs/first")

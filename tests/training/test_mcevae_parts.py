@@ -123,6 +123,16 @@ def test_a_share_of_the_views_is_black_and_white() -> None:
     assert float(views[binary].mean()) > 0.1
 
 
+def test_a_supervised_model_that_follows_turns_but_knows_no_upright_is_not_exact() -> None:
+    """As it is before training: its net turns with the picture, and where upright is it cannot know yet."""
+    data = small_digits.load(0)
+    model = make(8, window=8, group="SO2", shift=0.0, supervised=True, rotation_degrees=180)
+    figures = model.validate(data.train, data.validation)
+    assert set(figures) == set(model.config.metrics)
+    assert figures["rotation_error_60"] < 45 < 60 < figures["rotation_error"]
+    assert "rotation_error" not in make(8, window=8, group="SO2", shift=0.0).config.metrics
+
+
 def test_dimensions_of_z_that_say_nothing_are_told_from_those_in_use() -> None:
     """A decoder that finds all it needs in z_c leaves z at its prior: every KL is 0."""
     data = small_digits.load(0)

@@ -73,6 +73,8 @@ class MCEVAE(Inference):
     """The objective, and the figures of a data set."""
 
     protocol = (
+        "rotation_error, _median (degrees) and _flips (% over 90), of a supervised model: angle found against the true "
+        "one, pictures turned and moved as in training",
         "rotation_error_60, _median_60 (degrees) and _flips_60 (% over 90): angle found in an upright picture and in "
         "it turned by U(+-60), their difference against the turn",
         "reconstruction and kl in nats an image of pictures turned and moved as in training",
@@ -265,14 +267,16 @@ class MCEVAE(Inference):
         """Figures of the validation set in evaluation mode; the config's `metrics` names them, `protocol` tells how."""
         was_training = self.training
         self.eval()
-        errors, nats, kl, assigned = [], 0.0, torch.zeros(self.config.z_dim), []
+        relative, absolute, nats, kl, assigned = [], [], 0.0, torch.zeros(self.config.z_dim), []
         kl_cluster = 0.0
         source = torch.Generator().manual_seed(0)
         for images, _ in validation.chunks(CHUNK, self.prior.device):
-            errors.append(self._turn_errors(images, math.radians(PROBE_DEGREES), source).degrees)
-            observed = self._as_trained(images, source)
+            relative.append(self._turn_errors(images, math.radians(PROBE_DEGREES), source).degrees)
+            observed, rotation = self._as_trained(images, source)
             seen = self._see(observed)
-            matrix = self._pose(seen).matrix
+            pose = self._pose(seen)
+            matrix = pose.matrix
+            absolute.append(torch.rad2deg(wrapped(pose.coefficients[:, 0] - rotation.to(matrix))))
             (cluster, cluster_lv), (z, z_lv) = self.encoder(self._windowed(seen.ink, matrix))
             decoded = torch.sigmoid(self.decoder(torch.cat([cluster, z], 1)))
             if self.config.supervised:
@@ -287,20 +291,21 @@ class MCEVAE(Inference):
         count = len(validation)
         kl /= count
         return {
-            **error_figures(torch.cat(errors), "rotation", "_60"),
+            **(error_figures(torch.cat(absolute), "rotation") if self.config.supervised else {}),
+            **error_figures(torch.cat(relative), "rotation", "_60"),
             "reconstruction": nats / count,
             "kl": kl_cluster / count + float(kl.sum()),
             "clustering": 100 * mixture.matched_accuracy(torch.cat(assigned), validation.labels),
             "active_dims": float((kl > ACTIVE_NATS).sum()),
         }
 
-    def _as_trained(self, images: Tensor, source: torch.Generator) -> Tensor:
-        """Pictures turned, moved and scaled over the training range."""
+    def _as_trained(self, images: Tensor, source: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Pictures turned, moved and scaled over the training range, and their rotation [N] in radians."""
         config, count = self.config, len(images)
         rotation = uniform(count, math.radians(config.rotation_degrees), source)
         shift = 2 * uniform(count, config.shift, source, columns=2)
         matrix = similarity(rotation, shift, torch.exp(uniform(count, config.scale, source)))
-        return move(images, matrix.to(images), self._background(images))
+        return move(images, matrix.to(images), self._background(images)), rotation
 
     def _turn_errors(self, images: Tensor, limit: float, source: torch.Generator) -> RelativeError:
         """With the deviations as uncalibrated as the model is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -72,16 +72,6 @@ class DecoderConfig(ModelSection):
 class MCEVAEConfig(ModelSection):
     """The model, the transforms of its training pictures, and its objective."""
 
-    metrics: ClassVar[tuple[str, ...]] = (
-        "rotation_error_60",
-        "rotation_median_60",
-        "rotation_flips_60",
-        "reconstruction",
-        "kl",
-        "clustering",
-        "active_dims",
-    )
-
     kind: Literal["mcevae"]
     group: Literal["SO2", "SE2", "SIM2"] = "SO2"
     supervised: bool = Field(default=False, description="the training pictures are upright, and the model is told so")
@@ -136,6 +126,13 @@ class MCEVAEConfig(ModelSection):
     )
     outlier_share: float = Field(default=0.06, ge=0, le=1, description="pictures without orientation, of the batch")
     outlier_weight: float = Field(default=2.0, ge=0, description="on how far from flat their posteriors are")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What a validation measures; how far an angle is from the true one, where that is known."""
+        absolute = ("rotation_error", "rotation_median", "rotation_flips") if self.supervised else ()
+        relative = ("rotation_error_60", "rotation_median_60", "rotation_flips_60")
+        return (*absolute, *relative, "reconstruction", "kl", "clustering", "active_dims")
 
     @model_validator(mode="after")
     def _consistent(self) -> MCEVAEConfig:
