@@ -229,7 +229,7 @@ def test_load_and_unload_by_name(tmp_path: Path) -> None:
 
 def test_a_run_that_hangs_is_known_after_its_version_is_gone(tmp_path: Path, gate: threading.Event) -> None:
     tiny.write_scaled(tmp_path, 1)
-    settings = Settings(model_store=tmp_path, inline_milliseconds=0, hang_seconds=0.01)
+    settings = Settings(model_store=tmp_path, inline_milliseconds=0).model_copy(update={"hang_seconds": 0.01})
     observed = Metrics(Budget(settings.queue_images, settings.queue_bytes))
 
     async def main(loader: ThreadPoolExecutor, device: ThreadPoolExecutor) -> None:
