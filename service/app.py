@@ -64,6 +64,8 @@ from service.store_watch import StoreLog, serve_store
 from service.tensors import JSON_LENGTH_HEADER
 from service.tracing import Tracing
 
+# A load goes on to the end of its model, which takes seconds of some, and nobody waits for it.
+_LAST_LOAD_SECONDS = 0.5
 OPEN_PATHS = PROBE_PATHS | docs.PATHS | {"/openapi.json"}
 
 
@@ -123,6 +125,7 @@ def create_app(
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         life.hung = store.running_seconds() > 0
+        life.loading = not await _has_idled(loader, _LAST_LOAD_SECONDS)
         pool.shutdown()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
@@ -213,6 +216,15 @@ def create_store(
     )
     observed.refused_models.set_function(lambda: len(store.refused))
     return store
+
+
+async def _has_idled(executor: Executor, seconds: float) -> bool:
+    """Whether what an executor of one thread was given ends within so many seconds."""
+    try:
+        await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(executor, int), seconds)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _as_problem(path: str, error: Exception) -> Problem:

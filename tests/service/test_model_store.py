@@ -1,5 +1,6 @@
 """A bad model folder never takes the service down: it is reported with its reason, and the others are served."""
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -16,10 +17,11 @@ import pytest
 
 from service import model_folder, model_store
 from service.engine import Engine, EngineOptions
-from service.errors import ModelRefused
+from service.errors import ModelRefused, NotReady
 from service.model_folder import EmptyStore, Version, find
 from service.model_store import ModelStore
 from service.settings import Settings
+from service.store_watch import load_at_start, serve_store
 from tests.server import loading_server
 from tests.service import tiny
 from tests.service.test_swap import until, with_store
@@ -243,6 +245,36 @@ def test_at_the_start_models_are_read_side_by_side_and_warmed_one_after_the_othe
     assert done == ["read"] * 4 + ["warmed"] * 3 * len(tiny.SPECS)
     said = [(record.message, record.facts["model"]) for record in caplog.records if record.message.startswith("model ")]  # type: ignore[attr-defined]
     assert said == [("model refused", "a"), *(("model loaded", name) for name in "bcd")]
+
+
+@pytest.mark.parametrize("end", [1, 3])
+def test_nothing_is_loaded_or_complained_of_once_the_service_is_about_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, end: int
+) -> None:
+    """end: the model of three that is being warmed when the end begins."""
+    for name in "abc":
+        tiny.write(tmp_path, name=name, capabilities=("embed",))
+    warm = Engine.warm
+    caplog.set_level(logging.INFO, "equipoise")
+
+    async def scenario(store: ModelStore) -> None:
+        warmed: list[Engine] = []
+
+        def warm_until_the_end(engine: Engine) -> None:
+            warmed.append(engine)
+            store.life.draining = len(warmed) == end
+            warm(engine)
+
+        monkeypatch.setattr(Engine, "warm", warm_until_the_end)
+        load_at_start(store)
+        assert (len(warmed), store.refused) == (end, [])
+        tiny.write(tmp_path, name="c")
+        with pytest.raises(NotReady):
+            await store.load("c")
+        await asyncio.wait_for(serve_store(store, 0.01, lambda: None), 10)
+
+    with_store(tmp_path, scenario)
+    assert [record.message for record in caplog.records] == ["model loaded"] * end
 
 
 def test_no_good_model_is_not_ready_with_the_reason(tmp_path: Path, serve: Serve) -> None:
