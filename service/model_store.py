@@ -150,8 +150,8 @@ class ModelStore:
         is loaded. Meanwhile, and where the new one is bad, the old one serves on.
 
         Raises:
-            ModelNotFound: no such folder. ModelRefused: it cannot be listed, or its highest version is bad; with the
-                reason.
+            ModelNotFound: no such folder. ModelRefused: it cannot be listed, it has no version, or the highest one is
+                bad; with the reason.
             NotReady: the service is still starting, or about to end.
         """
         async with self._changing:
@@ -160,9 +160,9 @@ class ModelStore:
                 found, whole = await self._in_loader(find, self.root)
             except EmptyStore:
                 raise ModelNotFound("the model store cannot be read, or has no model", models=[]) from None
-            if bad := [entry for entry in whole if entry.model == name]:
-                raise ModelRefused(f"{name} is refused: {bad[0].reason}")
             if name not in found:
+                if bad := [entry for entry in whole if entry.model == name]:
+                    raise ModelRefused(f"{name} is refused: {bad[0].reason}")
                 raise ModelNotFound(f"the model store has no model {name[:100]!r}", models=list(found))
             numbers, serving = found[name], self.models.get(name)
             newer = numbers[: numbers.index(serving.version)] if serving and serving.version in numbers else numbers

@@ -137,8 +137,9 @@ def test_a_bad_version_is_refused_once_and_tried_again_when_it_changes(
     tiny.write_scaled(elsewhere, 1)
     made = tiny.write_scaled(elsewhere, 2)
     # Copied file by file instead of being renamed into place: it is seen before it is whole.
-    (tmp_path / "tiny" / "2").mkdir()
-    shutil.copy(made / "manifest.json", tmp_path / "tiny" / "2")
+    (tmp_path / "tiny" / ".2").mkdir()
+    shutil.copy(made / "manifest.json", tmp_path / "tiny" / ".2")
+    (tmp_path / "tiny" / ".2").rename(tmp_path / "tiny" / "2")  # or the folder may be seen, and refused, empty
     until(lambda: bool(httpx.get(f"{url}/models", trust_env=False).json()["refused"]))
     refusals = [record for record in caplog.records if record.message == "model refused"]
     time.sleep(0.2)  # ten looks
