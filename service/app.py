@@ -133,7 +133,10 @@ def create_app(
             executor.shutdown(wait=False, cancel_futures=True)
 
     async def refused(request: Request, error: Exception) -> Response:
-        return _problem_response(_as_problem(request.scope["path"], error), request, observed)
+        problem = _as_problem(request.scope["path"], error)
+        if isinstance(problem, MethodNotAllowed):
+            request.scope[CALL].is_refused_at(request.scope["path"])
+        return _problem_response(problem, request, observed)
 
     async def failed(request: Request, error: Exception) -> Response:
         return _problem_response(unexpected(), request, observed)

@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import errors
-from service.admission import PROTOCOL_ENDPOINT
 from service.batching import Row
 from service.errors import InvalidParameter, Problem
 from service.inference import INLINE_BODY_BYTES, Inference
+from service.middleware import PROTOCOL_ENDPOINT
 from service.routes.direct import DirectRoute, protocol_responses, query_parameters, schema_reference, timeout_parameter
 from service.routes.v2_models import NOT_FOUND, find_graph, of_model, path_parameters
 from service.schemas import EXAMPLE_PNG

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import re
 import socket
 import struct
 import threading
@@ -382,6 +383,33 @@ def test_unknown_path_and_method(client: httpx.Client) -> None:
     refused(response, 405, "method-not-allowed")
     assert response.headers["allow"] == "POST"
     refused(client.delete("/models"), 405, "method-not-allowed")
+
+
+@pytest.mark.parametrize(
+    ("path", "endpoint"),
+    [("/classify", "classify"), ("/v2/models/tiny/infer", "v2_infer"), ("/nothing", "other"), ("/classify/", "other")],
+)
+def test_what_is_refused_by_its_head_is_counted_under_its_endpoint(
+    client: httpx.Client, path: str, endpoint: str
+) -> None:
+    def counted() -> list[float]:
+        text = client.get("/metrics").text
+        return [
+            sum(
+                map(
+                    float,
+                    re.findall(rf'^equipoise_requests_total{{endpoint="{name}",status="{status}"}} (\S+)', text, re.M),
+                )
+            )
+            for name in (endpoint, "other")
+            for status in (405, 404, 413)
+        ]
+
+    before = counted()
+    assert client.delete(path).status_code == (404 if endpoint == "other" else 405)
+    assert client.post(path, content=bytes(MAX_BODY_BYTES + 1)).status_code == 413
+    found = [after - earlier for after, earlier in zip(counted(), before, strict=True)]
+    assert found == ([0, 1, 1, 0, 1, 1] if endpoint == "other" else [1, 0, 1, 0, 0, 0])
 
 
 # Raw sockets
