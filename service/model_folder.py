@@ -50,7 +50,7 @@ def find(root: Path) -> tuple[dict[str, list[int]], list[Refusal]]:
     try:
         if not root.is_dir():
             raise EmptyStore(f"the model store {root} is not a folder")
-        names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not _is_ignored(entry.name))
     except OSError as error:
         raise EmptyStore(f"the model store {root} cannot be listed: {error.strerror}") from error
     found: dict[str, list[int]] = {}
@@ -64,12 +64,15 @@ def find(root: Path) -> tuple[dict[str, list[int]], list[Refusal]]:
             continue
         if numbers := sorted((int(entry.name) for entry in entries if is_version(entry.name)), reverse=True):
             found[name] = numbers
-        if name != _FILESYSTEMS_OWN:
-            misnamed += [Refusal(name, None, reason) for reason in _no_versions(entries)]
+        misnamed += [Refusal(name, None, reason) for reason in _no_versions(entries)]
     if not found and not closed:
         told = "".join(f"; {refusal.model}: {refusal.reason}" for refusal in misnamed[:_MOST_TOLD])
         raise NoModelYet(f"the model store {root} has no model: a model is <store>/<model>/<version>/{told}")
     return found, closed + misnamed
+
+
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or name == _FILESYSTEMS_OWN
 
 
 def _no_versions(entries: Sequence[Path]) -> list[str]:
