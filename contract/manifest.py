@@ -223,9 +223,14 @@ class Manifest(ModelCard):
         return self
 
 
+def is_version(name: str) -> bool:
+    """Whether a folder of this name is a version: a whole number from 1, of at most nine digits."""
+    return _VERSION.fullmatch(name) is not None
+
+
 def versions(model_folder: Path) -> list[int]:
-    """The version numbers below a model's folder, ascending; names that are not positive integers are ignored."""
-    return sorted(int(entry.name) for entry in model_folder.iterdir() if _VERSION.fullmatch(entry.name))
+    """The version numbers below a model's folder, ascending; other names are ignored."""
+    return sorted(int(entry.name) for entry in model_folder.iterdir() if is_version(entry.name))
 
 
 def write_model_folder(store: Path, card: ModelCard, contents: Mapping[str, bytes]) -> Path:

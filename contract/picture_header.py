@@ -47,7 +47,11 @@ class PictureTooLargeError(PictureError):
 
 
 class PictureTooSmallError(PictureError):
-    """A side shorter than the limits allow, or a side that is too many times the other."""
+    """A side shorter than the limits allow."""
+
+
+class PictureTooNarrowError(PictureError):
+    """A side that is too many times the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ class PictureLimits:
                 f"the picture is {width} x {height} = {width * height:,} pixels, the limit is {self.pixels:,}"
             )
         if longer > self.aspect * shorter:
-            raise PictureTooSmallError(
+            raise PictureTooNarrowError(
                 f"the picture is {width} x {height} pixels, the longer side may be {self.aspect:g} times the shorter"
             )
 

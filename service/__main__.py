@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -87,6 +88,8 @@ def _serve(settings: Settings, runtime: str) -> int:
         say(logging.ERROR, "stopped, with a run of a graph that never ended")
         os._exit(EXIT_FAILED)  # the interpreter would wait for its thread for ever
     say(logging.INFO, "stopped")
+    if server.life.loading:
+        os._exit(EXIT_OK)  # the interpreter would wait for the model that nobody will use
     return EXIT_OK
 
 
@@ -148,9 +151,14 @@ def _parser() -> argparse.ArgumentParser:
         "good, else 1; key: make a new API key and its line for the file of keys",
     )
     for name, field in Settings.model_fields.items():
-        value = "true|false" if field.annotation is bool else "VALUE"
-        parser.add_argument(option_name(name), dest=name, metavar=value, help=_help(name, field))
+        parser.add_argument(option_name(name), dest=name, metavar=_values(field), help=_help(name, field))
     return parser
+
+
+def _values(field: FieldInfo) -> str:
+    if field.annotation is bool:
+        return "true|false"
+    return "|".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else "VALUE"
 
 
 def _help(name: str, field: FieldInfo) -> str:

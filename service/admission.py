@@ -7,15 +7,20 @@ from collections.abc import Awaitable, Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.budget import Budget
-from service.errors import PROTOCOL_PATH, QueueFull, render
+from service.errors import QueueFull, render
 from service.life import Life
-from service.middleware import CALL, SECURITY_HEADERS, Call, Note, RequestIds, is_small
-from service.model_store import CAPABILITIES
+from service.middleware import (
+    CALL,
+    PROTOCOL_ENDPOINT,
+    SECURITY_HEADERS,
+    Call,
+    Note,
+    RequestIds,
+    inference_of,
+    is_small,
+)
 from service.observability import Metrics
 
-_ENDPOINTS = {f"/{capability}".encode(): capability for capability in CAPABILITIES}
-_PROTOCOL_PATH = f"{PROTOCOL_PATH}/".encode()
-PROTOCOL_ENDPOINT = "v2_infer"
 _ID = "{request-id}"
 
 
@@ -114,12 +119,8 @@ def _endpoint_of(scope: Scope) -> str:
 
 
 def _endpoint(method: bytes, path: bytes) -> str:
-    """The inference that a request asks for, as it is named in the metrics; empty: none."""
-    if method != b"POST":
-        return ""
-    if path.startswith(_PROTOCOL_PATH) and path.endswith(b"/infer"):
-        return PROTOCOL_ENDPOINT
-    return _ENDPOINTS.get(path, "")
+    """The inference that a request asks for; empty: none."""
+    return inference_of(path) if method == b"POST" else ""
 
 
 async def _nothing() -> Message:

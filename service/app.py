@@ -64,6 +64,8 @@ from service.store_watch import StoreLog, serve_store
 from service.tensors import JSON_LENGTH_HEADER
 from service.tracing import Tracing
 
+# A load goes on to the end of its model, which takes seconds of some, and nobody waits for it.
+_LAST_LOAD_SECONDS = 0.5
 OPEN_PATHS = PROBE_PATHS | docs.PATHS | {"/openapi.json"}
 
 
@@ -123,6 +125,7 @@ def create_app(
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         life.hung = store.running_seconds() > 0
+        life.loading = not await _has_idled(loader, _LAST_LOAD_SECONDS)
         pool.shutdown()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
@@ -130,7 +133,10 @@ def create_app(
             executor.shutdown(wait=False, cancel_futures=True)
 
     async def refused(request: Request, error: Exception) -> Response:
-        return _problem_response(_as_problem(request.scope["path"], error), request, observed)
+        problem = _as_problem(request.scope["path"], error)
+        if isinstance(problem, MethodNotAllowed):
+            request.scope[CALL].is_refused_at(request.scope["path"])
+        return _problem_response(problem, request, observed)
 
     async def failed(request: Request, error: Exception) -> Response:
         return _problem_response(unexpected(), request, observed)
@@ -213,6 +219,15 @@ def create_store(
     )
     observed.refused_models.set_function(lambda: len(store.refused))
     return store
+
+
+async def _has_idled(executor: Executor, seconds: float) -> bool:
+    """Whether what an executor of one thread was given ends within so many seconds."""
+    try:
+        await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(executor, int), seconds)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _as_problem(path: str, error: Exception) -> Problem:

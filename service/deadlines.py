@@ -5,6 +5,8 @@ import time
 from service.errors import DeadlineExceeded, InvalidHeader
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+_DIGITS = 9
+MOST_MILLISECONDS = 10**_DIGITS - 1
 _HEADER = TIMEOUT_HEADER.lower().encode()
 _LATEST_WEIGHT = 0.2
 
@@ -48,14 +50,15 @@ def read_deadline(headers: dict[bytes, bytes], start: float, longest_seconds: fl
     """The deadline of a request that began at `start`: what its header asks for, at most `longest_seconds`.
 
     Raises:
-        InvalidHeader: it is not a positive number of milliseconds.
+        InvalidHeader: it is not a number of milliseconds, from 1 to MOST_MILLISECONDS.
     """
     given = headers.get(_HEADER)
     if given is None:
         return Deadline(start + longest_seconds)
-    if not (given.isdigit() and len(given) <= 9 and int(given) > 0):
+    if not (given.isdigit() and len(given) <= _DIGITS and int(given) > 0):
         raise InvalidHeader(
-            f"{TIMEOUT_HEADER} is {given.decode('latin-1')[:40]!r}; it is a whole number of milliseconds, at least 1",
+            f"{TIMEOUT_HEADER} is {given.decode('latin-1')[:40]!r}; it is a whole number of milliseconds from 1 to "
+            f"{MOST_MILLISECONDS:,}, in at most {_DIGITS} digits",
             header=TIMEOUT_HEADER,
         )
     return Deadline(start + min(int(given) / 1e3, longest_seconds))

@@ -4,12 +4,14 @@ An error is raised where the fact is known and becomes an HTTP answer in one pla
 title and status never change; what happened this time stands in `detail`, machine-readable facts in extension members.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import orjson
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 PROTOCOL_PATH = "/v2"
+_IN_JSON = {"model_type": "object", "dict_type": "object", "list_type": "array", "string_type": "string"}
 TYPE_PREFIX = "urn:equipoise:problem:"
 
 
@@ -177,6 +179,10 @@ class ImageTooSmall(Problem):
     slug, title, status = "image-too-small", "The picture's smaller side is below the limit", 422
 
 
+class ImageTooNarrow(Problem):
+    slug, title, status = "image-too-narrow", "The picture's longer side is too many times the shorter", 422
+
+
 class NoContent(Problem):
     """Content was asked for (`?fit=content`) and the picture shows none."""
 
@@ -251,6 +257,12 @@ class InternalError(Problem):
 def problem_types() -> list[type[Problem]]:
     """The whole table, in the order of this file."""
     return Problem.__subclasses__()
+
+
+def in_json(fault: Mapping[str, Any]) -> str:
+    """What is wrong with a value, of pydantic's errors, in JSON's words."""
+    wanted = _IN_JSON.get(fault["type"])
+    return f"Input should be a JSON {wanted}" if wanted else str(fault["msg"])
 
 
 def render(problem: Problem, path: str, request_id: str) -> tuple[bytes, str]:

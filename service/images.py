@@ -18,6 +18,7 @@ from contract.picture_header import (
     PictureError,
     PictureLimits,
     PictureTooLargeError,
+    PictureTooNarrowError,
     PictureTooSmallError,
     TooManyBytesError,
     UnsupportedPictureError,
@@ -28,6 +29,7 @@ from service.errors import (
     BodyTooLarge,
     CorruptImage,
     EmptyImage,
+    ImageTooNarrow,
     ImageTooSmall,
     NoContent,
     NotAnImage,
@@ -49,6 +51,7 @@ _PROBLEMS: dict[type[PictureError], type[Problem]] = {
     TooManyBytesError: BodyTooLarge,
     PictureTooLargeError: TooManyPixels,
     PictureTooSmallError: ImageTooSmall,
+    PictureTooNarrowError: ImageTooNarrow,
 }
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {},

@@ -21,7 +21,7 @@ from service.batching import Entry, Row
 from service.budget import Budget, Permit
 from service.deadlines import Deadline, read_deadline
 from service.engine import Array
-from service.errors import Problem, TooManyPixels
+from service.errors import Problem, TooManyPixels, UnsupportedMediaType
 from service.images import ModelInput, decoding_cost
 from service.middleware import CALL, FREE_BODY_BYTES, Call, read_body
 from service.model_store import LoadedModel, ModelStore
@@ -85,6 +85,7 @@ class Inference:
         """The request's facts, its options and its whole body.
 
         Raises:
+            UnsupportedMediaType: the body is compressed.
             QueueFull: not even one picture is accepted now, so that nothing is spent on looking at it.
         """
         call: Call = request.scope[CALL]
@@ -92,6 +93,8 @@ class Inference:
         call.deadline = read_deadline(call.headers, call.start, self._timeout_seconds)
         options = read_options(request.scope["query_string"], endpoint)
         body = await read_body(request.receive)
+        if (encoding := call.headers.get(b"content-encoding")) is not None:
+            _check_plain(encoding)
         self._budget.check(1)
         return call, options, body
 
@@ -242,6 +245,14 @@ class Inference:
         """What stands for a picture of a batch that has no answer."""
         self._metrics.problem(problem.slug)
         return {"problem": problem.document(call.request_id)}
+
+
+def _check_plain(encoding: bytes) -> None:
+    if encoding.lower() != b"identity":
+        raise UnsupportedMediaType(
+            f"the body is encoded as {encoding.decode('latin-1')[:40]!r}; send it plain",
+            headers={"Accept-Encoding": "identity"},
+        )
 
 
 def _pieces(encoded: Sequence[EncodedPicture | Problem]) -> Iterator[list[EncodedPicture | Problem]]:

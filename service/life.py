@@ -30,10 +30,12 @@ class Life:
     """What the app and the server tell each other of the process's end.
 
     draining: it has begun: not ready, and every answer closes its connection. hung: a run of a graph never ended.
+    loading: a model was still being loaded at the end.
     """
 
     draining: bool = False
     hung: bool = False
+    loading: bool = False
 
 
 class Watchdog(threading.Thread):

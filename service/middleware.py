@@ -18,9 +18,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.budget import Budget
 from service.deadlines import CallerGone, Deadline
-from service.errors import BodyTimeout, BodyTooLarge, DeadlineExceeded, InternalError, NotFound, Problem, render
+from service.errors import (
+    PROTOCOL_PATH,
+    BodyTimeout,
+    BodyTooLarge,
+    DeadlineExceeded,
+    InternalError,
+    NotFound,
+    Problem,
+    render,
+)
 from service.life import Life
-from service.model_store import LoadedModel
+from service.model_store import CAPABILITIES, LoadedModel
 from service.observability import Metrics, say
 
 CALL = "equipoise.call"
@@ -29,6 +38,9 @@ _LINGER_SECONDS = 1.0
 FREE_BODY_BYTES = 1024 * 1024
 """What of a body is in no budget while it arrives: what a connection may cost, and more than a small picture."""
 UNKNOWN_ENDPOINT = "other"
+PROTOCOL_ENDPOINT = "v2_infer"
+_ENDPOINTS = {f"/{capability}".encode(): capability for capability in CAPABILITIES}
+_PROTOCOL_PATH = f"{PROTOCOL_PATH}/".encode()
 _NEVER = Deadline(math.inf)
 PROBE_PATHS = frozenset({"/startupz", "/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 SECURITY_HEADERS = (
@@ -44,7 +56,7 @@ class Call:
     Attributes:
         headers: by lower-case name; of a repeated header the last.
         deadline: set by the route.
-        endpoint: set by the route, a label of the metrics.
+        endpoint: set by the route, or by who refuses the request before it; a label of the metrics.
         key: name of the API key that was shown, else empty.
         model: the version that answers, entered by this request.
         stages: (name, seconds) for the Server-Timing header, in order.
@@ -86,11 +98,22 @@ class Call:
         message = _at_hand(self._receive)
         return message is not None and message["type"] == "http.disconnect"
 
+    def is_refused_at(self, path: str) -> None:
+        """Before a route could say which endpoint this is: the inference that is asked for, if it is one."""
+        self.endpoint = inference_of(path.encode()) or self.endpoint
+
     def server_timing(self) -> bytes:
         text = ""
         for name, seconds in self.stages:
             text += f"{name};dur={seconds * 1e3:.3f}, "
         return f"{text}total;dur={(time.perf_counter() - self.start) * 1e3:.3f}".encode()
+
+
+def inference_of(path: bytes) -> str:
+    """The inference that a path is for, as it is named in the metrics; empty: none."""
+    if path.startswith(_PROTOCOL_PATH) and path.endswith(b"/infer"):
+        return PROTOCOL_ENDPOINT
+    return _ENDPOINTS.get(path, "")
 
 
 Note = Callable[[Call, Scope, float], None]
@@ -250,6 +273,7 @@ class BodyLimits:
         declared = call.headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max_bytes:
             call.unread = True
+            call.is_refused_at(scope["path"])
             raise self._too_large()
         arrived = held = 0
         complete = False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contract.manifest import GOLDEN_FILE, Manifest, ManifestError, verify, versions
+from contract.manifest import GOLDEN_FILE, Manifest, ManifestError, is_version, verify
 from service.engine import Array, Engine, EngineError, EngineOptions, Golden
 
 Version = tuple[Manifest, dict[str, list[Engine]]]
@@ -15,6 +15,10 @@ Version = tuple[Manifest, dict[str, list[Engine]]]
 
 Signature = tuple[tuple[str, int, int], ...]
 """Name, size and time of every file of a folder: another one where anything in it was written anew."""
+
+_FILESYSTEMS_OWN = "lost+found"  # at the root of a volume
+_RULE = "a version is a folder named by a whole number from 1, of at most nine digits"
+_MOST_TOLD = 3
 
 
 class EmptyStore(Exception):
@@ -27,7 +31,9 @@ class NoModelYet(EmptyStore):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A model folder that does not serve, and why; version None: the folder above its versions."""
+    """A model folder that does not serve, and why; version None: the folder above its versions, or one in it that is
+    no version.
+    """
 
     model: str
     version: int | None
@@ -35,7 +41,8 @@ class Refusal:
 
 
 def find(root: Path) -> tuple[dict[str, list[int]], list[Refusal]]:
-    """Model name -> version numbers on disk, highest first; and the models whose folder cannot be listed.
+    """Model name -> version numbers on disk, highest first; and what is refused by names alone: models whose folder
+    cannot be listed or has no version, and folders beside versions that are none. What has a dot in front is ignored.
 
     Raises:
         EmptyStore: no folder, or one that cannot be listed. NoModelYet: no <model>/<version> in it.
@@ -43,22 +50,42 @@ def find(root: Path) -> tuple[dict[str, list[int]], list[Refusal]]:
     try:
         if not root.is_dir():
             raise EmptyStore(f"the model store {root} is not a folder")
-        names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not _is_ignored(entry.name))
     except OSError as error:
         raise EmptyStore(f"the model store {root} cannot be listed: {error.strerror}") from error
     found: dict[str, list[int]] = {}
-    refusals: list[Refusal] = []
+    closed: list[Refusal] = []
+    misnamed: list[Refusal] = []
     for name in names:
         try:
-            numbers = versions(root / name)
+            entries = sorted((root / name).iterdir())
         except OSError as error:
-            refusals.append(Refusal(name, None, f"the folder cannot be listed: {error.strerror}"))
+            closed.append(Refusal(name, None, f"the folder cannot be listed: {error.strerror}"))
             continue
-        if numbers:
-            found[name] = numbers[::-1]
-    if not found and not refusals:
-        raise NoModelYet(f"the model store {root} has no model: a model is <store>/<model>/<version>/")
-    return found, refusals
+        if numbers := sorted((int(entry.name) for entry in entries if is_version(entry.name)), reverse=True):
+            found[name] = numbers
+        misnamed += [Refusal(name, None, reason) for reason in _no_versions(entries)]
+    if not found and not closed:
+        told = "".join(f"; {refusal.model}: {refusal.reason}" for refusal in misnamed[:_MOST_TOLD])
+        raise NoModelYet(f"the model store {root} has no model: a model is <store>/<model>/<version>/{told}")
+    return found, closed + misnamed
+
+
+def _is_ignored(name: str) -> bool:
+    return name.startswith(".") or name == _FILESYSTEMS_OWN
+
+
+def _no_versions(entries: Sequence[Path]) -> list[str]:
+    """What is to be said of names in a model's folder. With nothing but a dot in front, its first version is being
+    written.
+    """
+    visible = [entry for entry in entries if not entry.name.startswith(".")]
+    strays = [entry.name for entry in visible if not is_version(entry.name) and entry.is_dir()]
+    if strays:
+        return [f"{stray[:100]!r} is no version: {_RULE}" for stray in strays]
+    if any(is_version(entry.name) for entry in visible) or (entries and not visible):
+        return []
+    return [f"it has no version: {_RULE}"]
 
 
 def sign(folder: Path) -> Signature:

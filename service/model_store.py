@@ -26,6 +26,7 @@ from service.model_folder import EmptyStore, Refusal, Signature, Version, find, 
 CAPABILITIES: tuple[str, ...] = get_args(Capability)
 
 _LOADING = "models are being loaded"
+_ENDING = "the service is about to end and finishes what it has accepted"
 
 Result = TypeVar("Result")
 
@@ -120,7 +121,7 @@ class ModelStore:
         every_version: load the older ones as well, to hear of each of them; the highest good one still serves.
 
         Raises:
-            EmptyStore: see `find`.
+            EmptyStore: see `find`. NotReady: the service is about to end, and what is not loaded yet stays so.
         """
         models: dict[str, LoadedModel] = {}
         found, refusals = find(self.root)
@@ -149,9 +150,9 @@ class ModelStore:
         is loaded. Meanwhile, and where the new one is bad, the old one serves on.
 
         Raises:
-            ModelNotFound: no such folder. ModelRefused: it cannot be listed, or its highest version is bad; with the
-                reason.
-            NotReady: the service is still starting.
+            ModelNotFound: no such folder. ModelRefused: it cannot be listed, it has no version, or the highest one is
+                bad; with the reason.
+            NotReady: the service is still starting, or about to end.
         """
         async with self._changing:
             self.check_started()
@@ -159,9 +160,9 @@ class ModelStore:
                 found, whole = await self._in_loader(find, self.root)
             except EmptyStore:
                 raise ModelNotFound("the model store cannot be read, or has no model", models=[]) from None
-            if bad := [entry for entry in whole if entry.model == name]:
-                raise ModelRefused(f"{name} is refused: {bad[0].reason}")
             if name not in found:
+                if bad := [entry for entry in whole if entry.model == name]:
+                    raise ModelRefused(f"{name} is refused: {bad[0].reason}")
                 raise ModelNotFound(f"the model store has no model {name[:100]!r}", models=list(found))
             numbers, serving = found[name], self.models.get(name)
             newer = numbers[: numbers.index(serving.version)] if serving and serving.version in numbers else numbers
@@ -192,7 +193,7 @@ class ModelStore:
         A folder that was refused is tried again when a file of it has changed.
 
         Raises:
-            EmptyStore: the store cannot be listed, or has no model any more.
+            EmptyStore: the store cannot be listed, or has no model any more. NotReady: the service is about to end.
         """
         async with self._changing:
             for name, numbers in (await self._in_loader(self._find_new)).items():
@@ -232,6 +233,7 @@ class ModelStore:
         return next((model for number in numbers if (model := self._read(name, number)) is not None), None)
 
     def _verify(self, name: str, number: int) -> Version:
+        self._check_going_on()
         folder = self._folder(name, number)
         self._seen[name, number] = sign(folder)
         return read_version(folder, self.options)
@@ -241,7 +243,10 @@ class ModelStore:
         self.refused = [entry for entry in self.refused if (entry.model, entry.version) != (name, number)]
         try:
             manifest, engines = ahead.result() if ahead else self._verify(name, number)
+            self._check_going_on()
             warm(engines)
+        except NotReady:
+            raise
         except Exception as error:  # whatever is wrong with one folder, the others are served
             reason = str(error) if isinstance(error, ManifestError | EngineError | OSError) else repr(error)
             self._refuse(Refusal(name, number, reason.replace(str(self.root), "<store>")))  # clients read it
@@ -249,6 +254,14 @@ class ModelStore:
         batchers = {capability: self.queue(those, (name, number, capability)) for capability, those in engines.items()}
         self._batchers = WeakSet((*self._batchers, *batchers.values()))  # others may be going through the old one
         return LoadedModel(manifest, batchers, self._closed)
+
+    def _check_going_on(self) -> None:
+        """
+        Raises:
+            NotReady: the service is about to end, and nobody would ask what is loaded now.
+        """
+        if self.life.draining:
+            raise NotReady(_ENDING)
 
     def _closed(self, model: LoadedModel) -> None:
         self.observer.closed(model)
@@ -360,7 +373,7 @@ class ModelStore:
     def reason_not_ready(self) -> str | None:
         """Why no request should be sent here; None where one can."""
         if self.life.draining:
-            return "the service is about to end and finishes what it has accepted"
+            return _ENDING
         if self.loading:
             return _LOADING
         if self.models:

@@ -4,7 +4,7 @@ Framing only: no picture is looked into here, and a picture that is not base64 s
 """
 
 import binascii
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
@@ -26,10 +26,12 @@ from service.errors import (
     UnexpectedPart,
     UnknownField,
     UnsupportedMediaType,
+    in_json,
 )
 from service.schemas import ImagesRequest, RecombineRequest
 
 _RAW_TYPES = (b"", b"application/octet-stream")
+_CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 _NON_FINITE = ("NaN", "Infinity")
 _MOST_ERRORS = 16
 _SMALL_JSON = 1024 * 1024
@@ -61,7 +63,7 @@ def read_pictures(content_type: bytes, body: bytes, max_images: int) -> Payload:
     if kind.startswith(b"image/") or kind in _RAW_TYPES:
         return Payload([body], single=True)
     if kind == b"application/json":
-        document = _parse_json(body, max_images)
+        document = _parse_json(content_type, body, max_images)
         _check_count(document, max_images)
         request = _validate(ImagesRequest, document)
         return Payload([_from_base64(image.data) for image in request.images], single=False)
@@ -90,18 +92,14 @@ def read_content_and_style(content_type: bytes, body: bytes) -> tuple[bytes, byt
     if not body:
         raise EmptyBody("send the parts `content` and `style`, as a form or as JSON")
     if kind == b"application/json":
-        document = _parse_json(body, 2)
+        document = _parse_json(content_type, body, 2)
         if isinstance(document, dict):
             _check_both(set(document))
         request = _validate(RecombineRequest, document)
         pictures = [_from_base64(request.content.data), _from_base64(request.style.data)]
     elif kind == b"multipart/form-data":
-        parts = _read_parts(content_type, body, 2)
-        names = [name for name, _ in parts]
-        if set(names) - {"content", "style"} or len(set(names)) < len(names):
-            raise UnexpectedPart(f"the form has {_listed(names)}; send one part `content` and one part `style`")
-        _check_both(set(names))
-        by_name = dict(parts)
+        by_name = dict(_read_parts(content_type, body, 2, ("content", "style")))
+        _check_both(set(by_name))
         pictures = [by_name["content"], by_name["style"]]
     else:
         raise _unsupported(content_type, "multipart/form-data or application/json")
@@ -135,7 +133,7 @@ def _listed(names: Any) -> str:
     return ", ".join(f"`{str(name)[:40]}`" for name in list(names)[:8])
 
 
-def _parse_json(body: bytes, max_images: int) -> Any:
+def _parse_json(content_type: bytes, body: bytes, max_images: int) -> Any:
     if len(body) > _SMALL_JSON:
         # Every value takes tens of bytes once it is parsed, and its text as few as two: they are counted beforehand.
         values = body.count(b",") + body.count(b"[") + body.count(b"{")
@@ -144,6 +142,14 @@ def _parse_json(body: bytes, max_images: int) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        # RFC 8259 knows no charset, and what is declared as Latin-1 may be ASCII: it matters where it cannot be read.
+        charset = parse_options_header(content_type)[1].get(b"charset", _CHARSETS[0])
+        if charset.lower() not in _CHARSETS:
+            raise UnsupportedMediaType(
+                f"the JSON is declared as {charset.decode('latin-1')[:40]!r}; send it as UTF-8"
+            ) from None
+        if "not valid UTF-8" in error.msg:
+            raise InvalidJson("the bytes are not UTF-8, in which JSON is sent") from None
         if "depth" in error.msg:
             raise JsonTooDeep("at most 1024 levels of nesting are read") from None
         if error.doc.startswith(_NON_FINITE, error.pos) or "infinity" in error.msg:
@@ -177,16 +183,17 @@ def _validate(model: type[Model], document: Any) -> Model:
         return model.model_validate(document)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)[:_MOST_ERRORS]
-    errors = [{"pointer": _pointer(item["loc"]), "detail": item["msg"]} for item in found]
+    errors = [{"pointer": _pointer(item["loc"]), "detail": in_json(item)} for item in found]
     unknown = [_pointer(item["loc"]) for item in found if item["type"] == "extra_forbidden"]
     if unknown:
         raise UnknownField(f"not known here: {', '.join(unknown)}", errors=errors)
-    raise InvalidRequest("; ".join(f"{item['pointer']}: {item['detail']}" for item in errors), errors=errors)
+    told = (f"{item['pointer'] or 'the body'}: {item['detail']}" for item in errors)
+    raise InvalidRequest("; ".join(told), errors=errors)
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
-    """A JSON pointer (RFC 6901)."""
-    return "".join("/" + str(part)[:100].replace("~", "~0").replace("/", "~1") for part in location) or "/"
+    """A JSON pointer (RFC 6901); to the whole document it is empty."""
+    return "".join("/" + str(part)[:100].replace("~", "~0").replace("/", "~1") for part in location)
 
 
 def _from_base64(text: str) -> Encoded:
@@ -196,12 +203,14 @@ def _from_base64(text: str) -> Encoded:
         return InvalidBase64(f"{error}; send plain base64 (RFC 4648, section 4) without line breaks or a data: prefix")
 
 
-def _read_parts(content_type: bytes, body: bytes, max_parts: int) -> list[tuple[str, bytes]]:
-    """Name and bytes of each part, in order."""
+def _read_parts(content_type: bytes, body: bytes, max_parts: int, names: Sequence[str] = ()) -> list[tuple[str, bytes]]:
+    """Name and bytes of each part, in order. names: the only ones, each once; a part is then refused by its name, and
+    not by the number of parts.
+    """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise InvalidMultipart("the content type names no boundary")
-    form = _Form(max_parts)
+    form = _Form(max_parts, names)
     try:
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
         parser.write(body)
@@ -216,10 +225,11 @@ def _read_parts(content_type: bytes, body: bytes, max_parts: int) -> list[tuple[
 class _Form:
     """Collects the parts of one form from the parser's callbacks."""
 
-    def __init__(self, max_parts: int) -> None:
+    def __init__(self, max_parts: int, names: Sequence[str]) -> None:
         self.parts: list[tuple[str, bytes]] = []
         self.complete = False
         self._max_parts = max_parts
+        self._names = names
         self._headers: list[tuple[bytes, bytes]] = []
         self._field = self._value = b""
         self._name = ""
@@ -238,7 +248,7 @@ class _Form:
         }
 
     def _begin(self) -> None:
-        if len(self.parts) >= self._max_parts:
+        if len(self.parts) >= self._max_parts and not self._names:
             raise _too_many(self._max_parts)
         self._headers, self._data, self._name = [], [], ""
 
@@ -258,6 +268,10 @@ class _Form:
         if name is None:
             raise InvalidMultipart("a part has no name in its Content-Disposition")
         self._name = name.decode("utf-8", "replace")
+        before = [earlier for earlier, _ in self.parts]
+        if self._names and (self._name not in self._names or self._name in before):
+            wanted = " and ".join(f"one part `{name}`" for name in self._names)
+            raise UnexpectedPart(f"the form has {_listed([*before, self._name])}; send {wanted}")
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
         self._data.append(data[start:end])

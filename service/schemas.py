@@ -240,7 +240,7 @@ class ModelDescription(_Schema):
 
 class RefusedModel(_Schema):
     model: str
-    version: int | None = Field(description="null where the folder above the versions cannot be listed.")
+    version: int | None = Field(description="null: the folder above the versions, or one in it that is none.")
     reason: str
 
 

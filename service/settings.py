@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from contract.picture import MOST_DECODED_BYTES
@@ -21,7 +21,12 @@ from service.devices import ConvSearch
 ENV_PREFIX = "EQUIPOISE_"
 TRAINING_PREFIX = "EQUIPOISE_TRAINING_"  # the training package's own variables: not ours to judge
 MIB = 1024 * 1024
+_DAY_SECONDS = 24 * 3600
+_LEAST_SECONDS = 0.001  # below it a deadline has passed before anything can be done
+_LEAST_HANG_SECONDS = 1.0  # a busy machine may leave a process out for as long as less
+_LEAST_POLL_SECONDS = 0.01
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
+_COLLECTOR = re.compile(r"https?://([^\s/?#@]*@)?([a-zA-Z0-9._-]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?(/[^\s?#]*)?")
 
 
 class SettingsError(Exception):
@@ -38,8 +43,10 @@ class Settings(BaseSettings):
     model_poll_seconds: float = Field(
         default=5.0,
         ge=0,
-        description="How often the model store is looked through for new models and versions, seconds; 0: never. A "
-        "good one replaces the older one without a request lost. What has gone from the folder serves on.",
+        le=_DAY_SECONDS,
+        description="How often the model store is looked through for new models and versions, seconds, at least "
+        "0.01; 0: never. A good one replaces the older one without a request lost. What has gone from the folder "
+        "serves on.",
     )
     wait_for_models: bool = Field(
         default=False,
@@ -73,6 +80,7 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         default=2048,
         ge=1,
+        le=1_000_000,
         description="Most connections open at once, idle ones included; past it 503 and closed. Each takes a file "
         "and up to 1.5 MiB of bytes that arrive before they are part of queue_bytes.",
     )
@@ -100,7 +108,8 @@ class Settings(BaseSettings):
     )
     body_timeout_seconds: float = Field(
         default=30.0,
-        gt=0,
+        ge=_LEAST_SECONDS,
+        le=_DAY_SECONDS,
         description="Seconds that the head of a request may take to arrive, then its body; also for how long a client "
         "may take nothing of its answer. Longer lets slow clients hold connections and memory.",
     )
@@ -126,6 +135,7 @@ class Settings(BaseSettings):
     queue_seconds: float = Field(
         default=1.0,
         ge=0,
+        le=_DAY_SECONDS,
         description="Longest that new pictures may have to wait for those before them, seconds, by the rate at which "
         "pictures were answered of late; past it 429 with Retry-After. 0: queue_images alone says. It bounds what "
         "overload adds to the time of what is accepted; too short a time leaves graphs with small batches.",
@@ -139,7 +149,8 @@ class Settings(BaseSettings):
     )
     request_timeout_seconds: float = Field(
         default=60.0,
-        gt=0,
+        ge=_LEAST_SECONDS,
+        le=_DAY_SECONDS,
         description="Deadline of a request from its head to its answer, seconds; past it, or where the work that waits "
         "already takes longer, 504. A client may ask for less in X-Request-Timeout-Ms. Longer lets slow work pile up.",
     )
@@ -153,6 +164,7 @@ class Settings(BaseSettings):
     inline_milliseconds: float = Field(
         default=5.0,
         ge=0,
+        le=60_000,
         description="Runs of a graph that take at most this long, by the size of the batch, are done on the event loop "
         "itself, which saves a thread hop a request and stalls everything else for that time; longer ones in a thread. "
         "0: always a thread.",
@@ -167,6 +179,7 @@ class Settings(BaseSettings):
     gpu_memory_bytes: int = Field(
         default=1024 * MIB,
         ge=0,
+        le=2**40,
         description="Most memory that one graph takes on a GPU for what it computes, bytes; 0: no limit. What it has "
         "taken it keeps; too little fails at the load.",
     )
@@ -179,6 +192,7 @@ class Settings(BaseSettings):
     inference_threads: int = Field(
         default=0,
         ge=0,
+        le=256,
         description="Threads for one run of a graph; 0: as many as the CPUs that the process may use (affinity and "
         "cgroup quota).",
     )
@@ -193,20 +207,23 @@ class Settings(BaseSettings):
     keep_alive_seconds: int = Field(
         default=75,
         ge=1,
+        le=_DAY_SECONDS,
         description="How long an idle connection is kept, seconds. Keep it above the idle time of a proxy in front.",
     )
     drain_seconds: float = Field(
         default=5.0,
         ge=0,
+        le=_DAY_SECONDS,
         description="How long the service goes on after SIGTERM, seconds: not ready and closing connections, but "
         "answering, until balancers look elsewhere. Then it finishes what it has accepted. SIGINT leaves it out.",
     )
     hang_seconds: float = Field(
         default=30.0,
         ge=0,
-        description="After how long something that hangs is given up, seconds; 0: never. A run in a thread: /healthz "
-        "fails. The event loop: the stacks of all threads are written to standard error and the process exits with 1. "
-        "Time in which the whole process was stopped does not count for it.",
+        le=_DAY_SECONDS,
+        description="After how long something that hangs is given up, seconds, at least 1; 0: never. A run in a "
+        "thread: /healthz fails. The event loop: the stacks of all threads are written to standard error and the "
+        "process exits with 1. Time in which the whole process was stopped does not count for it.",
     )
     log_format: Literal["plain", "json"] = Field(default="plain", description="plain for people, json for machines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -228,6 +245,21 @@ class Settings(BaseSettings):
     otel_share: float = Field(
         default=0.01, ge=0, le=1, description="Share of requests that are traced where their caller has not decided."
     )
+
+    @field_validator("hang_seconds", "model_poll_seconds")
+    @classmethod
+    def _off_or_long_enough(cls, value: float, info: ValidationInfo) -> float:
+        least = _LEAST_HANG_SECONDS if info.field_name == "hang_seconds" else _LEAST_POLL_SECONDS
+        if 0 < value < least:
+            raise ValueError(f"Input should be 0 (off) or at least {least:g}")
+        return value
+
+    @field_validator("otel_endpoint")
+    @classmethod
+    def _of_collector(cls, value: str) -> str:
+        if value and not _COLLECTOR.fullmatch(value):
+            raise ValueError("a collector is http://host:port or https://host:port, with a path where it has one")
+        return value
 
     @field_validator("cors_origins")
     @classmethod
@@ -255,6 +287,11 @@ class Settings(BaseSettings):
             )
         if self.wait_for_models and not self.model_poll_seconds:
             raise ValueError("wait_for_models needs model_poll_seconds above 0, or no model would ever be found")
+        if self.min_side**2 > self.max_pixels:
+            raise ValueError(
+                f"min_side ({self.min_side}) squared must be at most max_pixels ({self.max_pixels}), or every picture "
+                "would be refused"
+            )
         largest = MOST_DECODED_BYTES * self.max_pixels + self.max_body_bytes
         if self.queue_bytes < largest:
             raise ValueError(

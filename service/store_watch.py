@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from service.engine import Engine
+from service.errors import NotReady
 from service.model_folder import EmptyStore, Refusal
 from service.model_store import LoadedModel, ModelStore
 from service.observability import Metrics, say
@@ -41,16 +42,22 @@ class StoreLog:
 
 
 def load_at_start(store: ModelStore, *, every_version: bool = False) -> None:
-    """Load every model, or every version of every model, and say what came of it."""
+    """Load every model, or every version of every model, and say what came of it; nothing where the service ends
+    meanwhile.
+    """
     try:
         store.load_all(every_version=every_version)
     except EmptyStore as error:
         store.loading, store.empty = False, str(error).replace(str(store.root), "<store>")  # clients read it
         say(logging.WARNING, "not ready, waiting for a model", reason=error)
         return
+    except NotReady:
+        return
     except Exception as error:
         store.loading = False
         say(logging.ERROR, "models could not be loaded", error)
+        return
+    if store.life.draining:
         return
     if reason := store.reason_not_ready():
         say(logging.ERROR, "not ready", reason=reason)
@@ -76,6 +83,8 @@ async def serve_store(store: ModelStore, poll_seconds: float, on_loaded: Callabl
         try:
             await store.poll()
             complaint = ""
+        except NotReady:  # the service is about to end
+            return
         except EmptyStore as error:  # what is loaded serves on; one line until it is there again
             if complaint != str(error):
                 complaint = str(error)

@@ -24,6 +24,7 @@ from service.errors import (
     InvalidJson,
     InvalidTensor,
     TooManyImages,
+    in_json,
 )
 
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
@@ -189,7 +190,7 @@ def read_message(text: bytes, model: type[Read]) -> Read:
         return model.model_validate(document)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)[:_MOST_ERRORS]
-        places = [(".".join(str(part)[:40] for part in item["loc"]) or "request", item["msg"]) for item in found]
+        places = [(".".join(str(part)[:40] for part in item["loc"]) or "request", in_json(item)) for item in found]
         raise InvalidTensor("; ".join(f"{place}: {message}" for place, message in places)) from None
 
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import schemas
-from service.deadlines import TIMEOUT_HEADER
+from service.deadlines import MOST_MILLISECONDS, TIMEOUT_HEADER
 from service.errors import PROBLEM_MEDIA_TYPE, PROTOCOL_PATH, Problem, Unauthorized
 from service.queries import CHOICES, MOST_SEED, MOST_VARIANTS, AugmentOptions
 
@@ -187,7 +187,7 @@ def timeout_parameter() -> dict[str, Any]:
         "required": False,
         "description": "Milliseconds from the request's head within which its answer is of use, at most the service's "
         "own limit. Where it cannot be kept the request is refused at once, and work that is late is not begun.",
-        "schema": {"type": "integer", "minimum": 1},
+        "schema": {"type": "integer", "minimum": 1, "maximum": MOST_MILLISECONDS},
     }
 
 

@@ -36,6 +36,7 @@ FRAMING_PROBLEMS = (
     errors.UnknownParameter,
     errors.InvalidParameter,
     errors.ImageTooSmall,
+    errors.ImageTooNarrow,
     errors.NoContent,
     errors.QueueFull,
     errors.InternalError,

@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import errors
-from service.admission import PROTOCOL_ENDPOINT
 from service.batching import Row
-from service.errors import InvalidParameter, Problem, UnsupportedMediaType
+from service.errors import InvalidParameter, Problem
 from service.inference import INLINE_BODY_BYTES, Inference
+from service.middleware import PROTOCOL_ENDPOINT
 from service.routes.direct import DirectRoute, protocol_responses, query_parameters, schema_reference, timeout_parameter
 from service.routes.v2_models import NOT_FOUND, find_graph, of_model, path_parameters
 from service.schemas import EXAMPLE_PNG
@@ -37,6 +37,7 @@ _PROBLEMS = (
     errors.UnknownParameter,
     errors.InvalidParameter,
     errors.ImageTooSmall,
+    errors.ImageTooNarrow,
     errors.NoContent,
     errors.InvalidHeader,
     errors.QueueFull,
@@ -73,8 +74,6 @@ def add(router: APIRouter, inference: Inference) -> None:
         start = time.perf_counter()
         if options.model is not None or options.version is not None:
             raise InvalidParameter("model and version stand in the path here")
-        if (encoding := call.headers.get(b"content-encoding", b"identity")) != b"identity":
-            raise UnsupportedMediaType(f"the body is encoded as {encoding.decode('latin-1')[:40]!r}; send it plain")
         name = request.path_params["model"]
         model, capability = find_graph(inference.store, name, request.path_params.get("version"))
         inference.hold(call, model, capability)

@@ -83,7 +83,7 @@ def test_what_is_written_verifies(folder: Path) -> None:
 
 
 def test_versions_count_up_and_ignore_other_names(folder: Path, tmp_path: Path) -> None:
-    for name in ("0", "01", "x", ".tmp-abc", "-3"):
+    for name in ("0", "01", "x", ".tmp-abc", "-3", "9" * 10):
         (folder.parent / name).mkdir()
     assert write_model_folder(tmp_path, card(), CONTENTS).name == "2"
     (folder.parent / "10").mkdir()

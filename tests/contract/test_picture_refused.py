@@ -21,6 +21,7 @@ from contract.picture_header import (
     PictureError,
     PictureLimits,
     PictureTooLargeError,
+    PictureTooNarrowError,
     PictureTooSmallError,
     TooManyBytesError,
     UnsupportedPictureError,
@@ -235,7 +236,8 @@ def test_limits_on_the_size(name: str) -> None:
         (100, 3, PictureTooSmallError),
         (1, 1, PictureTooSmallError),
         (60, 51, PictureTooLargeError),
-        (60, 5, PictureTooSmallError),
+        (60, 5, PictureTooNarrowError),
+        (5, 60, PictureTooNarrowError),
     ):
         with pytest.raises(error, match=rf"{width} x {height}"):
             read_header(encode(noise(height, width, 3), name), limits=limits)

@@ -1,7 +1,9 @@
 """Every bad input gets its own problem, and the service answers the next request."""
 
 import base64
+import gzip
 import json
+import re
 import socket
 import struct
 import threading
@@ -72,6 +74,20 @@ def test_empty_body(client: httpx.Client, path: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "video/mp4", "nonsense"])
 def test_wrong_content_type(client: httpx.Client, kind: str) -> None:
     refused(client.post("/classify", content=tiny.png(), headers={"content-type": kind}), 415, "unsupported-media-type")
+
+
+@pytest.mark.parametrize("path", ["/classify", "/embed", "/recombine"])
+@pytest.mark.parametrize("kind", ["image/png", "application/json", "multipart/form-data; boundary=x"])
+def test_a_compressed_body_is_refused_by_its_name(client: httpx.Client, path: str, kind: str) -> None:
+    headers = {"content-type": kind, "content-encoding": "gzip"}
+    response = client.post(path, content=gzip.compress(tiny.png()), headers=headers)
+    assert "encoded as 'gzip'" in refused(response, 415, "unsupported-media-type")["detail"]
+    assert response.headers["accept-encoding"] == "identity"
+
+
+def test_a_body_that_is_said_to_be_plain(client: httpx.Client) -> None:
+    response = client.post("/classify", content=tiny.png(), headers=PNG | {"content-encoding": "Identity"})
+    assert response.status_code == 200
 
 
 def test_recombine_takes_no_raw_body(client: httpx.Client) -> None:
@@ -183,6 +199,12 @@ def test_a_side_too_small(client: httpx.Client, size: tuple[int, int]) -> None:
     refused(post(client, tiny.encode(np.zeros(size, np.uint8))), 422, "image-too-small")
 
 
+@pytest.mark.parametrize("size", [(20, 2001), (2001, 20)])
+def test_a_side_too_many_times_the_other(client: httpx.Client, size: tuple[int, int]) -> None:
+    problem = refused(post(client, tiny.encode(np.zeros(size, np.uint8))), 422, "image-too-narrow")
+    assert "100 times the shorter" in problem["detail"]
+
+
 def test_too_many_pixels(client: httpx.Client) -> None:
     side = int(MAX_PIXELS**0.5) + 1
     refused(post(client, tiny.encode(np.zeros((side, side), np.uint8))), 413, "too-many-pixels")
@@ -228,6 +250,37 @@ def test_bad_json(client: httpx.Client, body: bytes, status: int, slug: str) -> 
     refused(post_json(client, body), status, slug)
 
 
+@pytest.mark.parametrize("path", ["/classify", "/recombine"])
+def test_json_in_another_charset_than_utf_8(client: httpx.Client, path: str) -> None:
+    for charset, text in (("utf-16", "{}"), ("UTF-16LE", "{}"), ("latin-1", '{"\u00e4": 1}')):
+        kind = f"application/json; charset={charset}"
+        response = client.post(path, content=text.encode(charset), headers={"content-type": kind})
+        assert refused(response, 415, "unsupported-media-type")["detail"] == (
+            f"the JSON is declared as {charset!r}; send it as UTF-8"
+        )
+    assert "not UTF-8" in refused(post_json(client, "{}".encode("utf-16"), path), 400, "invalid-json")["detail"]
+
+
+def test_a_charset_that_changes_nothing(client: httpx.Client) -> None:
+    for charset in ("utf-8", "UTF-8", "latin-1"):
+        headers = {"content-type": f"application/json; charset={charset}"}
+        assert client.post("/classify", content=json.dumps({"images": [GOOD]}), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("document", "pointer", "said"),
+    [
+        ([], "", "the body: Input should be a JSON object"),
+        ({"images": GOOD}, "/images", "/images: Input should be a JSON array"),
+        ({"images": [1]}, "/images/0", "/images/0: Input should be a JSON object"),
+        ({"images": [{"data": 1}]}, "/images/0/data", "/images/0/data: Input should be a JSON string"),
+    ],
+)
+def test_a_shape_error_speaks_of_json(client: httpx.Client, document: object, pointer: str, said: str) -> None:
+    problem = refused(post_json(client, json.dumps(document)), 422, "invalid-request")
+    assert (problem["errors"][0]["pointer"], problem["detail"]) == (pointer, said)
+
+
 def test_a_shape_error_points_at_its_place(client: httpx.Client) -> None:
     problem = refused(post_json(client, json.dumps({"images": [GOOD, {}]})), 422, "invalid-request")
     assert [error["pointer"] for error in problem["errors"]] == ["/images/1/data"]
@@ -252,7 +305,17 @@ def test_wrong_part_names(client: httpx.Client, parts: list[str]) -> None:
     refused(client.post("/classify", files=form), 422, "unexpected-part")
 
 
-@pytest.mark.parametrize("parts", [["image"], ["content", "content"], ["content", "image"]])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["image"],
+        ["content", "content"],
+        ["content", "image"],
+        ["content", "style", "label"],
+        ["content", "style", "style"],
+        ["content", "style", *"abcdefghij"],
+    ],
+)
 def test_wrong_part_names_for_recombine(client: httpx.Client, parts: list[str]) -> None:
     form = [(name, tiny.png()) for name in parts]
     refused(client.post("/recombine", files=form), 422, "unexpected-part")
@@ -320,6 +383,33 @@ def test_unknown_path_and_method(client: httpx.Client) -> None:
     refused(response, 405, "method-not-allowed")
     assert response.headers["allow"] == "POST"
     refused(client.delete("/models"), 405, "method-not-allowed")
+
+
+@pytest.mark.parametrize(
+    ("path", "endpoint"),
+    [("/classify", "classify"), ("/v2/models/tiny/infer", "v2_infer"), ("/nothing", "other"), ("/classify/", "other")],
+)
+def test_what_is_refused_by_its_head_is_counted_under_its_endpoint(
+    client: httpx.Client, path: str, endpoint: str
+) -> None:
+    def counted() -> list[float]:
+        text = client.get("/metrics").text
+        return [
+            sum(
+                map(
+                    float,
+                    re.findall(rf'^equipoise_requests_total{{endpoint="{name}",status="{status}"}} (\S+)', text, re.M),
+                )
+            )
+            for name in (endpoint, "other")
+            for status in (405, 404, 413)
+        ]
+
+    before = counted()
+    assert client.delete(path).status_code == (404 if endpoint == "other" else 405)
+    assert client.post(path, content=bytes(MAX_BODY_BYTES + 1)).status_code == 413
+    found = [after - earlier for after, earlier in zip(counted(), before, strict=True)]
+    assert found == ([0, 1, 1, 0, 1, 1] if endpoint == "other" else [1, 0, 1, 0, 0, 0])
 
 
 # Raw sockets

@@ -40,7 +40,7 @@ def read(data: bytes, **options: Any) -> images.ModelInput:
         (encode(glyph(), "JPEG")[:300], errors.CorruptImage),
         (encode(np.zeros((320, 320), np.uint8)), errors.TooManyPixels),
         (encode(noise(3, 50)), errors.ImageTooSmall),
-        (encode(noise(4, 401)), errors.ImageTooSmall),
+        (encode(noise(4, 401)), errors.ImageTooNarrow),
         (encode(glyph()) + bytes(100_000), errors.BodyTooLarge),
     ],
 )

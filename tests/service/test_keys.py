@@ -71,6 +71,7 @@ def test_a_key_lets_in_and_nothing_else_does(guarded: str) -> None:
         assert response.headers["www-authenticate"] == "Bearer"
         assert Problem.model_validate_json(response.content).type == "urn:equipoise:problem:unauthorized"
     assert classify(guarded).status_code == 401
+    assert 'requests_total{endpoint="classify",status="401"}' in httpx.get(f"{guarded}/metrics", trust_env=False).text
 
 
 @pytest.mark.parametrize(

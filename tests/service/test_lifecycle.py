@@ -219,6 +219,33 @@ def test_a_thread_that_hangs_fails_liveness_and_keeps_no_caller(tiny_store: Path
         assert process.wait(timeout=20) == 1
 
 
+# A model's warm-up, of which the file that LOADING names tells, does not end.
+SLOW_LOAD = """
+import os, time
+from pathlib import Path
+from service.engine import Engine
+
+def warm(self):
+    Path(os.environ["LOADING"]).touch()
+    time.sleep(600)
+
+Engine.warm = warm
+"""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_load_does_not_hold_up_the_end(tiny_store: Path, tmp_path: Path, stop: signal.Signals) -> None:
+    loading = tmp_path / "loading"
+    slow = {"code": SLOW_LOAD, "env": environment(LOADING=str(loading))}
+    with service(tiny_store, "--drain-seconds", "0", status=503, **slow) as (process, _):
+        until(loading.exists)
+        process.send_signal(stop)
+        assert process.wait(timeout=10) == 0
+        assert process.stderr is not None
+        told = [json.loads(line)["message"] for line in process.stderr]
+        assert told == ["starting", *(["draining"] if stop == signal.SIGTERM else []), "stopped"]
+
+
 def test_a_full_disk_under_the_log(tmp_path: Path) -> None:
     """Log lines are lost, not answers: of the start, of a refused model, of failing requests, of the end."""
     store = tmp_path / "store"

@@ -59,6 +59,8 @@ def test_help_documents_every_option(here: Here) -> None:
     for name, field in Settings.model_fields.items():
         assert option_name(name) in flat
         assert f"[default: {field.default}; environment: {ENV_PREFIX}{name.upper()}]" in flat, name
+    for choice in ("log-level debug|info|warning|error", "log-format plain|json", "allow-anonymous true|false"):
+        assert f"--{choice} " in flat
 
 
 def test_nothing_is_kept_about_the_machine_or_its_user(tmp_path: Path) -> None:

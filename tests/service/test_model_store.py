@@ -1,5 +1,6 @@
 """A bad model folder never takes the service down: it is reported with its reason, and the others are served."""
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -16,10 +17,11 @@ import pytest
 
 from service import model_folder, model_store
 from service.engine import Engine, EngineOptions
-from service.errors import ModelRefused
-from service.model_folder import EmptyStore, Version, find
+from service.errors import ModelRefused, NotReady
+from service.model_folder import EmptyStore, NoModelYet, Version, find
 from service.model_store import ModelStore
 from service.settings import Settings
+from service.store_watch import load_at_start, serve_store
 from tests.server import loading_server
 from tests.service import tiny
 from tests.service.test_swap import until, with_store
@@ -245,6 +247,36 @@ def test_at_the_start_models_are_read_side_by_side_and_warmed_one_after_the_othe
     assert said == [("model refused", "a"), *(("model loaded", name) for name in "bcd")]
 
 
+@pytest.mark.parametrize("end", [1, 3])
+def test_nothing_is_loaded_or_complained_of_once_the_service_is_about_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, end: int
+) -> None:
+    """end: the model of three that is being warmed when the end begins."""
+    for name in "abc":
+        tiny.write(tmp_path, name=name, capabilities=("embed",))
+    warm = Engine.warm
+    caplog.set_level(logging.INFO, "equipoise")
+
+    async def scenario(store: ModelStore) -> None:
+        warmed: list[Engine] = []
+
+        def warm_until_the_end(engine: Engine) -> None:
+            warmed.append(engine)
+            store.life.draining = len(warmed) == end
+            warm(engine)
+
+        monkeypatch.setattr(Engine, "warm", warm_until_the_end)
+        load_at_start(store)
+        assert (len(warmed), store.refused) == (end, [])
+        tiny.write(tmp_path, name="c")
+        with pytest.raises(NotReady):
+            await store.load("c")
+        await asyncio.wait_for(serve_store(store, 0.01, lambda: None), 10)
+
+    with_store(tmp_path, scenario)
+    assert [record.message for record in caplog.records] == ["model loaded"] * end
+
+
 def test_no_good_model_is_not_ready_with_the_reason(tmp_path: Path, serve: Serve) -> None:
     flip_a_byte(tiny.write(tmp_path))
     url = serve(tmp_path, ready=False)
@@ -276,8 +308,58 @@ def test_what_is_being_written_is_ignored(tmp_path: Path, serve: Serve) -> None:
     tiny.write(tmp_path)
     (tmp_path / "tiny" / ".tmp-abc").mkdir()
     (tmp_path / ".hidden" / "1").mkdir(parents=True)
-    (tmp_path / "tiny" / "latest").mkdir()
+    (tmp_path / "tiny" / "notes.txt").touch()
+    (tmp_path / "first" / ".tmp-abc").mkdir(parents=True)
+    (tmp_path / "lost+found").mkdir()
     assert get(f"{serve(tmp_path)}/models").json()["refused"] == []
+
+
+NO_VERSIONS = ("v1", "0", "01", "abc", "9" * 30)
+
+
+def test_a_folder_that_is_no_version_is_told_once(
+    tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Alone in a model's folder or beside a good version, which serves; a model's folder with nothing in it, too."""
+    tiny.write(tmp_path)
+    (tmp_path / "tiny" / "latest").mkdir()
+    for name in NO_VERSIONS:
+        (tmp_path / f"m-{name}" / name).mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    rule = "a version is a folder named by a whole number from 1, of at most nine digits"
+    expected = {(f"m-{name}", None, f"{name!r} is no version: {rule}") for name in NO_VERSIONS}
+    expected |= {("tiny", None, f"'latest' is no version: {rule}"), ("empty", None, f"it has no version: {rule}")}
+    caplog.set_level(logging.INFO, "equipoise")
+    url = serve(tmp_path, model_poll_seconds=0.02)
+    refused = get(f"{url}/models").json()["refused"]
+    assert {(entry["model"], entry["version"], entry["reason"]) for entry in refused} == expected
+    assert post(f"{url}/classify").status_code == 200
+    time.sleep(0.1)
+    assert [record.message for record in caplog.records].count("model refused") == len(expected)
+    tiny.write(tmp_path, name="empty")  # its first version is taken up, and forgotten what was said before
+    until(lambda: "empty" in {model["name"] for model in get(f"{url}/models").json()["models"]})
+    assert "empty" not in {entry["model"] for entry in get(f"{url}/models").json()["refused"]}
+
+
+def test_loading_a_model_with_folders_that_are_no_versions(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    (tmp_path / "tiny" / "latest").mkdir()
+    (tmp_path / "other" / "v1").mkdir(parents=True)
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        assert (await store.load("tiny")).version == 1
+        with pytest.raises(ModelRefused, match="other is refused: 'v1' is no version"):
+            await store.load("other")
+
+    with_store(tmp_path, scenario)
+
+
+def test_a_store_of_nothing_but_wrong_names_is_no_store(tmp_path: Path) -> None:
+    """So that a wrong path is not taken for one; it says what there is."""
+    (tmp_path / "mine" / "v1").mkdir(parents=True)
+    with pytest.raises(NoModelYet, match="has no model: .*; mine: 'v1' is no version: a version is"):
+        find(tmp_path)
 
 
 def test_a_capability_of_no_model(tmp_path: Path, serve: Serve) -> None:

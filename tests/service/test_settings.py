@@ -4,6 +4,9 @@ import pytest
 
 from service.settings import Settings, SettingsError, load_settings
 
+SECONDS = ("BODY_TIMEOUT", "DRAIN", "HANG", "KEEP_ALIVE", "MODEL_POLL", "QUEUE", "REQUEST_TIMEOUT")
+NO_COLLECTORS = ("foo", "collector:4318", "http://", "grpc://collector:4317", "http://a b", "http://collector/?a=1")
+
 
 def test_defaults_are_those_of_the_documentation() -> None:
     settings = load_settings({})
@@ -30,13 +33,23 @@ def test_an_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("EQUIPOISE_QUEUE_IMAGES", "10", "queue_images (10) must be at least max_images (1024)"),
         ("EQUIPOISE_MAX_PIXELS", "178956970", "times max_pixels"),
         ("EQUIPOISE_MAX_PIXELS", "178956971", "less than or equal to 178956970"),
-        ("EQUIPOISE_BODY_TIMEOUT_SECONDS", "0", "greater than 0"),
+        ("EQUIPOISE_MIN_SIDE", "8000", "min_side (8000) squared must be at most max_pixels (50000000)"),
+        ("EQUIPOISE_MAX_CONNECTIONS", "1000001", "less than or equal to 1000000"),
+        ("EQUIPOISE_INFERENCE_THREADS", "257", "less than or equal to 256"),
+        ("EQUIPOISE_GPU_MEMORY_BYTES", f"{10**24}", "less than or equal to 1099511627776"),
+        ("EQUIPOISE_BODY_TIMEOUT_SECONDS", "0", "greater than or equal to 0.001"),
+        ("EQUIPOISE_REQUEST_TIMEOUT_SECONDS", "1e-9", "greater than or equal to 0.001"),
+        ("EQUIPOISE_HANG_SECONDS", "0.5", "EQUIPOISE_HANG_SECONDS=0.5: Input should be 0 (off) or at least 1"),
+        ("EQUIPOISE_MODEL_POLL_SECONDS", "1e-9", "0 (off) or at least 0.01"),
+        *((f"EQUIPOISE_{name}_SECONDS", "86401", "less than or equal to 86400") for name in SECONDS),
+        ("EQUIPOISE_INLINE_MILLISECONDS", "60001", "less than or equal to 60000"),
         ("EQUIPOISE_REQUEST_TIMEOUT_SECONDS", "inf", "EQUIPOISE_REQUEST_TIMEOUT_SECONDS=inf: Input should be a finite"),
         ("EQUIPOISE_INLINE_MILLISECONDS", "nan", "Input should be a finite number"),
         ("EQUIPOISE_CORS_ORIGINS", "foo bar", "EQUIPOISE_CORS_ORIGINS=foo bar: 'foo bar' is no origin"),
         ("EQUIPOISE_CORS_ORIGINS", "https://a.example,", "'' is no origin"),
         ("EQUIPOISE_CORS_ORIGINS", "https://a.example/", "without a path"),
         ("EQUIPOISE_CORS_ORIGINS", "https://A.example", "in lower case"),
+        *(("EQUIPOISE_OTEL_ENDPOINT", url, f"={url}: a collector is http://host:port") for url in NO_COLLECTORS),
         ("EQUIPOISE_WAIT_FOR_MODELS", "perhaps", "valid boolean"),
         ("EQUIPOISE_PROT", "8000", "EQUIPOISE_PROT is no setting, did you mean EQUIPOISE_PORT?"),
         ("EQUIPOISE_SERVICE_HOST", "10.0.0.1", "enableServiceLinks: false"),
@@ -53,6 +66,16 @@ def test_origins_of_every_kind_are_taken() -> None:
     origins = "*, http://localhost:8080,https://a-b.example , http://[::1]:80, chrome-extension://abcdef"
     assert load_settings({"cors_origins": origins}).cors_origins == origins
     assert load_settings({"cors_origins": ""}).cors_origins == ""
+
+
+@pytest.mark.parametrize("url", ["http://collector:4318", "https://me:it@Host.example/otlp/", "http://[::1]:4318", ""])
+def test_collectors_of_every_kind_are_taken(url: str) -> None:
+    assert load_settings({"otel_endpoint": url}).otel_endpoint == url
+
+
+def test_what_may_be_off_is_off_at_zero() -> None:
+    settings = load_settings({"hang_seconds": "0", "model_poll_seconds": "0", "queue_seconds": "0"})
+    assert (settings.hang_seconds, settings.model_poll_seconds, settings.queue_seconds) == (0, 0, 0)
 
 
 def test_the_training_packages_variables_are_none_of_the_services(monkeypatch: pytest.MonkeyPatch) -> None:

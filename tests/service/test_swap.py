@@ -137,8 +137,9 @@ def test_a_bad_version_is_refused_once_and_tried_again_when_it_changes(
     tiny.write_scaled(elsewhere, 1)
     made = tiny.write_scaled(elsewhere, 2)
     # Copied file by file instead of being renamed into place: it is seen before it is whole.
-    (tmp_path / "tiny" / "2").mkdir()
-    shutil.copy(made / "manifest.json", tmp_path / "tiny" / "2")
+    (tmp_path / "tiny" / ".2").mkdir()
+    shutil.copy(made / "manifest.json", tmp_path / "tiny" / ".2")
+    (tmp_path / "tiny" / ".2").rename(tmp_path / "tiny" / "2")  # or the folder may be seen, and refused, empty
     until(lambda: bool(httpx.get(f"{url}/models", trust_env=False).json()["refused"]))
     refusals = [record for record in caplog.records if record.message == "model refused"]
     time.sleep(0.2)  # ten looks
@@ -229,7 +230,7 @@ def test_load_and_unload_by_name(tmp_path: Path) -> None:
 
 def test_a_run_that_hangs_is_known_after_its_version_is_gone(tmp_path: Path, gate: threading.Event) -> None:
     tiny.write_scaled(tmp_path, 1)
-    settings = Settings(model_store=tmp_path, inline_milliseconds=0, hang_seconds=0.01)
+    settings = Settings(model_store=tmp_path, inline_milliseconds=0).model_copy(update={"hang_seconds": 0.01})
     observed = Metrics(Budget(settings.queue_images, settings.queue_bytes))
 
     async def main(loader: ThreadPoolExecutor, device: ThreadPoolExecutor) -> None:

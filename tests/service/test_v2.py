@@ -215,10 +215,10 @@ def post(client: httpx.Client, body: bytes, json_length: str | None = None, **he
 ROW = [0.5] * 64
 WRONG: list[tuple[Any, int, str]] = [
     ({}, 400, "inputs: Field required"),
-    ([], 400, "request: Input should be a valid dictionary"),
+    ([], 400, "request: Input should be a JSON object"),
     ({"inputs": []}, 400, "inputs: List should have at least 1 item"),
     ({"inputs": [{"name": "image"}]}, 400, "inputs.0.shape: Field required"),
-    (message(data=ROW) | {"id": 7}, 400, "id: Input should be a valid string"),
+    (message(data=ROW) | {"id": 7}, 400, "id: Input should be a JSON string"),
     (message(data=ROW) | {"parameters": {"timeout": 0}}, 400, "timeout is a whole number"),
     (message(data=ROW) | {"parameters": {"timeout": "1"}}, 400, "timeout is a whole number"),
     (message(data=ROW, name="picture"), 400, "the inputs are `picture`; the graph takes each of `image` once"),
