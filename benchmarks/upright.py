@@ -1,7 +1,8 @@
 """What bringing a photograph upright costs, by stage: `python -m benchmarks.upright model_store/<model> ...`.
 
 CPU seconds of one thread, so that what else runs on the machine plays no part; the least of several runs. The picture
-is a JPEG of 12 megapixels with soft detail and grain, and dark strokes on it, turned by 30 degrees.
+is a JPEG of 12 megapixels with soft detail and grain, and dark strokes on it, turned by 30 degrees; and the same as a
+PNG with transparency, a hole in one corner.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from service.queries import Options, UprightOptions
 Result = TypeVar("Result")
 
 
-def photograph(width: int = 4000, height: int = 3000) -> bytes:
+def photograph(width: int = 4000, height: int = 3000) -> Image.Image:
     random = np.random.default_rng(0)
     coarse = random.uniform(150, 230, (height // 50, width // 50, 3)).astype(np.float32)
     page = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -37,8 +38,19 @@ def photograph(width: int = 4000, height: int = 3000) -> bytes:
     for one, other in (((-600, 400), (0, -500)), ((0, -500), (600, 400)), ((-300, 0), (300, 0))):
         ends = [tuple(int(v) for v in middle + x * across + y * down) for x, y in (one, other)]
         cv2.line(drawn, ends[0], ends[1], (30, 35, 60), 90)
+    return Image.fromarray(drawn)
+
+
+def encoded(picture: Image.Image, kind: str) -> bytes:
     file = BytesIO()
-    Image.fromarray(drawn).save(file, "JPEG", quality=92)
+    if kind == "JPEG":
+        picture.save(file, kind, quality=92)
+    else:
+        alpha = Image.new("L", picture.size, 255)
+        alpha.paste(0, (0, 0, picture.width // 6, picture.height // 5))
+        transparent = picture.copy()
+        transparent.putalpha(alpha)
+        transparent.save(file, kind)
     return file.getvalue()
 
 
@@ -53,30 +65,39 @@ def least(work: Callable[[], Result], repeats: int) -> tuple[float, Result]:
 
 
 def measured(folder: Path, repeats: int) -> list[dict[str, Any]]:
-    """Seconds of every stage, for the grown canvas and for one of the picture's own size."""
+    """Seconds of every stage, by kind of picture, for the grown canvas and for one of the picture's own size."""
     manifest = read_manifest(folder)
     _, engines = read_version(folder, [EngineOptions(threads=1, max_batch=1, inline_seconds=1.0)])
     (engine,) = engines["canonicalize"]
-    data, limits = photograph(), PictureLimits()
-
-    decode, item = least(
-        lambda: images.to_input(images.accept(data, limits), manifest, Options(), keep_original=True), repeats
-    )
-    infer, outputs = least(lambda: engine.run([item.image[None]]), repeats)
-    found = dict(zip(engine.output_names, outputs, strict=True))
+    limits, picture = PictureLimits(), photograph()
     rows = []
-    for name, options in (("grown", UprightOptions()), ("own size", UprightOptions(expand=False))):
+    for kind, before in (("JPEG", ""), ("PNG", "RGBA as PNG, ")):
+        data = encoded(picture, kind)
 
-        def made(options: UprightOptions = options) -> Any:
-            assert item.original is not None
-            canvas = upright.plan(item.original, item.frame, found["matrix"][0], options, limits.pixels)
-            return upright.make(item.original, canvas, options, "image/jpeg", strict=False)
+        def read(data: bytes = data) -> images.ModelInput:
+            return images.to_input(images.accept(data, limits), manifest, Options(), keep_original=True)
 
-        both, picture = least(made, repeats)
-        share = picture.warp_seconds / (picture.warp_seconds + picture.encode_seconds)
-        times = {"decode": decode, "infer": infer, "warp": both * share, "encode": both * (1 - share)}
-        size = [picture.canvas.width, picture.canvas.height]
-        rows.append({"model": folder.parent.name, "canvas": name, "size": size, "megabytes": len(data) / 1e6} | times)
+        decode, item = least(read, repeats)
+        infer, outputs = least(lambda item=item: engine.run([item.image[None]]), repeats)
+        found = dict(zip(engine.output_names, outputs, strict=True))
+        for name, options in (("grown", UprightOptions()), ("own size", UprightOptions(expand=False))):
+
+            def made(
+                item: images.ModelInput = item,
+                found: dict[str, Any] = found,
+                options: UprightOptions = options,
+                media_type: str = f"image/{kind.lower()}",
+            ) -> upright.Upright:
+                assert item.original is not None
+                canvas = upright.plan(item.original, item.frame, found["matrix"][0], options, limits.pixels)
+                return upright.make(item.original, canvas, options, media_type, strict=False)
+
+            both, drawn = least(made, repeats)
+            share = drawn.warp_seconds / (drawn.warp_seconds + drawn.encode_seconds)
+            times = {"decode": decode, "infer": infer, "warp": both * share, "encode": both * (1 - share)}
+            size = [drawn.canvas.width, drawn.canvas.height]
+            row = {"model": folder.parent.name, "canvas": before + name, "size": size, "megabytes": len(data) / 1e6}
+            rows.append(row | times)
     return rows
 
 

@@ -30,6 +30,7 @@ COEFFICIENTS: Final[dict[Group, tuple[str, ...]]] = {
 
 _SINGULAR = 1e-9  # of the squared norm of the linear part: a smaller determinant squeezes the plane to a line
 _SNAP = 1e-6  # pixels: a corner this close to a whole pixel lies on it
+_UNSEEN = 0.125  # pixels that a turn may move a corner without being seen, while drawing all anew for it would blur all
 
 
 class GeometryError(ValueError):
@@ -188,9 +189,15 @@ def grown(matrix: npt.ArrayLike, width: int, height: int) -> Canvas:
     """The smallest canvas that holds all of a picture of `width` x `height` pixels.
 
     `matrix` maps pixels of the wanted picture to pixels of the given one; the canvas' matrix is the same, counted from
-    its own corner. Turned by whole quarters, pixels lie on pixels.
+    its own corner. Turned by whole quarters, pixels lie on pixels; so they do where that moves none by as much as can
+    be seen, or a picture that is upright would grow by a pixel, and blur, whenever it is sent again.
     """
     array = checked(matrix)
+    whole = np.rint(array[:, :2])
+    if np.array_equal(whole @ whole.T, np.eye(2)):
+        corner = np.abs(whole.T) @ (width / 2, height / 2)
+        if (np.abs(array[:, :2] - whole) @ corner).max() <= _UNSEEN:
+            array = np.column_stack([whole, (0.0, 0.0)])
     (across, left), (down, top) = (
         _extent([a * x + b * y + c for x in (-0.5, width - 0.5) for y in (-0.5, height - 0.5)])
         for a, b, c in inverse(array).tolist()

@@ -35,7 +35,8 @@ MOST_DECODED_BYTES = 18
 """Of EncodedPicture.decoded_bytes, a pixel."""
 
 _MOST_EXIF = 1 << 20  # bytes: of more, whose values may be millions of numbers, the orientation is not looked for
-_ORIENTATION = 0x0112
+_ORIENTATION, _ACROSS, _DOWN, _UNIT = 0x0112, 0x011A, 0x011B, 0x0128
+_PER_INCH = {2: 1.0, 3: 2.54}  # by unit: inches, centimetres
 _TRANSPOSE = {  # EXIF 2.32, table 6: what brings the stored picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -211,22 +212,25 @@ def _decode(image: ImageFile.ImageFile, apply_exif: bool, keep_original: bool) -
     """Pixels of an opened picture, whether EXIF turned them, and what was to be kept. The picture is closed, which
     frees its memory.
     """
-    turn = _TRANSPOSE.get(_orientation(image)) if apply_exif or isinstance(image, TiffImageFile) else None
+    orientation = _orientation(image) if apply_exif or isinstance(image, TiffImageFile) else 1
+    turn = _TRANSPOSE.get(orientation)
     profile = image.info.get("icc_profile")
     depth = depth_of(image)
+    dpi = _resolution(image) if keep_original else None
     image.load()
     turned = turn is not None
     if isinstance(image, TiffImageFile):  # Pillow has turned it while loading it
         turn, turned = (None, turned) if apply_exif or turn is None else (_INVERSE.get(turn, turn), False)
     upright = image if turn is None else image.transpose(turn)
-    dpi = image.info.get("dpi")
+    if dpi and turned and orientation >= 5:  # across was down
+        dpi = dpi[::-1]
     if upright is not image:
         image.close()
     pixels = to_pixels(upright, depth)
     original = None
     if keep_original:
         samples = to_kept(upright, pixels, depth)
-        original = Original(samples, _profile(profile, samples), _dpi(dpi))
+        original = Original(samples, _profile(profile, samples), dpi)
     image.close()
     return pixels, turned, original
 
@@ -237,10 +241,20 @@ def _profile(data: object, samples: Kept) -> bytes | None:
     return data if isinstance(data, bytes) and data[16:20] == space and len(data) <= MOST_PROFILE else None
 
 
-def _dpi(value: object) -> tuple[float, float] | None:
+def _resolution(image: Image.Image) -> tuple[float, float] | None:
+    """Dots per inch across and down, of a picture as it is stored. Where tags tell it, they are read here: Pillow gives
+    1 for what a TIFF does not say, and 72 for what the EXIF data of a JPEG does not.
+    """
     try:
-        across, down = (float(number) for number in value)  # type: ignore[attr-defined]
-    except (TypeError, ValueError, ZeroDivisionError):
+        if isinstance(image, TiffImageFile) or (
+            isinstance(image, JpegImageFile) and image.info.get("jfif_unit") not in (1, 2)
+        ):
+            tags = image.tag_v2 if isinstance(image, TiffImageFile) else image.getexif()
+            unit = _PER_INCH[tags.get(_UNIT, 2)]
+            across, down = float(tags[_ACROSS]) * unit, float(tags.get(_DOWN, tags[_ACROSS])) * unit
+        else:
+            across, down = (float(number) for number in image.info["dpi"])
+    except Exception:  # of damaged EXIF data, whatever parsing it trips over: it says nothing about the pixels
         return None
     return (across, down) if 0 < across < 65_535.5 and 0 < down < 65_535.5 else None  # JPEG has 16 bits for it
 

@@ -7,10 +7,12 @@ import argparse
 import json
 import math
 from base64 import b64decode
+from contextlib import closing
 from http.client import HTTPConnection
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -21,10 +23,13 @@ LINE, TEXT = (208, 58, 40), (40, 40, 40)
 
 def ask(address: str, picture: bytes, query: str = "") -> dict[str, Any]:
     """The answer of `/canonicalize` for one picture."""
-    connection = HTTPConnection(address)
-    connection.request("POST", f"/canonicalize{query}", picture, {"Content-Type": "application/octet-stream"})
-    response = connection.getresponse()
-    answer: dict[str, Any] = json.loads(response.read())
+    try:
+        with closing(HTTPConnection(address)) as connection:
+            connection.request("POST", f"/canonicalize{query}", picture, {"Content-Type": "application/octet-stream"})
+            response = connection.getresponse()
+            answer: dict[str, Any] = json.loads(response.read())
+    except OSError as error:
+        raise SystemExit(f"{address} does not answer: {error}") from None
     if response.status != 200:
         raise SystemExit(f"{answer['title']}: {answer['detail']}")
     return answer
@@ -71,11 +76,20 @@ def figure(picture: Image.Image, answer: dict[str, Any]) -> Image.Image:
     return sheet
 
 
+def service_address(text: str) -> str:
+    parts = urlsplit(text if "//" in text else f"//{text}")
+    if parts.scheme not in ("", "http") or not parts.hostname or parts.path not in ("", "/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither host:port nor http://host:port")
+    return parts.netloc
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", type=Path)
     parser.add_argument("to", type=Path, help="the figure, PNG")
-    parser.add_argument("--address", default="127.0.0.1:8000", help="of the service")
+    parser.add_argument(
+        "--address", type=service_address, default="127.0.0.1:8000", help="of the service, as host:port or a URL"
+    )
     parser.add_argument("--query", default="", help="such as ?model=upright-text&expand=false")
     chosen = parser.parse_args()
     data = chosen.picture.read_bytes()

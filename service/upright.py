@@ -118,7 +118,8 @@ def make(original: Original, canvas: Canvas, options: UprightOptions, media_type
     drawn = time.perf_counter()
     if reason := _misfit(samples, PICTURE_TYPES[media_type]):
         if strict:
-            raise NotAcceptable(f"{media_type} cannot hold the upright picture: {reason}", offered=["image/png"])
+            offered = ["image/png", "application/json"]
+            raise NotAcceptable(f"{media_type} cannot hold the upright picture: {reason}", offered=offered)
         media_type = "image/png"
     data = _encode(samples, original, PICTURE_TYPES[media_type])
     return Upright(data, media_type, canvas, drawn - start, time.perf_counter() - drawn)

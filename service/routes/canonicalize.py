@@ -70,12 +70,15 @@ def _plan_all(
 
 
 def _make(
-    model: LoadedModel, job: _Job, options: UprightOptions, media_type: str, strict: bool
+    model: LoadedModel, job: _Job, options: UprightOptions, media_type: str, instead: str | None
 ) -> tuple[upright.Upright, dict[str, Any]]:
-    """The upright picture, and the answer with it as schemas.CanonicalizeAnswer; empty where the picture is it."""
+    """The upright picture, and the answer with it as schemas.CanonicalizeAnswer; empty where the picture is it.
+
+    instead: what answers where `media_type` is a picture's and cannot hold this one: image/png, JSON or None.
+    """
     wanted = upright.own_type(job.item.description["format"]) if media_type == _JSON else media_type
-    made = upright.make(job.original, job.canvas, options, wanted, strict)
-    if media_type != _JSON:
+    made = upright.make(job.original, job.canvas, options, wanted, strict=instead is None)
+    if media_type != _JSON and (made.media_type == media_type or instead != _JSON):
         return made, {}
     start = time.perf_counter()
     document = head(model, job.item) | {
@@ -112,11 +115,12 @@ def _check_mode(model: LoadedModel, mode: int) -> None:
         raise errors.InvalidParameter(f"mode is {mode}, counted from 0: {allowed}", parameter="mode")
 
 
-def _accepts_png(accept: bytes) -> bool:
+def _instead(accept: bytes) -> str | None:
+    """What holds every picture, of what is accepted."""
     try:
-        return bool(choose(accept, ("image/png",)))
+        return choose(accept, ("image/png", _JSON))
     except errors.NotAcceptable:
-        return False
+        return None
 
 
 def add(router: APIRouter, inference: Inference) -> None:
@@ -128,7 +132,7 @@ def add(router: APIRouter, inference: Inference) -> None:
         payload, encoded = await inference.receive(call, body)
         accept = call.headers.get(b"accept", b"")
         media_type = choose(accept, _offered(payload, encoded[0]))
-        strict = media_type != _JSON and not _accepts_png(accept)
+        instead = _instead(accept)
         kept = upright.kept_bytes(encoded)
         with inference.permit(encoded, body, size=kept):
             inputs = await inference.prepare(call, encoded, model, options, keep_original=True)
@@ -152,10 +156,10 @@ def add(router: APIRouter, inference: Inference) -> None:
                         continue
                     pixels = job.canvas.width * job.canvas.height
                     made, document = await inference.placed(
-                        call, pixels, len(jobs), _make, model, job, options.upright, media_type, strict
+                        call, pixels, len(jobs), _make, model, job, options.upright, media_type, instead
                     )
                     warping, encoding = warping + made.warp_seconds, encoding + made.encode_seconds
-                    if media_type != _JSON:  # of a single picture
+                    if not document:  # of a single picture
                         inference.record(call, "warp", warping)
                         inference.record(call, "encode", encoding)
                         return _picture(made, job.transform)

@@ -115,7 +115,11 @@ def test_a_grown_canvas_holds_the_whole_picture_and_not_a_pixel_more() -> None:
         assert np.allclose(canvas.matrix[:, :2], matrix[:, :2])
 
 
-@pytest.mark.parametrize(("degrees", "size"), [(0, (30, 20)), (90, (20, 30)), (180, (30, 20)), (-90, (20, 30))])
+@pytest.mark.parametrize(
+    ("degrees", "size"),
+    [(0, (30, 20)), (90, (20, 30)), (180, (30, 20)), (-90, (20, 30)), (1e-4, (30, 20)), (-0.3, (30, 20))]
+    + [(89.8, (20, 30)), (-179.9, (30, 20))],
+)
 def test_a_canvas_turned_by_quarters_keeps_pixels_on_pixels(degrees: float, size: tuple[int, int]) -> None:
     turn = geometry.about(geometry.rotation(degrees), (13.37, 4.2))
     canvas = geometry.grown(turn, 30, 20)
@@ -123,6 +127,13 @@ def test_a_canvas_turned_by_quarters_keeps_pixels_on_pixels(degrees: float, size
     assert np.array_equal(canvas.matrix, np.rint(canvas.matrix))
     back = geometry.apply(canvas.matrix, [(0, 0), (canvas.width - 1, canvas.height - 1)])
     assert {tuple(np.sort(pair)) for pair in back.T} == {(0, 29), (0, 19)}
+
+
+def test_a_canvas_grows_for_a_turn_that_can_be_seen() -> None:
+    for degrees, width, height in ((0.6, 30, 20), (0.01, 3000, 2000), (90.01, 3000, 2000)):
+        canvas = geometry.grown(geometry.about(geometry.rotation(degrees), (13.37, 4.2)), width, height)
+        assert canvas.width * canvas.height > width * height
+        assert np.array_equal(canvas.matrix[:, :2], geometry.rotation(degrees)[:, :2])
 
 
 @pytest.mark.parametrize(

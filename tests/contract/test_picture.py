@@ -231,6 +231,48 @@ def test_exif_orientation_is_applied_or_left(name: str, orientation: int) -> Non
         assert np.abs(grey.astype(int) - expected).mean() < 4
 
 
+def tags(**values: Any) -> Image.Exif:
+    exif = Image.Exif()
+    names = {"across": 0x011A, "down": 0x011B, "unit": 0x0128, "orientation": 0x0112, "maker": 0x010F}
+    for name, value in values.items():
+        exif[names[name]] = value
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "dpi"),
+    [
+        ("TIFF", {}, None),
+        ("TIFF", {"dpi": (200, 100)}, (200, 100)),
+        ("TIFF", {"tiffinfo": {282: 118.0, 283: 59.0, 296: 3}}, (299.72, 149.86)),
+        ("TIFF", {"tiffinfo": {282: 4.0, 283: 3.0, 296: 1}}, None),
+        ("TIFF", {"tiffinfo": {274: 6}, "dpi": (200, 100)}, (100, 200)),
+        ("JPEG", {}, None),
+        ("JPEG", {"dpi": (200, 100)}, (200, 100)),
+        ("JPEG", {"exif": tags(maker="x")}, None),
+        ("JPEG", {"exif": tags(across=0.0)}, None),
+        ("JPEG", {"exif": tags(across=150.0, down=75.0, unit=2)}, (150, 75)),
+        ("JPEG", {"exif": tags(across=150.0)}, (150, 150)),
+        *(("JPEG", {"exif": tags(orientation=turn), "dpi": (200, 100)}, (200, 100)) for turn in (1, 2, 3, 4)),
+        *(("JPEG", {"exif": tags(orientation=turn), "dpi": (200, 100)}, (100, 200)) for turn in (5, 6, 7, 8)),
+        ("PNG", {"exif": tags(orientation=6), "dpi": (200, 100)}, (100, 200)),
+        ("BMP", {"dpi": (200, 100)}, (200, 100)),
+    ],
+)
+def test_the_resolution_is_what_the_file_says_as_the_picture_is_seen(
+    name: str, options: dict[str, Any], dpi: tuple[float, float] | None
+) -> None:
+    original = read_header(encode(noise(8, 12, 3), name, **options)).decode(keep_original=True).original
+    assert original is not None and original.dpi == (dpi and pytest.approx(dpi, abs=0.02))
+
+
+@pytest.mark.parametrize("name", ["JPEG", "TIFF"])
+def test_a_picture_left_as_it_is_stored_keeps_its_resolution_so(name: str) -> None:
+    file = encode(noise(8, 12, 3), name, exif=tags(orientation=6), dpi=(200, 100))
+    original = read_header(file).decode(apply_exif=False, keep_original=True).original
+    assert original is not None and original.dpi == (200, 100)
+
+
 def test_orientation_in_a_text_of_a_png() -> None:
     """XMP, which is not compressed."""
     text = PngImagePlugin.PngInfo()

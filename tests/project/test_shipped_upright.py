@@ -92,6 +92,14 @@ def test_how_unsure_a_model_is_where_nothing_is_up(
         assert degrees[0] <= answer["uncertainty"]["rotation_degrees"] <= degrees[1]
 
 
+@pytest.mark.parametrize("model", ["mcevae-mnist-so2", "mcevae-mnist-se2"])
+def test_a_blank_page_does_not_grow_however_often_it_is_sent(client: httpx.Client, model: str) -> None:
+    page = np.full((200, 300), 255, np.uint8)
+    (answer,) = turned_digits.ask(client, "/canonicalize", model, [page])
+    upright = answer["upright"]
+    assert (upright["width"], upright["height"], upright["matrix"]) == (300, 200, [[1, 0, 0], [0, 1, 0]])
+
+
 def test_every_model_of_poses_is_asked() -> None:
     manifests = [json.loads(path.read_text()) for path in STORE.glob("*/*/manifest.json")]
     assert {manifest["name"] for manifest in manifests if "transform" in manifest["graphs"]} == set(UNSURE)

@@ -3,7 +3,9 @@
 import base64
 import gc
 import json
+import runpy
 import struct
+import sys
 import time
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +26,8 @@ from tests.server import running_server
 from tests.service.conftest import MAX_PIXELS
 from tests.service.tiny_pose import SIDE, pointer, write
 from tests.service.uprights import INK, PAPER, ask, difference, encode, refused, turned, upright_of
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "upright.py"
 
 # Which way it turns
 
@@ -322,3 +326,32 @@ def test_what_could_never_be_held_at_once_is_refused_for_good(tmp_path: Path) ->
         assert [list(result) for result in few.json()["results"]] == [
             ["model", "version", "input", "transform", "canonical", "upright"]
         ] * 2
+
+
+# The example that draws an answer
+
+
+@pytest.mark.parametrize("address", ["{netloc}", "http://{netloc}", "http://{netloc}/"])
+def test_the_example_draws_a_figure(
+    pose_client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    (tmp_path / "turned.png").write_bytes(encode(turned(20)))
+    given = address.format(netloc=pose_client.base_url.netloc.decode())
+    arguments = [str(tmp_path / "turned.png"), str(tmp_path / "figure.png"), "--address", given]
+    monkeypatch.setattr(sys, "argv", ["upright.py", *arguments])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert Image.open(BytesIO((tmp_path / "figure.png").read_bytes())).height > 450
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [("https://host", "neither host:port nor"), ("http://", "neither"), ("127.0.0.1:1", "127.0.0.1:1 does not answer")],
+)
+def test_the_example_says_what_is_wrong_with_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str, says: str
+) -> None:
+    (tmp_path / "turned.png").write_bytes(encode(turned(20)))
+    monkeypatch.setattr(sys, "argv", ["upright.py", str(tmp_path / "turned.png"), "figure.png", "--address", address])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert says in f"{caught.value}{capsys.readouterr().err}"

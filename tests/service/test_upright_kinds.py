@@ -231,6 +231,27 @@ def test_a_jpeg_cannot_be_transparent(pose_client: httpx.Client) -> None:
     assert Image.open(BytesIO(response.content)).mode == "RGB"
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("image/jpeg, application/json;q=0.1", "application/json"),
+        ("image/jpeg, application/*;q=0.5, image/png;q=0.1", "application/json"),
+        ("image/jpeg, */*;q=0.1", "image/png"),
+        ("image/jpeg, image/png;q=0.2, application/json;q=0.1", "image/png"),
+    ],
+)
+def test_what_a_jpeg_cannot_hold_is_answered_as_else_accepted(
+    pose_client: httpx.Client, accept: str, kind: str
+) -> None:
+    headers = {"accept": accept, "content-type": "image/png"}
+    response = pose_client.post("/canonicalize?fill=transparent", content=encode(turned(25)), headers=headers)
+    assert (response.status_code, response.headers["content-type"]) == (200, kind)
+    picture = upright_of(response.json()) if kind == "application/json" else Image.open(BytesIO(response.content))
+    assert (picture.format, picture.mode) == ("PNG", "RGBA")
+    opaque = pose_client.post("/canonicalize", content=encode(turned(25)), headers=headers)
+    assert opaque.headers["content-type"] == "image/jpeg"
+
+
 def test_several_pictures_are_json(pose_client: httpx.Client) -> None:
     files = [("images", encode(turned(5))), ("images", encode(turned(50)))]
     assert pose_client.post("/canonicalize", files=files, headers={"accept": "image/png"}).status_code == 406

@@ -56,6 +56,7 @@ def test_tiles_make_no_difference(monkeypatch: pytest.MonkeyPatch, shape: tuple[
     fill = warp.fill_of(samples, "auto")
     whole = warp.draw(samples, canvas, fill, method).astype(int)
     monkeypatch.setattr(warp, "_TILE", 17)
+    monkeypatch.setattr(warp, "_TILE_WITH_ALPHA", 17)
     difference = np.abs(warp.draw(samples, canvas, fill, method).astype(int) - whole)
     if method == "nearest":  # a place halfway between two pixels may go either way
         assert (difference > 0).mean() < 0.01
@@ -73,12 +74,49 @@ def test_a_picture_without_holes_is_drawn_as_any_other(
     samples[..., -1] = 255
     fill = warp.fill_of(samples, border)
     short = warp.draw(samples, turned(33, 50, 70), fill, "bilinear").astype(int)
-    monkeypatch.setattr(warp, "_method", lambda *_: warp._warp_transparent)
+    monkeypatch.setattr(warp, "_alphas", lambda *_: (0, 255))
     general = warp.draw(samples, turned(33, 50, 70), fill, "bilinear").astype(int)
     visible = general[..., -1] > 30
     assert np.abs(short - general)[..., -1].max() <= 8  # 1/32 of a pixel at the edge
     assert np.abs(short - general)[visible].max() <= 8
     assert visible.mean() < 0.8 or border != "transparent"
+
+
+@pytest.mark.parametrize("fill", [(0.0, 0.0, 0.0, 0.0), (9.0, 8.0, 7.0, 255.0)])
+@pytest.mark.parametrize("method", ["bicubic", "lanczos"])
+def test_only_edges_and_holes_are_weighted_by_opacity(
+    monkeypatch: pytest.MonkeyPatch, fill: tuple[float, ...], method: str
+) -> None:
+    samples, canvas = soft(400, 600, 4), turned(33, 600, 400)
+    samples[..., 3] = 255
+    samples[100:160, 80:140] = (200, 10, 10, 0)
+    samples[-90:, -90:, 3] = 120
+    weighted, slowly = warp._warp_transparent, []
+
+    def counted(*tile: Any) -> None:
+        slowly.append(tile[-1][..., 0].size)
+        weighted(*tile)
+
+    monkeypatch.setattr(warp, "_warp_transparent", counted)
+    monkeypatch.setattr(warp, "_TILE_WITH_ALPHA", 32)
+    drawn = warp.draw(samples, canvas, fill, method).astype(int)
+    assert 0 < sum(slowly) < 0.3 * canvas.width * canvas.height
+    colours = warp.draw(np.ascontiguousarray(samples[..., :3]), canvas, fill[:3], method).astype(int)
+    within = warp.draw(np.full((400, 600), 255, np.uint8), canvas, (0.0,), method) == 255
+    monkeypatch.setattr(warp, "_alphas", lambda *_: (0, 255))
+    general = warp.draw(samples, canvas, fill, method).astype(int)
+    assert np.abs(drawn - general)[general[..., 3] > 30].max() <= 1
+    assert (drawn[..., 3] == general[..., 3]).all()
+    inside = ndimage.binary_erosion(within & (general[..., 3] == 255), iterations=8)
+    assert inside.sum() > 200_000 and np.abs(drawn[..., :3] - colours)[inside].max() <= 2
+
+
+def test_what_cannot_be_seen_is_black_everywhere() -> None:
+    samples = np.full((60, 90, 4), 255, np.uint8)
+    samples[..., 3] = 0
+    samples[20:40, 20:70, 3] = 255
+    drawn = warp.draw(samples, turned(45, 90, 60), warp.fill_of(samples, "auto"), "bicubic")
+    assert (drawn[drawn[..., 3] == 0] == 0).all()
 
 
 def test_sides_longer_than_opencv_takes() -> None:
