@@ -1,6 +1,6 @@
 """Which way is up on crops of rendered text: a model of this project beside Tesseract and deskew, on the same pictures.
 
-    python -m benchmarks.text_orientation model_store/upright-text/2 --part validation --output text.json
+    python -m benchmarks.text_orientation model_store/upright-text/3 --part validation --output text.json
 
 Needs the fonts of docs/fonts.md, and Debian's tesseract-ocr and tesseract-ocr-osd and `pip install deskew==1.6.1`; with
 `--only model` neither of the two. Each is scored on what it can answer:
@@ -12,16 +12,21 @@ Needs the fonts of docs/fonts.md, and Debian's tesseract-ocr and tesseract-ocr-o
 The other two see a crop as it is, in grey, and once more helped: enlarged to a font of 48 pixels, dark on light. A crop
 that is refused counts as wrong.
 
-    python -m benchmarks.text_orientation model_store/upright-text/2 --crossed hebrew --output hebrew.json
+    python -m benchmarks.text_orientation model_store/upright-text/3 --crossed hebrew --output hebrew.json
 
 tells fonts from words: one script in every family of fonts, with the real words of each part and with made-up ones.
+
+    python -m benchmarks.text_orientation model_store/upright-text/3 --part test --letters 12 24 48 --output lines.json
+
+tells how long a line may be: single lines of Latin letters, and numbers of eight digits.
 """
 
 import argparse
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -36,7 +41,9 @@ from contract.geometry import compose, to_parts
 from contract.manifest import Manifest, verify
 from contract.preprocess import prepare
 from training.datasets.text import PARTS, Crop, Fonts, crops
+from training.datasets.text_crops import draw_look, draw_mask, load_font, take_picture
 from training.datasets.text_fonts import SCRIPTS, Part, Script, find_fonts
+from training.datasets.text_words import draw_text
 
 Angles = npt.NDArray[np.float64]
 
@@ -202,6 +209,39 @@ def crossed(model: Model, fonts: Mapping[Part, Fonts], script: Script, count: in
     return result
 
 
+def by_length(model: Model, part: Part, fonts: Fonts, lengths: Sequence[int], count: int, seed: int) -> Any:
+    """Scores at any angle of `count` single Latin lines of each length, in the part's words, and of as many numbers.
+
+    Returns:
+        "18 letters", and so on, or "numbers" -> scores at any angle
+    """
+    families = sorted(fonts["latin"])
+
+    def line(text: str, rng: np.random.Generator) -> Crop:
+        family = families[int(rng.integers(len(families)))]
+        files = fonts["latin"][family]
+        look = replace(draw_look(rng), lines=1)
+        font = load_font(files[int(rng.integers(len(files)))], look.size)
+        degrees = float(rng.uniform(-180, 180))
+        pixels = take_picture(draw_mask(text, "latin", font, look), look, degrees, rng)
+        return Crop(pixels, degrees, "latin", family, text, look)
+
+    def letters(length: int, rng: np.random.Generator) -> str:
+        text = ""
+        while len(text) < length:
+            text = f"{text} {draw_text('latin', part, rng)}".strip()
+        return text[:length].strip()
+
+    result: dict[str, Any] = {}
+    for length in (*lengths, 0):
+        sources = [np.random.default_rng((seed, length, index)) for index in range(count)]
+        drawn = [line(letters(length, rng) if length else str(rng.integers(10**7, 10**8)), rng) for rng in sources]
+        truth = np.array([crop.degrees for crop in drawn])
+        name = f"{length} letters" if length else "numbers"
+        result[name] = angle_scores(answers(map(model.angle, drawn)), truth, 360)
+    return result
+
+
 def versions() -> dict[str, str]:
     """Raises:
     SystemExit: Tesseract or the right deskew is not there.
@@ -244,13 +284,20 @@ def main() -> None:
     parser.add_argument("--fonts", type=Path, default=Path("/usr/share/fonts"))
     parser.add_argument("--only", choices=("model", "others"), help="the model alone, or Tesseract and deskew alone")
     parser.add_argument("--crossed", choices=SCRIPTS, help="this script alone: each family of fonts, each part's words")
-    parser.add_argument("--each", type=int, default=200, metavar="N", help="crops of a family and words of --crossed")
+    parser.add_argument(
+        "--letters", type=int, nargs="+", metavar="N", help="single lines of so many Latin letters alone"
+    )
+    parser.add_argument("--each", type=int, default=200, metavar="N", help="crops of a row of --crossed or --letters")
     parser.add_argument("--output", type=Path, help="JSON file of the figures")
     options = parser.parse_args()
-    if options.crossed:
+    if options.crossed or options.letters:
         one = Model(options.model)
-        families: dict[Part, Fonts] = {part: find_fonts(options.fonts, part, [options.crossed]) for part in PARTS}
-        found = crossed(one, families, options.crossed, options.each, options.seed)
+        if options.crossed:
+            families: dict[Part, Fonts] = {part: find_fonts(options.fonts, part, [options.crossed]) for part in PARTS}
+            found = crossed(one, families, options.crossed, options.each, options.seed)
+        else:
+            latin = find_fonts(options.fonts, options.part, ["latin"])
+            found = {"line": by_length(one, options.part, latin, options.letters, options.each, options.seed)}
         print(table(found))
         if options.output:
             options.output.write_text(json.dumps({"each": options.each, "figures": found}, indent=1) + "\n")

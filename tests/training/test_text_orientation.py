@@ -10,6 +10,7 @@ from PIL import Image
 from benchmarks.text_orientation import (
     angle_scores,
     answers,
+    by_length,
     crossed,
     deskew_angle,
     quarter_in,
@@ -70,6 +71,26 @@ def test_fonts_and_words_are_told_apart() -> None:
     found = crossed(Wrong(), fonts, "latin", 3, 0)["validation, Pillow"]  # type: ignore[arg-type]
     assert [found[words]["over_90_percent"] for words in ("train", "validation", "made up")] == [0, 0, 0]
     assert found["test"]["over_90_percent"] > 50
+
+
+def test_lines_have_the_length_that_is_asked_for() -> None:
+    seen: list[str] = []
+
+    class Short:
+        """Right of lines of up to a dozen letters, upside down of all others."""
+
+        def angle(self, crop: Crop) -> float:
+            seen.append(crop.text)
+            return crop.degrees + 180 * (len(crop.text) > 12)
+
+    found = by_length(Short(), "test", {"latin": {"Pillow": (None,)}}, [12, 30], 3, 0)  # type: ignore[arg-type]
+    assert {name: scores["over_90_percent"] for name, scores in found.items()} == {
+        "12 letters": 0,
+        "30 letters": 100,
+        "numbers": 0,
+    }
+    assert [len(text) for text in seen[3:6]] == pytest.approx([30] * 3, abs=1)
+    assert all(text.isdigit() and len(text) == 8 for text in seen[6:])
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
