@@ -136,8 +136,11 @@ def _with_transparency(samples: Kept) -> npt.NDArray[np.uint8]:
     if samples.ndim == 3 and samples.shape[2] in (2, 4):
         return samples.astype(np.uint8, copy=False)
     small = (samples >> 8).astype(np.uint8) if samples.dtype == np.uint16 else samples.astype(np.uint8, copy=False)
-    merged = cv2.merge([small, np.full(small.shape[:2], 255, np.uint8)])  # in a third of np.dstack's time
-    return np.asarray(merged, np.uint8)
+    colours = small.reshape(*small.shape[:2], -1)
+    whole = np.full((*small.shape[:2], colours.shape[2] + 1), 255, np.uint8)
+    for channel in range(colours.shape[2]):  # in half of the time that all take at once
+        whole[..., channel] = colours[..., channel]
+    return whole
 
 
 def _warp(source: npt.NDArray[Any], matrix: Matrix, border: Border, method: int, drawn: npt.NDArray[Any]) -> None:

@@ -317,7 +317,7 @@ def test_devices_that_change_the_batch_do_not_resume(
         with pytest.raises(KeyboardInterrupt):
             train(make_config("fit.batch=50"), folder)
     # In the place of more devices, for which there may be no room here.
-    monkeypatch.setattr(Plan, "_whole_batch", lambda _: 40)
+    monkeypatch.setattr(Plan, "_first_batch", lambda *_: 40)
     with pytest.raises(RunError, match=r"begun with a batch of 50 images.*make 40"):
         train(make_config("fit.batch=50"), folder, resume=True)
 
