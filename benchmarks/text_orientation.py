@@ -283,8 +283,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=100, help="not one that the model was trained or chosen with")
     parser.add_argument("--fonts", type=Path, default=Path("/usr/share/fonts"))
     parser.add_argument("--only", choices=("model", "others"), help="the model alone, or Tesseract and deskew alone")
-    parser.add_argument("--crossed", choices=SCRIPTS, help="this script alone: each family of fonts, each part's words")
-    parser.add_argument(
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument("--crossed", choices=SCRIPTS, help="this script alone: each family of fonts, each part's words")
+    alone.add_argument(
         "--letters", type=int, nargs="+", metavar="N", help="single lines of so many Latin letters alone"
     )
     parser.add_argument("--each", type=int, default=200, metavar="N", help="crops of a row of --crossed or --letters")

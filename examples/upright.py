@@ -78,7 +78,11 @@ def figure(picture: Image.Image, answer: dict[str, Any]) -> Image.Image:
 
 def service_address(text: str) -> str:
     parts = urlsplit(text if "//" in text else f"//{text}")
-    if parts.scheme not in ("", "http") or not parts.hostname or parts.path not in ("", "/"):
+    try:
+        port = parts.port  # read for its ValueError
+    except ValueError:
+        port = -1
+    if port == -1 or parts.scheme not in ("", "http") or not parts.hostname or parts.username or parts.path.strip("/"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither host:port nor http://host:port")
     return parts.netloc
 

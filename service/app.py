@@ -135,7 +135,7 @@ def create_app(
     async def refused(request: Request, error: Exception) -> Response:
         problem = _as_problem(request.scope["path"], error)
         if isinstance(problem, MethodNotAllowed):
-            request.scope[CALL].is_refused_at(request.scope["path"])
+            request.scope[CALL].name_endpoint(request.scope["path"])
         return _problem_response(problem, request, observed)
 
     async def failed(request: Request, error: Exception) -> Response:

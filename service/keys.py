@@ -171,7 +171,7 @@ class KeyGate:
                 call.key = self._keys.check(call.headers).name
             except Unauthorized:
                 call.unread = has_body(call.headers)  # not a byte of it is read
-                call.is_refused_at(scope["path"])
+                call.name_endpoint(scope["path"])
                 raise
         return self._app(scope, receive, send)
 

@@ -98,8 +98,8 @@ class Call:
         message = _at_hand(self._receive)
         return message is not None and message["type"] == "http.disconnect"
 
-    def is_refused_at(self, path: str) -> None:
-        """Before a route could say which endpoint this is: the inference that is asked for, if it is one."""
+    def name_endpoint(self, path: str) -> None:
+        """Set the metrics' label where no route does, of a request that is refused: the inference that it asks for."""
         self.endpoint = inference_of(path.encode()) or self.endpoint
 
     def server_timing(self) -> bytes:
@@ -273,7 +273,7 @@ class BodyLimits:
         declared = call.headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max_bytes:
             call.unread = True
-            call.is_refused_at(scope["path"])
+            call.name_endpoint(scope["path"])
             raise self._too_large()
         arrived = held = 0
         complete = False

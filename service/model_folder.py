@@ -1,5 +1,6 @@
 """The model folders on disk: which there are, whether one has changed, and one of them read and verified."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ def _no_versions(entries: Sequence[Path]) -> list[str]:
     written.
     """
     visible = [entry for entry in entries if not entry.name.startswith(".")]
-    strays = [entry.name for entry in visible if not is_version(entry.name) and entry.is_dir()]
+    # os.path's answer is no where Path's is an error: of a folder that may be listed and not entered.
+    strays = [entry.name for entry in visible if not is_version(entry.name) and os.path.isdir(entry)]
     if strays:
         return [f"{stray[:100]!r} is no version: {_RULE}" for stray in strays]
     if any(is_version(entry.name) for entry in visible) or (entries and not visible):

@@ -144,7 +144,8 @@ def _parse_json(content_type: bytes, body: bytes, max_images: int) -> Any:
     except orjson.JSONDecodeError as error:
         # RFC 8259 knows no charset, and what is declared as Latin-1 may be ASCII: it matters where it cannot be read.
         charset = parse_options_header(content_type)[1].get(b"charset", _CHARSETS[0])
-        if charset.lower() not in _CHARSETS:
+        unreadable = b"\0" in body or "not valid UTF-8" in error.msg  # UTF-16 of ASCII has zeros and is valid UTF-8
+        if unreadable and charset.lower() not in _CHARSETS:
             raise UnsupportedMediaType(
                 f"the JSON is declared as {charset.decode('latin-1')[:40]!r}; send it as UTF-8"
             ) from None

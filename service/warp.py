@@ -168,5 +168,7 @@ def _warp_transparent(
     around = tuple(weighted(np.array(border, np.float32)).tolist())
     _warp(weighted(source.astype(np.float32)), matrix, around, method, warped)
     opacity = warped[..., -1:]
-    np.divide(warped[..., :-1], opacity * np.float32(1 / 255), out=warped[..., :-1], where=opacity > 0.5)
+    visible = opacity > 0.5
+    np.divide(warped[..., :-1], opacity * np.float32(1 / 255), out=warped[..., :-1], where=visible)
+    warped[..., :-1] *= visible  # a kernel that overshoots gives colours to pixels that cannot be seen
     drawn[...] = np.rint(warped).clip(0, 255)

@@ -134,7 +134,8 @@ def _prepared_folder(
             )
             asked, batch = prepared.config.fit.batch, prepared.plan.batches[0]
             if batch < asked:
-                console.print(f"fit.batch: {batch} instead of {asked}, for the pictures a class that there are")
+                why = "as many as the training set has, or as divide among classes and devices"
+                console.print(f"fit.batch: {batch} instead of {asked}: {why}", highlight=False)
             if splits.skipped:
                 listing = folder / SKIPPED_FILE
                 checkpoint.write_atomically(listing, "\n".join((*splits.skipped, "")).encode())

@@ -259,6 +259,8 @@ def test_json_in_another_charset_than_utf_8(client: httpx.Client, path: str) -> 
             f"the JSON is declared as {charset!r}; send it as UTF-8"
         )
     assert "not UTF-8" in refused(post_json(client, "{}".encode("utf-16"), path), 400, "invalid-json")["detail"]
+    kind = {"content-type": "application/json; charset=latin-1"}
+    refused(client.post(path, content=b'{"images": [', headers=kind), 400, "invalid-json")
 
 
 def test_a_charset_that_changes_nothing(client: httpx.Client) -> None:

@@ -221,10 +221,10 @@ class GpuAlone(onnxruntime.SessionOptions):
         self.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
 
 
-def test_a_graph_that_leaves_the_gpu_would_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is a CPU alone here, so that every node leaves it."""
+def test_the_ban_on_the_cpu_reaches_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that is asked for by name contradicts it."""
     monkeypatch.setattr(onnxruntime, "SessionOptions", GpuAlone)
-    with pytest.raises(EngineError, match="fallback to the CPU EP"):
+    with pytest.raises(EngineError, match="Conflicting session configuration"):
         make(EngineOptions(threads=1, max_batch=1, inline_seconds=1.0))
 
 

@@ -1,14 +1,17 @@
 """A bad model folder never takes the service down: it is reported with its reason, and the others are served."""
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -360,6 +363,25 @@ def test_a_store_of_nothing_but_wrong_names_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "mine" / "v1").mkdir(parents=True)
     with pytest.raises(NoModelYet, match="has no model: .*; mine: 'v1' is no version: a version is"):
         find(tmp_path)
+
+
+def test_a_folder_that_may_be_listed_and_not_entered_keeps_no_other_from_being_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write(tmp_path)
+    closed = tmp_path / "closed" / "README"
+    closed.parent.mkdir()
+    closed.touch()
+    genuine = os.stat
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        if not isinstance(path, int) and Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return genuine(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)  # the rights themselves do not hold for root
+    found, refused = find(tmp_path)
+    assert found == {"tiny": [1]} and [refusal.model for refusal in refused] == ["closed"]
 
 
 def test_a_capability_of_no_model(tmp_path: Path, serve: Serve) -> None:

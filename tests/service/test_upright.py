@@ -345,7 +345,13 @@ def test_the_example_draws_a_figure(
 
 @pytest.mark.parametrize(
     ("address", "says"),
-    [("https://host", "neither host:port nor"), ("http://", "neither"), ("127.0.0.1:1", "127.0.0.1:1 does not answer")],
+    [
+        ("https://host", "neither host:port nor"),
+        ("http://", "neither"),
+        ("127.0.0.1:abc", "neither"),
+        ("me:it@host", "neither"),
+        ("127.0.0.1:1", "127.0.0.1:1 does not answer"),
+    ],
 )
 def test_the_example_says_what_is_wrong_with_an_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str, says: str

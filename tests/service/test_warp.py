@@ -111,12 +111,14 @@ def test_only_edges_and_holes_are_weighted_by_opacity(
     assert inside.sum() > 200_000 and np.abs(drawn[..., :3] - colours)[inside].max() <= 2
 
 
-def test_what_cannot_be_seen_is_black_everywhere() -> None:
-    samples = np.full((60, 90, 4), 255, np.uint8)
-    samples[..., 3] = 0
-    samples[20:40, 20:70, 3] = 255
-    drawn = warp.draw(samples, turned(45, 90, 60), warp.fill_of(samples, "auto"), "bicubic")
-    assert (drawn[drawn[..., 3] == 0] == 0).all()
+@pytest.mark.parametrize("method", sorted(warp._METHODS))
+def test_what_cannot_be_seen_is_black_everywhere(method: Any) -> None:
+    samples = np.random.default_rng(0).integers(0, 256, (60, 90, 4), np.uint8)
+    samples[..., 3] *= samples[..., 3] > 128
+    samples[:20] = 0
+    drawn = warp.draw(samples, turned(45, 90, 60), warp.fill_of(samples, "auto"), method)
+    hidden = drawn[..., 3] == 0
+    assert hidden.sum() > 1000 and (drawn[hidden] == 0).all()
 
 
 def test_sides_longer_than_opencv_takes() -> None:
