@@ -8,7 +8,7 @@ PNG with transparency, a hole in one corner.
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,35 +70,29 @@ def measured(folder: Path, repeats: int) -> list[dict[str, Any]]:
     _, engines = read_version(folder, [EngineOptions(threads=1, max_batch=1, inline_seconds=1.0)])
     (engine,) = engines["canonicalize"]
     limits, picture = PictureLimits(), photograph()
-    rows = []
-    for kind, before in (("JPEG", ""), ("PNG", "RGBA as PNG, ")):
+
+    def rows_of(kind: str, before: str) -> Iterator[dict[str, Any]]:
         data = encoded(picture, kind)
-
-        def read(data: bytes = data) -> images.ModelInput:
-            return images.to_input(images.accept(data, limits), manifest, Options(), keep_original=True)
-
-        decode, item = least(read, repeats)
-        infer, outputs = least(lambda item=item: engine.run([item.image[None]]), repeats)
+        decode, item = least(
+            lambda: images.to_input(images.accept(data, limits), manifest, Options(), keep_original=True), repeats
+        )
+        infer, outputs = least(lambda: engine.run([item.image[None]]), repeats)
         found = dict(zip(engine.output_names, outputs, strict=True))
         for name, options in (("grown", UprightOptions()), ("own size", UprightOptions(expand=False))):
 
-            def made(
-                item: images.ModelInput = item,
-                found: dict[str, Any] = found,
-                options: UprightOptions = options,
-                media_type: str = f"image/{kind.lower()}",
-            ) -> upright.Upright:
+            def made(options: UprightOptions = options) -> upright.Upright:
                 assert item.original is not None
                 canvas = upright.plan(item.original, item.frame, found["matrix"][0], options, limits.pixels)
-                return upright.make(item.original, canvas, options, media_type, strict=False)
+                return upright.make(item.original, canvas, options, f"image/{kind.lower()}", strict=False)
 
             both, drawn = least(made, repeats)
             share = drawn.warp_seconds / (drawn.warp_seconds + drawn.encode_seconds)
             times = {"decode": decode, "infer": infer, "warp": both * share, "encode": both * (1 - share)}
             size = [drawn.canvas.width, drawn.canvas.height]
             row = {"model": folder.parent.name, "canvas": before + name, "size": size, "megabytes": len(data) / 1e6}
-            rows.append(row | times)
-    return rows
+            yield row | times
+
+    return [*rows_of("JPEG", ""), *rows_of("PNG", "RGBA as PNG, ")]
 
 
 def main() -> None:

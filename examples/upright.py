@@ -77,13 +77,13 @@ def figure(picture: Image.Image, answer: dict[str, Any]) -> Image.Image:
 
 
 def service_address(text: str) -> str:
-    parts = urlsplit(text if "//" in text else f"//{text}")
     try:
-        port = parts.port  # read for its ValueError
+        parts = urlsplit(text if "//" in text else f"//{text}")
+        _ = parts.port  # of another port than a number this is the error
+        if parts.scheme not in ("", "http") or not parts.hostname or parts.username or parts.path.strip("/"):
+            raise ValueError
     except ValueError:
-        port = -1
-    if port == -1 or parts.scheme not in ("", "http") or not parts.hostname or parts.username or parts.path.strip("/"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither host:port nor http://host:port")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither host:port nor http://host:port") from None
     return parts.netloc
 
 
