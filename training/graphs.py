@@ -6,6 +6,7 @@ model --torch.onnx.export--> graph --read back--> opset, names, no random node, 
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import warnings
@@ -25,6 +26,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.fx import config as fx_config
 from torch.nn import functional as F
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from contract.manifest import GOLDEN_FILE, OPSET, Capability, GraphSpec, InputSpec, TensorSpec
 from training.errors import TrainingError
@@ -46,6 +48,8 @@ _BROADCASTING = {
 RANDOM_OPERATORS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
 )
+
+_registry = functools.cache(ONNXRegistry.from_torchlib)
 
 
 class ExportError(TrainingError):
@@ -137,7 +141,7 @@ def _to_onnx(graph: Graph, spec: InputSpec) -> onnx.ModelProto:
     # A batch of 1 would be taken for a constant.
     pictures = torch.rand(3 * len(graph.inputs), spec.channels, spec.height, spec.width)
     example = tuple(_inputs(graph, pictures, 3).values())
-    with _quiet_exporter(), torch.no_grad():
+    with _quiet_exporter(), _registry_kept(), torch.no_grad():
         program = torch.onnx.export(
             graph,
             example,
@@ -231,6 +235,19 @@ def _quiet_exporter() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         fx_config.do_not_emit_stack_traces = emit
+
+
+@contextmanager
+def _registry_kept() -> Iterator[None]:
+    """Let the exporter parse its own functions once a process, not for every graph: it has five hundred, which takes as
+    long as a small graph's export.
+    """
+    original = ONNXRegistry.__dict__["from_torchlib"]
+    ONNXRegistry.from_torchlib = staticmethod(_registry)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
 
 
 @contextmanager
