@@ -22,3 +22,18 @@ class AugmentConfig(ModelSection):
     colours: float = Field(0.0, ge=0, le=1, description="share of the images whose channels are shuffled and negated")
     erase: float = Field(0.0, ge=0, le=1, description="share of the images that lose a random square")
     unchanged: float = Field(0.0, ge=0, lt=1, description="share of the images that are left as they are")
+
+    def stronger(self) -> AugmentConfig:
+        """Every range twice as wide, as far as it may be; half of the images lose a square, none stays as it is."""
+        return AugmentConfig(
+            rotation_degrees=min(2 * self.rotation_degrees, 180),
+            shear_degrees=min(2 * self.shear_degrees, 45),
+            scale=min(2 * self.scale, 0.5),
+            shift=min(2 * self.shift, 0.5),
+            elastic=2 * self.elastic,
+            elastic_cells=self.elastic_cells,
+            contrast=min(2 * self.contrast, 0.9),
+            colours=self.colours,
+            erase=0.5,
+            unchanged=0,
+        )

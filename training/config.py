@@ -186,10 +186,12 @@ class Config(Section):
         return self
 
     def for_data(self, *, unlabelled: bool) -> Self:
-        """Unlabelled images make an EquiVAE one of few labels, with the defaults where nothing is said of them."""
+        """Unlabelled images make an EquiVAE one of few labels, also where nothing is said of them."""
         if not unlabelled or not isinstance(self.model, EquiVAEConfig) or self.model.few_labels is not None:
             return self
-        return self.model_copy(update={"model": self.model.model_copy(update={"few_labels": FewLabelsConfig()})})
+        few = FewLabelsConfig.of_recipe(self.model.augment)
+        recipe = f"{self.recipe}, consistency on unlabelled pictures" if few.consistency_weight else self.recipe
+        return self.model_copy(update={"recipe": recipe, "model": self.model.model_copy(update={"few_labels": few})})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, defaults included: what is stored beside the weights."""

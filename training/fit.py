@@ -126,7 +126,7 @@ def _prepared_folder(
     if fabric.is_global_zero:
         try:
             held.enter_context(open_folder(folder, prepared.config, resume=resume, restart=restart))
-            counts = ", ".join(f"{len(part):,} {name}" for name, part in splits.parts.items())
+            counts = ", ".join(f"{count:,} {name}" for name, count in splits.counts.items())
             console.print(
                 f"{splits.name}: {counts}; classes {len(splits.class_names)}; run {folder}",
                 highlight=False,

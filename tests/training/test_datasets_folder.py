@@ -197,14 +197,23 @@ def test_what_lies_beside_train_is_listed(tmp_path: Path, root: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
     root.rename(whole / "train")
-    for name in ("val/cat", "unlabelled"):
-        save(whole / name / "x.png", 222)
+    save(whole / "val" / "cat" / "x.png", 222)
     (whole / "stray.png").touch()
     splits = datasets.load(config(whole))
-    assert splits.skipped == tuple(
-        f"{name}: lies beside train, not in it" for name in ("stray.png", "unlabelled", "val")
-    )
-    assert splits.train.unlabelled is None
+    assert splits.skipped == tuple(f"{name}: lies beside train, not in it" for name in ("stray.png", "val"))
+
+
+@pytest.mark.parametrize("place", ["unlabelled", "train/unlabelled", "Unlabeled"])
+def test_pictures_that_nobody_sorted_lie_beside_the_classes_or_beside_train(
+    tmp_path: Path, root: Path, place: str
+) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    root.rename(whole / "train")
+    save(whole / place / "x.png", 222)
+    splits = datasets.load(config(whole))
+    assert splits.class_names == ("cat", "dog") and not splits.skipped
+    assert splits.train.unlabelled is not None and len(splits.train.unlabelled) == 1
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
@@ -229,7 +238,7 @@ def test_nothing_unlabelled_is_as_good_as_no_folder_for_it(root: Path) -> None:
     (root / "unlabelled" / "notes.txt").write_text("not a picture")
     splits = datasets.load(config(root))
     assert splits.train.unlabelled is None and splits.class_names == ("cat", "dog")
-    assert [line.split(":")[0] for line in splits.skipped] == ["unlabelled/notes.txt"]
+    assert [line.split(":")[0] for line in splits.skipped] == ["unlabelled/notes.txt", "unlabelled"]
 
 
 def test_a_test_folder_without_usable_pictures_is_no_test_set(tmp_path: Path, root: Path) -> None:

@@ -1,6 +1,7 @@
 """Few labels: the data that keeps only some, Eq. 6 against loops, and a model that learns from both kinds of images."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from torch.nn import functional as F
 
 from contract.manifest import InputSpec
 from training import datasets
-from training.config import DigitsData, FolderData
+from training.augment_config import AugmentConfig
+from training.config import Config, DigitsData, FolderData
 from training.datasets import LabelledImages
 from training.errors import DataError
 from training.latent import kl_per_dimension
-from training.models.equivae_config import EquiVAEConfig
+from training.models.equivae_config import EquiVAEConfig, FewLabelsConfig
 from training.models.equivae_few import SHARES_STEPS, FewLabelEquiVAE
 
 INPUT = InputSpec(channels=1, height=8, width=8)
@@ -240,6 +242,34 @@ def test_aligned_guesses_have_the_class_shares_of_the_prior() -> None:
     torch.testing.assert_close(model.shares, skewed.mean(0), atol=2e-3, rtol=0)
     torch.testing.assert_close(aligned.sum(1), torch.ones(200))
     assert float((aligned.mean(0) - even).abs().max()) < float(before) / 3
+
+
+def test_a_recipe_that_says_nothing_of_unlabelled_images_learns_by_consistency(
+    make_config: Callable[..., Config], data: LabelledImages
+) -> None:
+    """f_inv, by which the model answers, learns of them; q(y|x) never of Eq. 6."""
+    config = make_config("model.augment.shear_degrees=40", "model.distance_weight=5", "model.likelihood=gaussian")
+    assert config.for_data(unlabelled=False) == config
+    few = config.for_data(unlabelled=True)
+    assert few.recipe == "test, consistency on unlabelled pictures"
+    assert isinstance(few.model, EquiVAEConfig) and few.model.few_labels is not None
+    assert few.model.few_labels.strong == AugmentConfig(rotation_degrees=20, shear_degrees=45, shift=0.2, erase=0.5)
+    model = FewLabelEquiVAE(few.model, INPUT, 10)
+    model.few = model.few.model_copy(update={"threshold": 0.0})  # untrained, it is sure of nothing
+    model.prepare(data)
+    for term, reached in (("unlabelled", model.decoder), ("consistency", model.body)):
+        terms = model.loss(model.batch(data, torch.arange(40), seeded()), seeded(1), progress=1 - 1e-6)
+        model.zero_grad()
+        terms[term].backward()  # type: ignore[no-untyped-call]
+        assert any(value.grad is not None and value.grad.any() for value in reached.parameters())
+        if term == "unlabelled":
+            assert all(value.grad is None for value in model.classifier.parameters())
+
+
+def test_a_recipe_without_augmentation_is_the_papers(make_config: Callable[..., Config]) -> None:
+    few = make_config("model.augment=null").for_data(unlabelled=True)
+    assert isinstance(few.model, EquiVAEConfig) and few.model.few_labels == FewLabelsConfig()
+    assert few.recipe == "test"
 
 
 @pytest.mark.parametrize("values", [SMALL, OURS, CHEAP])

@@ -2,8 +2,8 @@
 
     pictures/<class>/**/*                       split into training and validation by a seed
     pictures/train/<class>/... and test/<class>/...    the same, with a test set of its own
-    pictures/unlabelled/**/*                    beside the classes (pictures/train/unlabelled where there is a train):
-                                                more pictures of them that nobody has sorted
+    pictures/unlabelled/**/*                    beside the classes or beside train: more pictures of the classes that
+                                                nobody has sorted; unlabeled, Unlabelled, ... are the same name
 
 A folder train that holds no folders, and has no test beside it, is a class of that name.
 
@@ -42,7 +42,7 @@ from training.errors import DataError
 # One image for validation and two for training: an image needs another of its class as its complement (EquiVAE, Eq. 2).
 FEWEST_KEPT = 2
 FEWEST_IMAGES = FEWEST_KEPT + 1
-UNLABELLED = "unlabelled"
+UNLABELLED = ("unlabelled", "unlabeled")
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 
 
@@ -80,7 +80,7 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
     test = None
     if divided:
         for path in _visible(root):
-            if path.name not in ("train", "test"):
+            if path.name not in ("train", "test") and not _is_unlabelled(path):
                 skipped.add(path, "lies beside train, not in it")
     if divided and (root / "test").is_dir():
         for path in _visible(root / "test"):
@@ -91,9 +91,12 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
     _require_enough(whole, skipped)
     train, validation = stratified_split(whole.labels, config.validation, config.split_seed, fewest_kept=FEWEST_KEPT)
     labelled = whole.subset(train)
-    if (base / UNLABELLED).is_dir():
-        files = [(path, 0) for path in _files(base / UNLABELLED, skipped)]
+    unsorted = [path for folder in dict.fromkeys((base, root)) for path in _visible(folder) if _is_unlabelled(path)]
+    if unsorted:
+        files = [(path, 0) for folder in unsorted for path in _files(folder, skipped)]
         more = _read(base, files, names, config, limits, skipped).images
+        if not len(more):
+            skipped.add(unsorted[0], "holds no usable picture: trained by the labelled ones alone")
         labelled = replace(labelled, unlabelled=more if len(more) else None)
     return Splits(
         name=root.resolve().name or "folder",
@@ -117,13 +120,17 @@ def _visible(folder: Path) -> list[Path]:
         raise DataError(f"folder: {folder} cannot be listed: {error.strerror}") from error
 
 
+def _is_unlabelled(path: Path) -> bool:
+    return path.name.lower() in UNLABELLED and path.is_dir()
+
+
 def _holds_folders(folder: Path) -> bool:
     return folder.is_dir() and any(path.is_dir() for path in _visible(folder))
 
 
 def _class_names(base: Path, skipped: _Skipped) -> tuple[str, ...]:
     entries = _visible(base)
-    names = tuple(path.name for path in entries if path.is_dir() and path.name != UNLABELLED)
+    names = tuple(path.name for path in entries if path.is_dir() and not _is_unlabelled(path))
     if len(names) < 2:
         found = f"one class ({names[0]})" if names else "no folder"
         raise DataError(f"folder: {base} holds {found}: expected one folder a class, two classes at least")

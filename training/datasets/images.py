@@ -133,6 +133,12 @@ class Splits:
         return {name: part for name, part in present.items() if part is not None}
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Images of each part, and those of the training set that have no label."""
+        counts = {name: len(part) for name, part in self.parts.items()}
+        return counts if self.train.unlabelled is None else counts | {"unlabelled": len(self.train.unlabelled)}
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         return self.train.class_names
 
@@ -143,10 +149,7 @@ class Splits:
 
     def summary(self) -> dict[str, Any]:
         """What the model folder says of its data: name, digest, images in each part, files that were left out."""
-        counts = {name: len(part) for name, part in self.parts.items()}
-        if self.train.unlabelled is not None:
-            counts["unlabelled"] = len(self.train.unlabelled)
-        return {"name": self.name, "digest": self.digest, "counts": counts, "skipped": len(self.skipped)}
+        return {"name": self.name, "digest": self.digest, "counts": self.counts, "skipped": len(self.skipped)}
 
     def on_canvas(self, side: int) -> "Splits":
         """The pictures in the middle of a canvas of 0, so that they can be turned and moved without a loss.

@@ -87,6 +87,25 @@ class FewLabelsConfig(ModelSection):
     align: bool = Field(default=False, description="hold the class shares of the guesses to the prior")
     strong: AugmentConfig | None = Field(default=None, description="of the copies that must agree")
 
+    @classmethod
+    def of_recipe(cls, augment: AugmentConfig | None) -> FewLabelsConfig:
+        """For a recipe that says nothing of unlabelled images: the paper's objective where it does not augment, or else
+        consistency. In Eq. 6 f_inv, by which the model answers, learns nothing of them, and of a Gaussian likelihood's
+        hundreds of nats q(y|x) learns whatever class decodes best.
+        """
+        if augment is None:
+            return cls()
+        return cls(
+            encoder=None,
+            dropout=0.1,
+            unlabelled_batch=100,
+            decoded=16,
+            labels_first=1,
+            consistency_weight=20,
+            threshold=0.9,
+            strong=augment.stronger(),
+        )
+
 
 class EquiVAEConfig(ModelSection):
     """The model and its objective; the defaults are the paper's for MNIST."""
