@@ -26,7 +26,8 @@ from training.flow import PoseFlow, WrappedNormal
 from training.graphs import export_graphs
 from training.lie import resample
 from training.models import symmetry_parts
-from training.models.registry import graphs, whole
+from training.models.base import Graph
+from training.models.registry import graphs
 from training.models.rotation import wrapped
 from training.models.symmetry import Symmetry
 from training.models.symmetry_config import PolarEncoderConfig, SymmetryConfig
@@ -362,7 +363,25 @@ def test_calibration_goes_on_where_every_picture_is_a_flip(flips: str, monkeypat
 
 def test_a_model_without_a_flow_has_every_graph_but_that_of_variants(run: LoadedRun) -> None:
     model = make(12, prior="gaussian").eval()
-    exported = export_graphs(graphs("symmetry", model), model.input, whole("symmetry", model))
-    assert set(exported.graphs) == {"embed", "transform", "canonicalize"}
+    assert set(graphs("symmetry", model)) == {"embed", "transform", "canonicalize"}
     with pytest.raises(RunError, match="prior gaussian, which draws no variants"):
         DrawVariant(dataclasses.replace(run, model=model))
+
+
+class Prior(Graph):
+    """log p(rotation|x^) of prototypes, at every bin."""
+
+    outputs = ("density",)
+
+    def __init__(self, model: Symmetry) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.model.log_prior(image)
+
+
+def test_one_gaussian_in_place_of_the_flow_exports() -> None:
+    model = make(12, prior="gaussian").eval()
+    exported = export_graphs({"embed": Prior(model)}, model.input)
+    assert exported.graphs["embed"].outputs[0].shape == ("N", 64)

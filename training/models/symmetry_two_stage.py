@@ -240,8 +240,8 @@ class SymmetryTwoStage(Model):
         scales = None
         if self.config.group == "AFF5":
             with exactly(pictures):
-                none = 0 * centre
-                upright = resample(pictures, self._resolved(rotation, centre, none).matrix)
+                turn = exponential("SO2", rotation[:, None])[:, :, :2]
+                upright = resample(pictures, torch.cat([turn, centre[:, :, None]], 2))
             scales = MOST_LOG_SCALE * torch.tanh(self.scale_head(self.scale_body(upright)).float())
         with exactly(pictures):
             return self._resolved(rotation, centre, scales)
