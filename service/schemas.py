@@ -108,7 +108,7 @@ class Parts(_Schema):
 
 
 class Mode(Parts):
-    weight: float = Field(ge=0, description="Share of the posterior; all add up to 1.")
+    weight: float = Field(gt=0, description="Share of the posterior; all add up to 1.")
     matrix: Matrix
 
 
@@ -135,7 +135,7 @@ class Transform(Parts):
         examples=[_THIRTY],
     )
     uncertainty: Uncertainty
-    modes: list[Mode] = Field(description="Best first; the first one is the answer.")
+    modes: list[Mode] = Field(description="As many as this picture has, best first; the first one is the answer.")
     frame: Matrix = Field(
         description="From the model's frame, normalised, to pixels of the picture as it is seen (0, 0 is the centre of "
         "the first one): frame times matrix takes the canonical frame to the picture.",

@@ -36,6 +36,7 @@ def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], r
             "modes": [
                 {"weight": weight, "matrix": mode, **_parts(mode)}
                 for weight, mode in zip(outputs["weights"][row], outputs["modes"][row], strict=True)
+                if weight  # graphs fill up with modes of none, which are the last
             ],
             "frame": item.frame,
         }
