@@ -116,8 +116,8 @@ class Uncertainty(_Schema):
     """Standard deviations over the whole posterior; only what the model's group has."""
 
     rotation_degrees: float = Field(
-        description="Root mean square deviation from `rotation_degrees`, the short way round; 103.9 where every angle "
-        "is as likely as any other.",
+        description="Root mean square deviation from the best mode's, the short way round; 103.9 where every angle is "
+        "as likely as any other.",
         examples=[2.5],
     )
     translation: Pair | None = Field(default=None, description="Fractions of the width of the model's frame.")

@@ -168,7 +168,7 @@ def add(router: APIRouter, inference: Inference) -> None:
                     if not document:  # of a single picture
                         inference.record(call, "warp", warping)
                         inference.record(call, "encode", encoding)
-                        return _picture(made, job.transform)
+                        return _picture(made, transform.of_mode(job.transform, options.upright.mode))
                     results.append(document)
                 inference.record(call, "warp", warping)
                 start = time.perf_counter()
@@ -187,8 +187,8 @@ def add(router: APIRouter, inference: Inference) -> None:
         summary="Bring pictures upright",
         response_model=CanonicalizeAnswer | Batch[CanonicalizeAnswer],
         response_description="One object for a single picture, or the upright picture alone by `Accept`, with the "
-        "transform as JSON in `X-Transform` and the matrix of its pixels in `X-Upright-Matrix`; `results` for JSON and "
-        "for form parts `images`.",
+        "transform that was undone as JSON in `X-Transform` and the matrix of its pixels in `X-Upright-Matrix`; "
+        "`results` for JSON and for form parts `images`.",
         responses={
             200: {"content": {kind: picture for kind in PICTURE_TYPES}},
             **problem_responses(*FRAMING_PROBLEMS, errors.NotAcceptable, errors.NoSuchMode),
@@ -201,10 +201,10 @@ def add(router: APIRouter, inference: Inference) -> None:
     )
 
 
-def _picture(made: upright.Upright, found: dict[str, Any]) -> Response:
+def _picture(made: upright.Upright, undone: dict[str, Any]) -> Response:
     headers = {
         "Vary": "Accept",
-        "X-Transform": to_json(found).decode(),
+        "X-Transform": to_json(undone).decode(),
         "X-Upright-Matrix": to_json(made.canvas.matrix).decode(),
     }
     return Response(made.data, media_type=made.media_type, headers=headers)

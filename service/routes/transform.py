@@ -44,6 +44,11 @@ def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], r
         raise InternalError(f"the model {model.name} gave no transform for this picture: {error}") from None
 
 
+def of_mode(found: Mapping[str, Any], mode: int) -> dict[str, Any]:
+    """`render`'s answer with the matrix and parts of one of its modes in the place of the best one's."""
+    return {**found, **{name: value for name, value in found["modes"][mode].items() if name != "weight"}}
+
+
 def _parts(matrix: npt.ArrayLike) -> dict[str, Any]:
     parts = geometry.to_parts(matrix)
     return {

@@ -240,6 +240,20 @@ def test_another_mode_is_undone_where_it_is_asked_for(client: httpx.Client) -> N
     assert refused(client, "?mode=best&model=drawer", "/canonicalize")[:2] == (422, "invalid-parameter")
 
 
+def test_the_header_of_a_picture_tells_the_transform_that_was_undone(client: httpx.Client) -> None:
+    file = encode(pointer(30))
+    for mode in (0, 1):
+        query = f"?mode={mode}&model=drawer"
+        answer = ask(client, file, query, "/canonicalize")
+        response = client.post(f"/canonicalize{query}", content=file, headers=PNG | {"accept": "image/png"})
+        told = json.loads(response.headers["x-transform"])
+        schemas.Transform.model_validate(told)
+        undone = told["modes"][mode]
+        assert told == answer["transform"] | {name: undone[name] for name in undone.keys() - {"weight"}}
+        parts = geometry.to_parts(json.loads(response.headers["x-upright-matrix"]))
+        assert abs(told["rotation_degrees"] - parts.rotation_degrees) < 0.1
+
+
 def test_a_mode_that_a_picture_does_not_have_is_not_undone(client: httpx.Client) -> None:
     """Of a ball with a thin tail the tiny model is sure: its second mode has no weight."""
     tailed = Image.new("L", (240, 240))
