@@ -189,6 +189,12 @@ class NoContent(Problem):
     slug, title, status = "no-content", "No content was found in the picture", 422
 
 
+class NoSuchMode(Problem):
+    """`?mode=` names one that the model can give, and did not give of this picture."""
+
+    slug, title, status = "no-such-mode", "The picture has no such mode", 422
+
+
 # Who asks
 
 

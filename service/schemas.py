@@ -108,7 +108,7 @@ class Parts(_Schema):
 
 
 class Mode(Parts):
-    weight: float = Field(ge=0, description="Share of the posterior; all add up to 1.")
+    weight: float = Field(gt=0, description="Share of the posterior; all add up to 1.")
     matrix: Matrix
 
 
@@ -116,8 +116,8 @@ class Uncertainty(_Schema):
     """Standard deviations over the whole posterior; only what the model's group has."""
 
     rotation_degrees: float = Field(
-        description="Root mean square deviation from `rotation_degrees`, the short way round; 103.9 where every angle "
-        "is as likely as any other.",
+        description="Root mean square deviation from the best mode's, the short way round; 103.9 where every angle is "
+        "as likely as any other.",
         examples=[2.5],
     )
     translation: Pair | None = Field(default=None, description="Fractions of the width of the model's frame.")
@@ -135,7 +135,7 @@ class Transform(Parts):
         examples=[_THIRTY],
     )
     uncertainty: Uncertainty
-    modes: list[Mode] = Field(description="Best first; the first one is the answer.")
+    modes: list[Mode] = Field(description="As many as this picture has, best first; the first one is the answer.")
     frame: Matrix = Field(
         description="From the model's frame, normalised, to pixels of the picture as it is seen (0, 0 is the centre of "
         "the first one): frame times matrix takes the canonical frame to the picture.",

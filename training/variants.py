@@ -28,11 +28,13 @@ class DrawVariant:
 
     It takes and gives a PIL image of any mode, of which the model sees what the service would show it, or a tensor
     [C,H,W] (uint8, or floats in [0,1]; C 1 or 3), of any size, as the transforms of torchvision do, so that it stands
-    among them in a `Compose`. What comes in from outside the picture has the median colour of its border. Loaders with
-    several processes give each its own `seed`.
+    among them in a `Compose`. What comes in from outside the picture has the median colour of its border.
 
     Args:
         run: a finished run, or its folder.
+        seed: of a generator of its own (at least 0), whose draws can be repeated in one process; several workers of a
+            loader have a copy each, draw the same, and begin anew with every epoch. None: torch's global generator,
+            which a loader seeds anew for every worker and epoch, as torchvision's transforms have it.
 
     Raises:
         RunError: the run is not finished, or its model draws no variants.
@@ -45,11 +47,8 @@ class DrawVariant:
         if isinstance(self.run.model, Symmetry) and not self.run.model.draws_variants:
             raise RunError(f"{self.run.folder} holds a model with the prior gaussian, which draws no variants")
         self.model = self.run.model
-        self.noise = torch.Generator()
-        if seed is None:
-            self.noise.seed()
-        else:
-            self.noise.manual_seed(seed)
+        # NumPy's: a torch.Generator does not arrive in a process that is spawned (torch 2.13).
+        self.source = None if seed is None else np.random.default_rng(seed)
 
     def __call__(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
         if isinstance(picture, Image.Image):
@@ -100,7 +99,10 @@ class DrawVariant:
         """From pixels of a variant to pixels of the picture uint8 [H,W] or [H,W,3]."""
         prepared = prepare(pixels, self.run.input, self.run.preprocessing)
         shape = 1, self.model.config.samples, DIMENSIONS[self.model.config.group]
-        noise = torch.randn(shape, generator=self.noise)
+        if self.source is None:
+            noise = torch.randn(shape)
+        else:
+            noise = torch.from_numpy(self.source.standard_normal(shape, np.float32))
         matrix = self.model.augment(torch.from_numpy(prepared.image)[None], noise)[0, 0].double().numpy()
         return geometry.compose(prepared.frame, matrix, geometry.inverse(prepared.frame))
 

@@ -60,6 +60,9 @@ def _plan_all(
             continue
         try:
             found = transform.render(model, item, outputs, row)
+            given = len(found["modes"])
+            if options.mode >= given:
+                raise errors.NoSuchMode(_too_high(options.mode, "this picture has", given), modes=given)
             assert item.original is not None  # it was asked for
             canvas = upright.plan(item.original, item.frame, outputs["modes"][row][options.mode], options, most_pixels)
             jobs.append(_Job(item, item.original, found, outputs["canonical"][row], canvas))
@@ -111,8 +114,11 @@ def _check_mode(model: LoadedModel, mode: int) -> None:
     graph = model.batchers["canonicalize"].engine.spec
     modes = next(spec.row_shape[0] for spec in graph.outputs if spec.name == "modes")
     if mode >= modes:
-        allowed = f"{model.name} gives {modes} modes" if modes > 1 else f"{model.name} gives one mode"
-        raise errors.InvalidParameter(f"mode is {mode}, counted from 0: {allowed}", parameter="mode")
+        raise errors.InvalidParameter(_too_high(mode, f"{model.name} gives", modes), parameter="mode")
+
+
+def _too_high(mode: int, has: str, modes: int) -> str:
+    return f"mode is {mode}, counted from 0: {has} {f'{modes} modes' if modes > 1 else 'one mode'}"
 
 
 def _instead(accept: bytes) -> str | None:
@@ -162,7 +168,7 @@ def add(router: APIRouter, inference: Inference) -> None:
                     if not document:  # of a single picture
                         inference.record(call, "warp", warping)
                         inference.record(call, "encode", encoding)
-                        return _picture(made, job.transform)
+                        return _picture(made, transform.of_mode(job.transform, options.upright.mode))
                     results.append(document)
                 inference.record(call, "warp", warping)
                 start = time.perf_counter()
@@ -181,11 +187,11 @@ def add(router: APIRouter, inference: Inference) -> None:
         summary="Bring pictures upright",
         response_model=CanonicalizeAnswer | Batch[CanonicalizeAnswer],
         response_description="One object for a single picture, or the upright picture alone by `Accept`, with the "
-        "transform as JSON in `X-Transform` and the matrix of its pixels in `X-Upright-Matrix`; `results` for JSON and "
-        "for form parts `images`.",
+        "transform that was undone as JSON in `X-Transform` and the matrix of its pixels in `X-Upright-Matrix`; "
+        "`results` for JSON and for form parts `images`.",
         responses={
             200: {"content": {kind: picture for kind in PICTURE_TYPES}},
-            **problem_responses(*FRAMING_PROBLEMS, errors.NotAcceptable),
+            **problem_responses(*FRAMING_PROBLEMS, errors.NotAcceptable, errors.NoSuchMode),
         },
         openapi_extra={
             "requestBody": pictures_body(),
@@ -195,10 +201,10 @@ def add(router: APIRouter, inference: Inference) -> None:
     )
 
 
-def _picture(made: upright.Upright, found: dict[str, Any]) -> Response:
+def _picture(made: upright.Upright, undone: dict[str, Any]) -> Response:
     headers = {
         "Vary": "Accept",
-        "X-Transform": to_json(found).decode(),
+        "X-Transform": to_json(undone).decode(),
         "X-Upright-Matrix": to_json(made.canvas.matrix).decode(),
     }
     return Response(made.data, media_type=made.media_type, headers=headers)

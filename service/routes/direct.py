@@ -202,7 +202,7 @@ def upright_parameters() -> list[dict[str, Any]]:
         ),
         _parameter(
             "mode",
-            "Which of the transform's `modes` is undone, counted from 0, the best.",
+            "Which of the transform's `modes` is undone, counted from 0, the best; not every picture has as many.",
             type="integer",
             minimum=0,
             default=0,

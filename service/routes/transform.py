@@ -36,11 +36,17 @@ def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], r
             "modes": [
                 {"weight": weight, "matrix": mode, **_parts(mode)}
                 for weight, mode in zip(outputs["weights"][row], outputs["modes"][row], strict=True)
+                if weight  # graphs fill up with modes of none, which are the last
             ],
             "frame": item.frame,
         }
     except GeometryError as error:
         raise InternalError(f"the model {model.name} gave no transform for this picture: {error}") from None
+
+
+def of_mode(found: Mapping[str, Any], mode: int) -> dict[str, Any]:
+    """`render`'s answer with the matrix and parts of one of its modes in the place of the best one's."""
+    return {**found, **{name: value for name, value in found["modes"][mode].items() if name != "weight"}}
 
 
 def _parts(matrix: npt.ArrayLike) -> dict[str, Any]:

@@ -130,6 +130,8 @@ def hold_to_rest(
             got, tolerance = result.as_numpy(name)[row], 1e-4
             if name in ("image", "canonical"):  # REST's picture has 8 bits
                 got, tolerance = np.clip(got, 0, 1), 0.51 / 255
+            if name in ("modes", "weights"):  # REST leaves out those of no weight, which are the last
+                got = got[: len(value)]
             np.testing.assert_allclose(got, value, rtol=0, atol=tolerance, err_msg=name)
 
 

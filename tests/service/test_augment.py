@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from contract import geometry
 from service import schemas, upright
@@ -238,3 +238,36 @@ def test_another_mode_is_undone_where_it_is_asked_for(client: httpx.Client) -> N
     status, slug, problem = refused(client, "?mode=2&model=drawer", "/canonicalize")
     assert (status, slug) == (422, "invalid-parameter") and "gives 2 modes" in problem["detail"]
     assert refused(client, "?mode=best&model=drawer", "/canonicalize")[:2] == (422, "invalid-parameter")
+
+
+def test_the_header_of_a_picture_tells_the_transform_that_was_undone(client: httpx.Client) -> None:
+    file = encode(pointer(30))
+    for mode in (0, 1):
+        query = f"?mode={mode}&model=drawer"
+        answer = ask(client, file, query, "/canonicalize")
+        response = client.post(f"/canonicalize{query}", content=file, headers=PNG | {"accept": "image/png"})
+        told = json.loads(response.headers["x-transform"])
+        schemas.Transform.model_validate(told)
+        undone = told["modes"][mode]
+        assert told == answer["transform"] | {name: undone[name] for name in undone.keys() - {"weight"}}
+        parts = geometry.to_parts(json.loads(response.headers["x-upright-matrix"]))
+        assert abs(told["rotation_degrees"] - parts.rotation_degrees) < 0.1
+
+
+def test_a_mode_that_a_picture_does_not_have_is_not_undone(client: httpx.Client) -> None:
+    """Of a ball with a thin tail the tiny model is sure: its second mode has no weight."""
+    tailed = Image.new("L", (240, 240))
+    ImageDraw.Draw(tailed).ellipse((90, 140, 150, 200), fill=255)
+    ImageDraw.Draw(tailed).rectangle((117, 40, 123, 140), fill=255)
+    file, other = encode(tailed), encode(pointer(30))
+    assert [mode["weight"] for mode in ask(client, file, "?model=drawer", "/transform")["modes"]] == [1]
+    assert len(ask(client, other, "?model=drawer", "/transform")["modes"]) == 2
+    status, slug, problem = refused(client, "?mode=1&model=drawer", "/canonicalize", file)
+    assert (status, slug, problem["modes"]) == (422, "no-such-mode", 1)
+    assert problem["detail"] == "mode is 1, counted from 0: this picture has one mode"
+    body = {"images": [{"data": base64.b64encode(data).decode()} for data in (file, other)]}
+    response = client.post("/canonicalize?mode=1&model=drawer", json=body)
+    schemas.Batch[schemas.CanonicalizeAnswer].model_validate_json(response.content)
+    bad, good = response.json()["results"]
+    assert bad["problem"]["type"].endswith(":no-such-mode")
+    assert good["upright"] == ask(client, other, "?mode=1&model=drawer", "/canonicalize")["upright"]

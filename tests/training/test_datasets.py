@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import math
 import re
 import struct
 import threading
@@ -359,7 +360,13 @@ def test_svhn_reads_the_published_files(svhn_folder: Path, monkeypatch: pytest.M
         ({"X": np.zeros((32, 32, 3, 4), np.uint8)}, "arrays X and y"),
         ({"X": np.zeros((32, 32, 3, 4), np.uint8), "y": np.ones((5, 1), np.uint8)}, "expected uint8"),
         ({"X": np.zeros((32, 32, 3, 4)), "y": np.ones((4, 1), np.uint8)}, "expected uint8"),
-        ({"X": np.zeros((32, 32, 3, 4), np.uint8), "y": np.zeros((4, 1), np.uint8)}, "from 0 to 0"),
+        *(
+            (
+                {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.array([[1, label]])},
+                f"the label {label}, expected whole",
+            )
+            for label in (0, 11, 1.7, math.nan, math.inf)
+        ),
         ({"X": np.zeros((32, 32, 3, 4), np.uint8), "y": np.ones((4, 1), np.uint8)}, "3,257 alone"),
         *(
             ({"X": np.zeros((32, 32, 3, 4), np.uint8), "y": y}, "no array of numbers")
@@ -378,6 +385,12 @@ def test_broken_or_absent_svhn_files_are_named(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "train_32x32.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(50))
     (tmp_path / "test_32x32.mat").touch()
     with pytest.raises(DataError, match=r"train_32x32.mat cannot be read"):
+        datasets.load(SvhnData(source="svhn", path=tmp_path))
+    savemat(tmp_path / "train_32x32.mat", {"X": np.zeros((32, 32, 3, 4), np.uint8), "y": np.ones((4, 1), np.uint8)})
+    damaged = bytearray((tmp_path / "train_32x32.mat").read_bytes())
+    damaged[184] = 0  # no type of numbers: scipy reads of a null pointer
+    (tmp_path / "train_32x32.mat").write_bytes(damaged)
+    with pytest.raises(DataError, match=r"train_32x32.mat is damaged"):
         datasets.load(SvhnData(source="svhn", path=tmp_path))
     with pytest.raises(DataError, match=r"has no train_32x32.mat.*EQUIPOISE_TRAINING_DATA"):
         datasets.load(SvhnData(source="svhn", path=tmp_path / "none"))

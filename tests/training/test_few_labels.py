@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -298,9 +299,11 @@ def test_batches_follow_their_generator(data: LabelledImages) -> None:
     assert not torch.equal(one["unlabelled"], other["unlabelled"])
 
 
-def test_without_unlabelled_images_it_says_what_to_set() -> None:
-    data = datasets.load(DigitsData(source="digits")).train
-    with pytest.raises(ValueError, match="set data.labels, or add a folder unlabelled"):
+@pytest.mark.parametrize("count", [None, 0, 1])
+def test_without_two_unlabelled_images_it_says_what_to_set(data: LabelledImages, count: int | None) -> None:
+    assert data.unlabelled is not None
+    data = replace(data, unlabelled=None if count is None else data.unlabelled[:count])
+    with pytest.raises(ValueError, match=f"not {count or 0}: set data.labels, or put them into a folder unlabelled"):
         model_of(SMALL).prepare(data)
 
 

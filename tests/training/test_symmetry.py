@@ -15,6 +15,7 @@ import torch
 import yaml
 from PIL import Image
 from rich.console import Console
+from torch.utils.data import DataLoader
 
 from contract.manifest import InputSpec, verify
 from training.config import load_config
@@ -289,6 +290,22 @@ def test_a_variant_drops_into_a_pipeline(run: LoadedRun, digits: torch.Tensor) -
     assert float((as_floats * 255 - as_tensor).abs().mean()) < 2
     draw = DrawVariant(run, seed=5)
     assert not torch.equal(draw(digits[3]), draw(digits[3]))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:This process .* is multi-threaded")
+def test_workers_and_epochs_of_a_loader_draw_other_variants(run: LoadedRun, digits: torch.Tensor) -> None:
+    loader = DataLoader(
+        [digits[3]] * 4, batch_size=None, num_workers=2, collate_fn=DrawVariant(run), multiprocessing_context="fork"
+    )
+    drawn = [variant.numpy().tobytes() for _ in range(2) for variant in loader]
+    assert len(drawn) == len(set(drawn)) == 8
+
+
+def test_a_variant_is_drawn_in_a_process_that_was_spawned(run: LoadedRun, digits: torch.Tensor) -> None:
+    draw = DrawVariant(run, seed=5)
+    loader = DataLoader([digits[3]], batch_size=None, num_workers=1, collate_fn=draw, multiprocessing_context="spawn")
+    (drawn,) = loader
+    assert torch.equal(drawn, draw(digits[3]))
 
 
 def test_a_variant_of_a_large_picture_keeps_its_size_and_mode(run: LoadedRun, digits: torch.Tensor) -> None:

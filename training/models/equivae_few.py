@@ -96,10 +96,14 @@ class FewLabelEquiVAE(EquiVAE):
         """As the base class; the pixels' mean and deviation are taken of the unlabelled images, the greater part.
 
         Raises:
-            ValueError: there is no unlabelled image, or a class has fewer than two.
+            ValueError: there are fewer than two unlabelled images, or a class has fewer than two.
         """
-        if train.unlabelled is None or not len(train.unlabelled):
-            raise ValueError("model.few_labels needs unlabelled images: set data.labels, or add a folder unlabelled")
+        count = 0 if train.unlabelled is None else len(train.unlabelled)
+        if train.unlabelled is None or count < 2:  # one alone has no deviation
+            raise ValueError(
+                f"model.few_labels needs two unlabelled images at least, not {count}: set data.labels, or put them "
+                "into a folder unlabelled"
+            )
         super().prepare(train)
         self._standardise_by(train.unlabelled)
 
