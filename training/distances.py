@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
+    "ENOUGH",
     "batch_means",
     "class_quantiles",
     "fit_temperature",

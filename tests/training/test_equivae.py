@@ -1,6 +1,8 @@
 """EquiVAE against naive re-implementations of its equations, and what its parts promise the loop and the service."""
 
+import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from contract.manifest import InputSpec
-from training.augment import outliers
+from training.augment import augment, outliers
 from training.complements import draw_complements, in_batch_weights
 from training.datasets import LabelledImages
 from training.distances import (
@@ -310,7 +312,7 @@ def test_prepare_names_the_class_without_a_complement(data: LabelledImages) -> N
 def ours(data: LabelledImages) -> EquiVAE:
     torch.manual_seed(0)
     model = fitted(OURS, data, 150)
-    model.calibrate(data, data)
+    model.calibrate(data, data.subset(torch.arange(60).repeat(4)))
     return model
 
 
@@ -329,6 +331,27 @@ def test_ours_learns_and_what_it_serves_is_calibrated(ours: EquiVAE, data: Label
     own = torch.log(nearest)
     own = own - torch.stack([own[label == k].median() for k in range(CLASSES)])[label]
     torch.testing.assert_close(novelty, torch.argsort(torch.argsort(own)) / 59, atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("unlabelled", [False, True])
+def test_a_small_validation_set_does_not_make_every_other_picture_novel(
+    ours: EquiVAE, data: LabelledImages, unlabelled: bool
+) -> None:
+    model, few = copy.deepcopy(ours), data.subset(torch.arange(6))
+    assert model.config.augment is not None
+    stronger = model.config.augment.stronger()
+    others, unsorted = (augment(data.images.float() / 255, stronger, seeded(seed)) for seed in (8, 9))
+
+    def novel(images: torch.Tensor) -> float:
+        return float((model.classify(images)[3] > 0.99).float().mean())
+
+    nearest, label = squared_distances(model.embed(few), model.prototypes).min(1)
+    model.distance_knots.copy_(class_quantiles(torch.log(nearest), label, CLASSES, 101))
+    by_six_alone = novel(others)
+    train = replace(data, unlabelled=(255 * unsorted).round().byte().repeat(4, 1, 1, 1)) if unlabelled else data
+    model.calibrate(train, few)
+    assert novel(others) < 0.05 < 0.3 < by_six_alone
+    assert novel(torch.rand((50, 1, SIDE, SIDE), generator=seeded(7))) > 0.6
 
 
 def test_made_up_outliers_are_pushed_beyond_the_distance_that_rejects(ours: EquiVAE, data: LabelledImages) -> None:

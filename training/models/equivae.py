@@ -44,6 +44,7 @@ that uses either is named so: EquiVAE + distance, class-mean and swap terms.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,6 +55,7 @@ from contract.manifest import InputSpec
 from training.augment import augment, outliers
 from training.complements import draw_complements, in_batch_weights
 from training.distances import (
+    ENOUGH,
     batch_means,
     class_quantiles,
     fit_temperature,
@@ -74,6 +76,7 @@ __all__ = ["EquiVAE"]
 
 CHUNK = 500  # images a forward pass where no gradient is kept
 KNOTS = 101  # quantiles of the validation distances kept for each class: whole per cents, 99 among them
+COPIES = 1000  # of training images, at least, where there are too few others to tell what is novel
 SWAP_RISE = 0.1  # share of the training over which the swap term's weight rises: f_inv must judge well first
 
 
@@ -332,7 +335,12 @@ class EquiVAE(Model):
     @torch.no_grad()
     def embed(self, data: LabelledImages) -> Tensor:
         """f_inv of every image [N,D], in the mode that the model is in."""
-        return torch.cat([self.invariant(images).float() for images, _ in data.chunks(CHUNK, self.prototypes.device)])
+        return self._embed(data.images)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """uint8 [N,C,H,W] -> [N,D]"""
+        device = self.prototypes.device
+        return torch.cat([self.invariant(part.to(device).float() / 255).float() for part in torch.split(images, CHUNK)])
 
     def class_means(self, data: LabelledImages) -> Tensor:
         """r_y [K,D], the mean of f_inv over each class's images.
@@ -347,16 +355,33 @@ class EquiVAE(Model):
             raise ValueError("a class has no image among those that the class means are taken of")
         return members.T @ embeddings / counts[:, None]
 
+    def _of_known_classes(self, train: LabelledImages, validation: LabelledImages) -> Tensor:
+        """Pictures that are not novel, more than a small validation set has: uint8 [M,C,H,W]
+
+        Those without a label, or else copies of the training set, changed more strongly than in training: the model
+        has fitted its class means to it as it is.
+        """
+        images = [validation.images]
+        if train.unlabelled is not None:
+            images.append(train.unlabelled)
+        if sum(map(len, images)) < ENOUGH and self.config.augment is not None:
+            copies = train.images.repeat(math.ceil(COPIES / len(train)), 1, 1, 1).float() / 255
+            changed = augment(copies, self.config.augment.stronger(), torch.Generator().manual_seed(0))
+            images.append((255 * changed).round().byte())
+        return torch.cat(images)
+
     @torch.no_grad()
     def calibrate(self, train: LabelledImages, validation: LabelledImages) -> None:
         """Fix what `classify` holds: prototypes of the training set, temperature and quantiles of the validation set.
 
-        The temperature is the one of least negative log-likelihood on the validation set.
+        The temperature is the one of least negative log-likelihood on the validation set. Quantiles need no labels: of
+        a small validation set they are taken of others too, see `_of_known_classes`.
         """
         self.eval()
         self.prototypes.copy_(self.class_means(train))
         distances = squared_distances(self.embed(validation), self.prototypes).cpu()
-        labels = validation.labels
-        self.temperature.fill_(fit_temperature(distances, labels))
+        self.temperature.fill_(fit_temperature(distances, validation.labels))
+        if len(validation) < ENOUGH:
+            distances = squared_distances(self._embed(self._of_known_classes(train, validation)), self.prototypes).cpu()
         nearest, predicted = distances.min(1)
         self.distance_knots.copy_(class_quantiles(torch.log(nearest), predicted, self.num_classes, KNOTS))
