@@ -1,7 +1,6 @@
 """Every group by the same properties: identity, inverse, composition, the series, gradients, pictures."""
 
 import math
-import warnings
 
 import numpy as np
 import onnx
@@ -11,13 +10,15 @@ import torch
 from PIL import Image
 from scipy import linalg, ndimage
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from contract import geometry
 from contract.geometry import COEFFICIENTS, Group
-from contract.manifest import OPSET
+from contract.manifest import InputSpec
+from training.graphs import export_graphs
 from training.lie import DIMENSIONS, compose, exponential, generators, grid, inverse, resample
+from training.models.base import Graph
 
 GROUPS = list(DIMENSIONS)
 LIMITS = {
@@ -259,41 +260,29 @@ def test_a_positive_shift_moves_what_is_seen_right_or_down(group: Group, axis: i
 # --- export ---------------------------------------------------------------------------------------------------------
 
 
-class Turns(nn.Module):
-    """Pictures under a transform of every group."""
+class Turns(Graph):
+    """A picture under a transform of every group, whose coefficients stand in its first pixels, a row each."""
 
-    def forward(self, images: Tensor, *coefficients: Tensor) -> tuple[Tensor, ...]:
-        return tuple(
-            resample(images, exponential(group, each)) for group, each in zip(GROUPS, coefficients, strict=True)
-        )
+    outputs = tuple(f"{group}_turned" for group in GROUPS)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        rows = (image[:, 0, row, : DIMENSIONS[group]] for row, group in enumerate(GROUPS))
+        return tuple(resample(image, exponential(group, each)) for group, each in zip(GROUPS, rows, strict=True))
 
 
 @pytest.fixture(scope="module")
-def exported() -> onnx.ModelProto:
-    example = (torch.rand(3, 1, 12, 12), *(drawn(group, 3, dtype=torch.float32) for group in GROUPS))
-    batch = {0: torch.export.Dim("N")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            Turns(),
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["images", *GROUPS],
-            output_names=[f"{group}_turned" for group in GROUPS],
-            dynamic_shapes=(batch, (batch,) * len(GROUPS)),
-            verbose=False,
-        )
-    assert program is not None
-    return program.model_proto
+def exported() -> bytes:
+    return export_graphs({"transform": Turns()}, InputSpec(channels=1, height=12, width=12)).contents["transform.onnx"]
 
 
-def test_exports_without_a_subgraph_of_shapes_and_runs_at_any_batch(group: Group, exported: onnx.ModelProto) -> None:
-    assert {node.op_type for node in exported.graph.node}.isdisjoint({"Shape", "AffineGrid", "Loop", "Sinh", "Cosh"})
-    session = onnxruntime.InferenceSession(exported.SerializeToString(), providers=["CPUExecutionProvider"])
+def test_exports_without_a_subgraph_of_shapes_and_runs_at_any_batch(group: Group, exported: bytes) -> None:
+    operators = {node.op_type for node in onnx.load_from_string(exported).graph.node}
+    assert operators.isdisjoint({"Shape", "AffineGrid", "Loop", "Sinh", "Cosh"})
+    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    row = GROUPS.index(group)
     for count in (1, 7):
         images = torch.rand(count, 1, 12, 12)
-        coefficients = {name: near_singular(name)[-count:].float() for name in GROUPS}
-        inputs = {"images": images.numpy(), **{name: value.numpy() for name, value in coefficients.items()}}
-        (got,) = session.run([f"{group}_turned"], inputs)
-        np.testing.assert_allclose(got, resample(images, exponential(group, coefficients[group])).numpy(), atol=1e-5)
+        coefficients = near_singular(group)[-count:].float()
+        images[:, 0, row, : DIMENSIONS[group]] = coefficients
+        (got,) = session.run([f"{group}_turned"], {"image": images.numpy()})
+        np.testing.assert_allclose(got, resample(images, exponential(group, coefficients)).numpy(), atol=1e-5)
