@@ -104,7 +104,7 @@ def _run_seed(
     return {
         "config": digest,
         "name": config.name,
-        "recipe": config.recipe,
+        "recipe": run.config.recipe,
         "seed": config.fit.seed,
         "data": run.data["digest"],
         "step": outcome.step,
