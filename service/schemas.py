@@ -67,7 +67,11 @@ class EmbedAnswer(_ImageAnswer):
 
 
 class Novelty(_Schema):
-    score: float = Field(ge=0, le=1, description="Share of validation pictures of that class that lie nearer to it.")
+    score: float = Field(
+        ge=0,
+        le=1,
+        description="Share of good pictures of that class, in general validation ones, that lie nearer to it.",
+    )
     is_novel: bool = Field(description="score > 0.99")
 
 
@@ -135,7 +139,7 @@ class Transform(Parts):
         examples=[_THIRTY],
     )
     uncertainty: Uncertainty
-    modes: list[Mode] = Field(description="As many as this picture has, best first; the first one is the answer.")
+    modes: list[Mode] = Field(description="As many as this picture has, best first.")
     frame: Matrix = Field(
         description="From the model's frame, normalised, to pixels of the picture as it is seen (0, 0 is the centre of "
         "the first one): frame times matrix takes the canonical frame to the picture.",

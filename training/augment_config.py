@@ -24,16 +24,8 @@ class AugmentConfig(ModelSection):
     unchanged: float = Field(0.0, ge=0, lt=1, description="share of the images that are left as they are")
 
     def stronger(self) -> AugmentConfig:
-        """Every range twice as wide, as far as it may be; half of the images lose a square, none stays as it is."""
-        return AugmentConfig(
-            rotation_degrees=min(2 * self.rotation_degrees, 180),
-            shear_degrees=min(2 * self.shear_degrees, 45),
-            scale=min(2 * self.scale, 0.5),
-            shift=min(2 * self.shift, 0.5),
-            elastic=2 * self.elastic,
-            elastic_cells=self.elastic_cells,
-            contrast=min(2 * self.contrast, 0.9),
-            colours=self.colours,
-            erase=0.5,
-            unchanged=0,
-        )
+        """Every range twice as wide, up to a limit; half of the images at least lose a square, none stays as it is."""
+        limits = {"rotation_degrees": 180.0, "shear_degrees": 45.0, "scale": 0.5, "shift": 0.5, "contrast": 0.9}
+        wider = {name: max(getattr(self, name), min(2 * getattr(self, name), most)) for name, most in limits.items()}
+        rest = {"elastic": 2 * self.elastic, "erase": max(self.erase, 0.5), "unchanged": 0.0}
+        return self.model_copy(update=wider | rest)

@@ -186,12 +186,18 @@ class Config(Section):
         return self
 
     def for_data(self, *, unlabelled: bool) -> Self:
-        """Unlabelled images make an EquiVAE one of few labels, also where nothing is said of them."""
-        if not unlabelled or not isinstance(self.model, EquiVAEConfig) or self.model.few_labels is not None:
+        """Unlabelled images make an EquiVAE one of few labels, also where nothing is said of them: by consistency where
+        the recipe has what that needs, augmentation and distances that are trained, or else as the paper has it.
+        """
+        model = self.model
+        if not unlabelled or not isinstance(model, EquiVAEConfig) or model.few_labels is not None:
             return self
-        few = FewLabelsConfig.of_recipe(self.model.augment)
-        recipe = f"{self.recipe}, consistency on unlabelled pictures" if few.consistency_weight else self.recipe
-        return self.model_copy(update={"recipe": recipe, "model": self.model.model_copy(update={"few_labels": few})})
+        if model.augment is None or not model.distance_weight:
+            recipe, few = f"{self.recipe}, unlabelled pictures by Eqs. 6 and 7", FewLabelsConfig()
+        else:
+            recipe = f"{self.recipe}, consistency on unlabelled pictures"
+            few = FewLabelsConfig.by_consistency(model.augment)
+        return self.model_copy(update={"recipe": recipe, "model": model.model_copy(update={"few_labels": few})})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, defaults included: what is stored beside the weights."""

@@ -19,7 +19,7 @@ __all__ = [
     "squared_distances",
 ]
 
-ENOUGH = 200  # values from which a class's own 99th percentile is taken
+ENOUGH = 200  # values from which on they have a 99th percentile of their own
 
 
 def squared_distances(embeddings: Tensor, prototypes: Tensor) -> Tensor:

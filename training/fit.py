@@ -23,6 +23,7 @@ from training.config import Config, Fit, Precision
 from training.datasets.images import first_of_each_class
 from training.errors import DeviceError, RunError, RunFailed
 from training.models.base import Model
+from training.models.equivae_config import EquiVAEConfig
 from training.plan import Stream, derived_seed, generator
 from training.preparation import Prepared, begin_with, prepare
 from training.progress import Reporter, describe
@@ -127,6 +128,8 @@ def _prepared_folder(
         try:
             held.enter_context(open_folder(folder, prepared.config, resume=resume, restart=restart))
             counts = ", ".join(f"{count:,} {name}" for name, count in splits.counts.items())
+            if splits.train.unlabelled is not None and not isinstance(prepared.config.model, EquiVAEConfig):
+                counts += f" (of no use to a model of kind {prepared.config.model.kind})"
             console.print(
                 f"{splits.name}: {counts}; classes {len(splits.class_names)}; run {folder}",
                 highlight=False,

@@ -49,8 +49,6 @@ RANDOM_OPERATORS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"}
 )
 
-_registry = functools.cache(ONNXRegistry.from_torchlib)
-
 
 class ExportError(TrainingError):
     """A graph that must not be served; the message says which check failed."""
@@ -235,6 +233,9 @@ def _quiet_exporter() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         fx_config.do_not_emit_stack_traces = emit
+
+
+_registry = functools.cache(ONNXRegistry.from_torchlib)
 
 
 @contextmanager

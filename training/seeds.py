@@ -21,6 +21,7 @@ from training.datasets import LabelledImages, Splits
 from training.errors import ConfigError, RunError
 from training.fit import cpu_precision, train
 from training.measures import encode
+from training.models.equivae_config import EquiVAEConfig
 from training.run import LoadedRun, default_folder, load_run
 from training.scores import percent
 
@@ -52,7 +53,7 @@ def run_seeds(
     if config.fit.devices > 1:
         raise ConfigError("seeds: one device a run (fit.devices: 1); start the command once a device instead")
     make_folder(output.parent)
-    digest = config.digest()
+    digest = _as_trained(config).digest()
     parts = ("validation", "test") if test else ("validation",)
 
     @cache
@@ -73,6 +74,13 @@ def run_seeds(
             _append(output, row)
         rows.append(row)
     return rows
+
+
+def _as_trained(config: Config) -> Config:
+    """With what unlabelled pictures add to a recipe that says nothing of them."""
+    if not isinstance(config.model, EquiVAEConfig) or config.model.few_labels is not None:
+        return config
+    return config.for_data(unlabelled=datasets.load(config.data).train.unlabelled is not None)
 
 
 def _holds(row: dict[str, Any], parts: Sequence[str], benchmark_epochs: int | None) -> bool:

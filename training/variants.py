@@ -33,8 +33,8 @@ class DrawVariant:
     Args:
         run: a finished run, or its folder.
         seed: of a generator of its own (at least 0), whose draws can be repeated in one process; several workers of a
-            loader have a copy each, draw the same, and begin anew with every epoch. None: torch's global generator,
-            which a loader seeds anew for every worker and epoch, as torchvision's transforms have it.
+            loader have a copy each, draw the same, and begin anew whenever they are started. None: torch's global
+            generator, which a loader seeds anew for every worker and epoch, as torchvision's transforms have it.
 
     Raises:
         RunError: the run is not finished, or its model draws no variants.

@@ -62,7 +62,9 @@ def _plan_all(
             found = transform.render(model, item, outputs, row)
             given = len(found["modes"])
             if options.mode >= given:
-                raise errors.NoSuchMode(_too_high(options.mode, "this picture has", given), modes=given)
+                raise errors.NoSuchMode(
+                    f"mode is {options.mode}, counted from 0: this picture has {_modes(given)}", modes=given
+                )
             assert item.original is not None  # it was asked for
             canvas = upright.plan(item.original, item.frame, outputs["modes"][row][options.mode], options, most_pixels)
             jobs.append(_Job(item, item.original, found, outputs["canonical"][row], canvas))
@@ -114,11 +116,13 @@ def _check_mode(model: LoadedModel, mode: int) -> None:
     graph = model.batchers["canonicalize"].engine.spec
     modes = next(spec.row_shape[0] for spec in graph.outputs if spec.name == "modes")
     if mode >= modes:
-        raise errors.InvalidParameter(_too_high(mode, f"{model.name} gives", modes), parameter="mode")
+        raise errors.InvalidParameter(
+            f"mode is {mode}, counted from 0: {model.name} gives {_modes(modes)}", parameter="mode"
+        )
 
 
-def _too_high(mode: int, has: str, modes: int) -> str:
-    return f"mode is {mode}, counted from 0: {has} {f'{modes} modes' if modes > 1 else 'one mode'}"
+def _modes(count: int) -> str:
+    return "one mode" if count == 1 else f"{count} modes"
 
 
 def _instead(accept: bytes) -> str | None:
@@ -187,8 +191,8 @@ def add(router: APIRouter, inference: Inference) -> None:
         summary="Bring pictures upright",
         response_model=CanonicalizeAnswer | Batch[CanonicalizeAnswer],
         response_description="One object for a single picture, or the upright picture alone by `Accept`, with the "
-        "transform that was undone as JSON in `X-Transform` and the matrix of its pixels in `X-Upright-Matrix`; "
-        "`results` for JSON and for form parts `images`.",
+        "transform that was undone as JSON in `X-Transform` (its `uncertainty` is the best mode's) and the matrix of "
+        "its pixels in `X-Upright-Matrix`; `results` for JSON and for form parts `images`.",
         responses={
             200: {"content": {kind: picture for kind in PICTURE_TYPES}},
             **problem_responses(*FRAMING_PROBLEMS, errors.NotAcceptable, errors.NoSuchMode),

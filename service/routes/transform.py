@@ -24,6 +24,9 @@ def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], r
     Raises:
         InternalError: the model's answer is no transform.
     """
+    weights = outputs["weights"][row]
+    if not weights.any():
+        raise InternalError(f"the model {model.name} gave no transform for this picture: no mode has any weight")
     group = model.manifest.group
     assert group is not None  # the manifest holds every model that estimates a pose to it
     matrix = outputs["matrix"][row]
@@ -35,8 +38,8 @@ def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], r
             "uncertainty": _uncertainty(dict(zip(COEFFICIENTS[group], outputs["coefficients_std"][row], strict=True))),
             "modes": [
                 {"weight": weight, "matrix": mode, **_parts(mode)}
-                for weight, mode in zip(outputs["weights"][row], outputs["modes"][row], strict=True)
-                if weight  # graphs fill up with modes of none, which are the last
+                for weight, mode in zip(weights, outputs["modes"][row], strict=True)
+                if weight  # others only fill up the tensor, and come last
             ],
             "frame": item.frame,
         }

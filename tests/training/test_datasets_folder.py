@@ -210,10 +210,25 @@ def test_pictures_that_nobody_sorted_lie_beside_the_classes_or_beside_train(
     whole = tmp_path / "whole"
     whole.mkdir()
     root.rename(whole / "train")
-    save(whole / place / "x.png", 222)
+    for name in ("x.png", "y.png"):
+        save(whole / place / name, 222)
     splits = datasets.load(config(whole))
     assert splits.class_names == ("cat", "dog") and not splits.skipped
-    assert splits.train.unlabelled is not None and len(splits.train.unlabelled) == 1
+    assert splits.train.unlabelled is not None and len(splits.train.unlabelled) == 2
+
+
+@pytest.mark.parametrize(("linked", "count"), [(False, 4), (True, 2)])
+def test_pictures_in_both_places_count_once(tmp_path: Path, root: Path, linked: bool, count: int) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    root.rename(whole / "train")
+    for place in ("unlabelled",) if linked else ("unlabelled", "train/unlabelled"):
+        for name in ("x.png", "y.png"):
+            save(whole / place / name, 222)
+    if linked:
+        (whole / "train" / "unlabelled").symlink_to("../unlabelled")
+    unlabelled = datasets.load(config(whole)).train.unlabelled
+    assert unlabelled is not None and len(unlabelled) == count
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
@@ -233,9 +248,12 @@ def test_train_and_test_without_classes_are_not_two_classes(tmp_path: Path, root
         datasets.load(config(whole))
 
 
-def test_nothing_unlabelled_is_as_good_as_no_folder_for_it(root: Path) -> None:
+@pytest.mark.parametrize("count", [0, 1])
+def test_nothing_unlabelled_is_as_good_as_no_folder_for_it(root: Path, count: int) -> None:
     (root / "unlabelled").mkdir()
     (root / "unlabelled" / "notes.txt").write_text("not a picture")
+    for name in ("x.png",)[:count]:
+        save(root / "unlabelled" / name, 222)
     splits = datasets.load(config(root))
     assert splits.train.unlabelled is None and splits.class_names == ("cat", "dog")
     assert [line.split(":")[0] for line in splits.skipped] == ["unlabelled/notes.txt", "unlabelled"]

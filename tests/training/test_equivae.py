@@ -12,6 +12,7 @@ from torch import Tensor
 
 from contract.manifest import InputSpec
 from training.augment import augment, outliers
+from training.augment_config import AugmentConfig
 from training.complements import draw_complements, in_batch_weights
 from training.datasets import LabelledImages
 from training.distances import (
@@ -59,8 +60,12 @@ def _seed() -> None:
 
 @pytest.fixture(scope="module")
 def data() -> LabelledImages:
+    return bars(0)
+
+
+def bars(seed: int) -> LabelledImages:
     """Three classes of 20 bars: level, upright, aslant; each at its own place and brightness."""
-    generator = seeded()
+    generator = seeded(seed)
     labels = torch.arange(60) % CLASSES
     rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
     planes = torch.stack([rows - 3.5, columns - 3.5, (rows - columns) / math.sqrt(2)]).float()[labels]
@@ -338,9 +343,8 @@ def test_a_small_validation_set_does_not_make_every_other_picture_novel(
     ours: EquiVAE, data: LabelledImages, unlabelled: bool
 ) -> None:
     model, few = copy.deepcopy(ours), data.subset(torch.arange(6))
-    assert model.config.augment is not None
-    stronger = model.config.augment.stronger()
-    others, unsorted = (augment(data.images.float() / 255, stronger, seeded(seed)) for seed in (8, 9))
+    change = AugmentConfig(rotation_degrees=15, shift=0.05)  # by hand, beyond what it was trained on
+    others, unsorted = (augment(bars(seed).images.float() / 255, change, seeded(seed)) for seed in (8, 9))
 
     def novel(images: torch.Tensor) -> float:
         return float((model.classify(images)[3] > 0.99).float().mean())
@@ -350,7 +354,7 @@ def test_a_small_validation_set_does_not_make_every_other_picture_novel(
     by_six_alone = novel(others)
     train = replace(data, unlabelled=(255 * unsorted).round().byte().repeat(4, 1, 1, 1)) if unlabelled else data
     model.calibrate(train, few)
-    assert novel(others) < 0.05 < 0.3 < by_six_alone
+    assert novel(others) < 0.05 < 0.2 < by_six_alone
     assert novel(torch.rand((50, 1, SIDE, SIDE), generator=seeded(7))) > 0.6
 
 

@@ -125,11 +125,12 @@ def test_a_folder_named_unlabelled_is_no_class(folder: Path) -> None:
     assert datasets.load(config).train.unlabelled is None
     (folder / "unlabelled" / "deeper").mkdir(parents=True)
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "unlabelled" / "deeper" / "a.png")
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "unlabelled" / "c.png")
     (folder / "unlabelled" / "b.png").write_text("no picture")
     splits = datasets.load(config)
     assert splits.class_names == ("dark", "light")
     assert splits.train.unlabelled is not None
-    assert splits.train.unlabelled.flatten().tolist() == list(range(64))
+    assert splits.train.unlabelled.flatten().tolist() == 2 * list(range(64))
     assert [line for line in splits.skipped if line.startswith("unlabelled/b.png: ")]
 
 
@@ -267,10 +268,21 @@ def test_a_recipe_that_says_nothing_of_unlabelled_images_learns_by_consistency(
             assert all(value.grad is None for value in model.classifier.parameters())
 
 
-def test_a_recipe_without_augmentation_is_the_papers(make_config: Callable[..., Config]) -> None:
-    few = make_config("model.augment=null").for_data(unlabelled=True)
+@pytest.mark.parametrize("lacking", ["model.augment=null", "model.distance_weight=0"])
+def test_a_recipe_without_what_consistency_needs_is_the_papers(
+    make_config: Callable[..., Config], lacking: str
+) -> None:
+    few = make_config(lacking).for_data(unlabelled=True)
     assert isinstance(few.model, EquiVAEConfig) and few.model.few_labels == FewLabelsConfig()
-    assert few.recipe == "test"
+    assert few.recipe == "test, unlabelled pictures by Eqs. 6 and 7"
+
+
+def test_stronger_is_never_weaker() -> None:
+    most = AugmentConfig(
+        rotation_degrees=180, shear_degrees=59, scale=0.9, shift=0.5, contrast=0.9, erase=1, elastic=1, unchanged=0.3
+    )
+    assert most.stronger() == most.model_copy(update={"elastic": 2.0, "unchanged": 0.0})
+    assert AugmentConfig(scale=0.3, colours=0.2).stronger() == AugmentConfig(scale=0.5, colours=0.2, erase=0.5)
 
 
 @pytest.mark.parametrize("values", [SMALL, OURS, CHEAP])

@@ -114,6 +114,13 @@ def test_every_seed_keeps_labels_of_its_own(make_config: MakeConfig, tmp_path: P
     assert make_config("data.labels=50", "fit.steps=2").digest() != make_config("fit.steps=2").digest()
 
 
+def test_a_row_names_what_unlabelled_pictures_add_to_the_recipe(make_config: MakeConfig, tmp_path: Path) -> None:
+    unsaid = make_config("fit.steps=2", "fit.batch=20", "data.labels=40", "model.distance_weight=1")
+    (row,) = run_seeds(unsaid, [1], tmp_path / "seeds.jsonl", tmp_path)
+    assert row["recipe"] == "test, consistency on unlabelled pictures"
+    assert row["config"] == unsaid.for_data(unlabelled=True).digest() != unsaid.digest()
+
+
 def test_rows_of_another_configuration_stay_and_do_not_count(make_config: MakeConfig, tmp_path: Path) -> None:
     output = tmp_path / "seeds.jsonl"
     run_seeds(make_config("fit.steps=6"), [1], output, tmp_path / "a")

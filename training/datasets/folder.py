@@ -42,6 +42,7 @@ from training.errors import DataError
 # One image for validation and two for training: an image needs another of its class as its complement (EquiVAE, Eq. 2).
 FEWEST_KEPT = 2
 FEWEST_IMAGES = FEWEST_KEPT + 1
+FEWEST_UNLABELLED = 2  # one alone has no deviation
 UNLABELLED = ("unlabelled", "unlabeled")
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 
@@ -91,13 +92,15 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
     _require_enough(whole, skipped)
     train, validation = stratified_split(whole.labels, config.validation, config.split_seed, fewest_kept=FEWEST_KEPT)
     labelled = whole.subset(train)
-    unsorted = [path for folder in dict.fromkeys((base, root)) for path in _visible(folder) if _is_unlabelled(path)]
-    if unsorted:
-        files = [(path, 0) for folder in unsorted for path in _files(folder, skipped)]
-        more = _read(base, files, names, config, limits, skipped).images
-        if not len(more):
-            skipped.add(unsorted[0], "holds no usable picture: trained by the labelled ones alone")
-        labelled = replace(labelled, unlabelled=more if len(more) else None)
+    unsorted = {path.resolve(): path for place in (root, base) for path in _visible(place) if _is_unlabelled(path)}
+    for folder in unsorted.values():
+        files = [(path, 0) for path in _files(folder, skipped)]
+        more = _read(folder, files, names, config, limits, skipped).images
+        if len(more) < FEWEST_UNLABELLED:
+            skipped.add(folder, f"{len(more)} usable pictures: fewer than {FEWEST_UNLABELLED} tell nothing")
+            continue
+        known = labelled.unlabelled
+        labelled = replace(labelled, unlabelled=more if known is None else torch.cat([known, more]))
     return Splits(
         name=root.resolve().name or "folder",
         train=labelled,
@@ -133,7 +136,10 @@ def _class_names(base: Path, skipped: _Skipped) -> tuple[str, ...]:
     names = tuple(path.name for path in entries if path.is_dir() and not _is_unlabelled(path))
     if len(names) < 2:
         found = f"one class ({names[0]})" if names else "no folder"
-        raise DataError(f"folder: {base} holds {found}: expected one folder a class, two classes at least")
+        raise DataError(
+            f"folder: {base} holds {found}: expected one folder a class, two classes at least; a folder unlabelled or "
+            "unlabeled is no class"
+        )
     for name in names:
         if not name.isprintable():
             raise DataError(f"folder: the class {name!a} of {base} is to be a label: its name is not printable text")

@@ -64,7 +64,8 @@ def _content(path: Path) -> dict[str, Any]:
         try:
             content: dict[str, Any] = reader.submit(loadmat, path, variable_names=("X", "y")).result()
         except BrokenProcessPool as error:
-            raise DataError(f"svhn: {path} is damaged: the process that read it as a MATLAB file died") from error
+            reason = 'it is damaged, or a script of your own loads it outside of `if __name__ == "__main__":`'
+            raise DataError(f"svhn: the process that read {path} as a MATLAB file died: {reason}") from error
         except Exception as error:  # scipy answers broken files with many kinds of exception, some of them undocumented
             raise DataError(f"svhn: {path} cannot be read as a MATLAB file: {error}") from error
     return content

@@ -44,7 +44,7 @@ that uses either is named so: EquiVAE + distance, class-mean and swap terms.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,8 +75,9 @@ if TYPE_CHECKING:
 __all__ = ["EquiVAE"]
 
 CHUNK = 500  # images a forward pass where no gradient is kept
-KNOTS = 101  # quantiles of the validation distances kept for each class: whole per cents, 99 among them
-COPIES = 1000  # of training images, at least, where there are too few others to tell what is novel
+KNOTS = 101  # quantiles of the distances kept for each class: whole per cents, 99 among them
+KNOWN = 1000  # pictures taken to tell how far good ones may lie, where the validation set is too small for it
+AUGMENTED = 50  # images changed at a time
 SWAP_RISE = 0.1  # share of the training over which the swap term's weight rises: f_inv must judge well first
 
 
@@ -283,7 +284,8 @@ class EquiVAE(Model):
     def classify(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Embedding [N,D], squared distances [N,K], probabilities [N,K] and novelty [N] in [0,1]; after `calibrate`.
 
-        Novelty is the share of the validation images of the nearest class that lie nearer to it.
+        Novelty is the share of the known images of the nearest class, in general the validation set's, that lie nearer
+        to it.
         """
         embeddings = self.invariant(images)
         distances = squared_distances(embeddings, self.prototypes)
@@ -335,9 +337,9 @@ class EquiVAE(Model):
     @torch.no_grad()
     def embed(self, data: LabelledImages) -> Tensor:
         """f_inv of every image [N,D], in the mode that the model is in."""
-        return self._embed(data.images)
+        return self._embed_pixels(data.images)
 
-    def _embed(self, images: Tensor) -> Tensor:
+    def _embed_pixels(self, images: Tensor) -> Tensor:
         """uint8 [N,C,H,W] -> [N,D]"""
         device = self.prototypes.device
         return torch.cat([self.invariant(part.to(device).float() / 255).float() for part in torch.split(images, CHUNK)])
@@ -355,33 +357,37 @@ class EquiVAE(Model):
             raise ValueError("a class has no image among those that the class means are taken of")
         return members.T @ embeddings / counts[:, None]
 
-    def _of_known_classes(self, train: LabelledImages, validation: LabelledImages) -> Tensor:
-        """Pictures that are not novel, more than a small validation set has: uint8 [M,C,H,W]
-
-        Those without a label, or else copies of the training set, changed more strongly than in training: the model
-        has fitted its class means to it as it is.
-        """
-        images = [validation.images]
-        if train.unlabelled is not None:
-            images.append(train.unlabelled)
-        if sum(map(len, images)) < ENOUGH and self.config.augment is not None:
-            copies = train.images.repeat(math.ceil(COPIES / len(train)), 1, 1, 1).float() / 255
-            changed = augment(copies, self.config.augment.stronger(), torch.Generator().manual_seed(0))
-            images.append((255 * changed).round().byte())
-        return torch.cat(images)
-
     @torch.no_grad()
     def calibrate(self, train: LabelledImages, validation: LabelledImages) -> None:
-        """Fix what `classify` holds: prototypes of the training set, temperature and quantiles of the validation set.
+        """Fix what `classify` holds.
 
-        The temperature is the one of least negative log-likelihood on the validation set. Quantiles need no labels: of
-        a small validation set they are taken of others too, see `_of_known_classes`.
+        Prototypes of the training set; the temperature of least negative log-likelihood on the validation set; and
+        quantiles of how far good pictures lie, those of the validation set where it is large: see `_of_known_classes`.
         """
         self.eval()
         self.prototypes.copy_(self.class_means(train))
         distances = squared_distances(self.embed(validation), self.prototypes).cpu()
         self.temperature.fill_(fit_temperature(distances, validation.labels))
-        if len(validation) < ENOUGH:
-            distances = squared_distances(self._embed(self._of_known_classes(train, validation)), self.prototypes).cpu()
-        nearest, predicted = distances.min(1)
+        found = [distances.min(1)]
+        for images in self._of_known_classes(train, validation):
+            found.append(squared_distances(self._embed_pixels(images), self.prototypes).cpu().min(1))
+        nearest, predicted = (torch.cat(values) for values in zip(*found, strict=True))
         self.distance_knots.copy_(class_quantiles(torch.log(nearest), predicted, self.num_classes, KNOTS))
+
+    def _of_known_classes(self, train: LabelledImages, validation: LabelledImages) -> Iterator[Tensor]:
+        """Pictures beside a validation set too small to tell how far good ones may lie: some uint8 [M,C,H,W] at a time.
+
+        Quantiles need no labels, so those without one serve. Where these are too few as well, or there are none, copies
+        of training images do, changed more strongly than in training, since to that the model has fitted its means:
+        with them novelty is slow to call a picture novel, where by a handful of pictures half of the good ones are.
+        """
+        count, draw = len(validation), torch.Generator().manual_seed(0)
+        if count < ENOUGH and train.unlabelled is not None:
+            chosen = torch.randperm(len(train.unlabelled), generator=draw)[:KNOWN]
+            count += len(chosen)
+            yield from (train.unlabelled[rows] for rows in torch.split(chosen, CHUNK))
+        if count < ENOUGH and self.config.augment is not None:
+            stronger = self.config.augment.stronger()
+            for rows in torch.split(torch.randint(len(train), (KNOWN,), generator=draw), AUGMENTED):
+                copies = augment(train.images[rows].float() / 255, stronger, draw)
+                yield (255 * copies).round().byte()

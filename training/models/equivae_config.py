@@ -88,13 +88,12 @@ class FewLabelsConfig(ModelSection):
     strong: AugmentConfig | None = Field(default=None, description="of the copies that must agree")
 
     @classmethod
-    def of_recipe(cls, augment: AugmentConfig | None) -> FewLabelsConfig:
-        """For a recipe that says nothing of unlabelled images: the paper's objective where it does not augment, or else
-        consistency. In Eq. 6 f_inv, by which the model answers, learns nothing of them, and of a Gaussian likelihood's
-        hundreds of nats q(y|x) learns whatever class decodes best.
+    def by_consistency(cls, augment: AugmentConfig) -> FewLabelsConfig:
+        """Unlabelled images teach f_inv, by which the model answers, through consistency alone.
+
+        By Eq. 6 it learns nothing of them; and under a Gaussian likelihood, where classes differ by hundreds of nats,
+        q(y|x) learns whatever class decodes best. So q(y|x) learns of labels and of consistency.
         """
-        if augment is None:
-            return cls()
         return cls(
             encoder=None,
             dropout=0.1,

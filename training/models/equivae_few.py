@@ -23,7 +23,8 @@ r_y are means over labelled images alone. What the paper leaves open, and what i
 distance is sure of an augmented unlabelled image, a more strongly augmented copy must get the same class from both.
 `align` first divides that mean by its own average over the last steps, so that no class takes more than its share
 (distribution alignment: ReMixMatch, Berthelot et al. 2020, Section 3.1, with the uniform prior).
-It is what a recipe that augments gets where it says nothing of unlabelled images (`FewLabelsConfig.of_recipe`).
+Consistency is what a recipe with augmentation and a distance term gets where it says nothing of unlabelled images
+(`Config.for_data`).
 Such a model is EquiVAE + consistency; there q of Eq. 6 sees the weakly augmented copy, as f_inv does. `encoder: null`
 leaves q its dense layers on f_inv(x): a step costs half, and f_inv learns of unlabelled images by distances alone.
 """
