@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from PIL import Image
 from torch import Tensor
@@ -12,15 +15,16 @@ from torch.nn import functional as F
 
 from contract import geometry
 from contract.geometry import Matrix
+from contract.manifest import ManifestError, verify
 from contract.picture_pixels import depth_of, to_pixels
 from contract.preprocess import prepare
-from training.errors import RunError
-from training.lie import DIMENSIONS
-from training.models.symmetry import Symmetry
-from training.models.symmetry_two_stage import SymmetryTwoStage
-from training.run import LoadedRun, load_run
+from training.errors import TrainingError
 
-__all__ = ["DrawVariant"]
+__all__ = ["DrawVariant", "VariantsError"]
+
+
+class VariantsError(TrainingError):
+    """A folder from which no variants can be drawn."""
 
 
 class DrawVariant:
@@ -31,24 +35,35 @@ class DrawVariant:
     among them in a `Compose`. What comes in from outside the picture has the median colour of its border.
 
     Args:
-        run: a finished run, or its folder.
+        folder: of a version of a model in a store, shipped (`model_store/symmetry-mnist/1`) or exported.
         seed: of a generator of its own (at least 0), whose draws can be repeated in one process; several workers of a
             loader have a copy each, draw the same, and begin anew whenever they are started. None: torch's global
             generator, which a loader seeds anew for every worker and epoch, as torchvision's transforms have it.
 
     Raises:
-        RunError: the run is not finished, or its model draws no variants.
+        VariantsError: the folder holds no whole model, or one that draws no variants.
     """
 
-    def __init__(self, run: Path | LoadedRun, seed: int | None = None) -> None:
-        self.run = load_run(run) if isinstance(run, Path) else run
-        if not isinstance(self.run.model, Symmetry | SymmetryTwoStage):
-            raise RunError(f"{self.run.folder} holds a model of kind {self.run.config.model.kind}: expected symmetry")
-        if isinstance(self.run.model, Symmetry) and not self.run.model.draws_variants:
-            raise RunError(f"{self.run.folder} holds a model with the prior gaussian, which draws no variants")
-        self.model = self.run.model
+    def __init__(self, folder: Path, seed: int | None = None) -> None:
+        try:
+            self.manifest = verify(folder)
+        except ManifestError as error:
+            raise VariantsError(f"{folder} is no version of a model: {error}") from error
+        if "augment" not in self.manifest.graphs:
+            raise VariantsError(f"{folder} draws no variants: it has {', '.join(self.manifest.graphs)}")
+        self.graph = folder / self.manifest.graphs["augment"].file
         # NumPy's: a torch.Generator does not arrive in a process that is spawned (torch 2.13).
         self.source = None if seed is None else np.random.default_rng(seed)
+
+    @cached_property
+    def _session(self) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # loaders have a process a core
+        return onnxruntime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the session: each process of a loader makes its own."""
+        return {name: value for name, value in vars(self).items() if name != "_session"}
 
     def __call__(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
         if isinstance(picture, Image.Image):
@@ -94,17 +109,16 @@ class DrawVariant:
         drawn = drawn.clamp(0, 1)
         return (255 * drawn).round().byte() if picture.dtype == torch.uint8 else drawn.to(picture)
 
-    @torch.no_grad()
     def _matrix(self, pixels: np.ndarray) -> Matrix:
         """From pixels of a variant to pixels of the picture uint8 [H,W] or [H,W,3]."""
-        prepared = prepare(pixels, self.run.input, self.run.preprocessing)
-        shape = 1, self.model.config.samples, DIMENSIONS[self.model.config.group]
+        prepared = prepare(pixels, self.manifest.input, self.manifest.preprocessing)
+        shape = 1, *self.manifest.graphs["augment"].inputs[1].row_shape
         if self.source is None:
-            noise = torch.randn(shape)
+            noise = torch.randn(shape).numpy()
         else:
-            noise = torch.from_numpy(self.source.standard_normal(shape, np.float32))
-        matrix = self.model.augment(torch.from_numpy(prepared.image)[None], noise)[0, 0].double().numpy()
-        return geometry.compose(prepared.frame, matrix, geometry.inverse(prepared.frame))
+            noise = self.source.standard_normal(shape, np.float32)
+        (matrices,) = self._session.run(["matrices"], {"image": prepared.image[None], "noise": noise})
+        return geometry.compose(prepared.frame, matrices[0, 0].astype(np.float64), geometry.inverse(prepared.frame))
 
 
 def _border(samples: np.ndarray) -> np.ndarray:

@@ -1,9 +1,7 @@
 """The symmetry-transformation model: what its parts promise, that it learns on small digits, and what is exported."""
 
-import dataclasses
 import io
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,11 @@ import onnxruntime
 import pytest
 import torch
 import yaml
-from PIL import Image
 from rich.console import Console
-from torch.utils.data import DataLoader
 
 from contract.manifest import InputSpec, verify
 from training.config import load_config
 from training.datasets import digits as small_digits
-from training.errors import RunError
 from training.export import export_run
 from training.fit import train
 from training.flow import PoseFlow, WrappedNormal
@@ -35,7 +30,6 @@ from training.models.symmetry_config import PolarEncoderConfig, SymmetryConfig
 from training.models.symmetry_parts import Correlator, InvariantEncoder
 from training.run import LoadedRun, load_run
 from training.turned import RelativeError, move, similarity
-from training.variants import DrawVariant
 
 SMALL: dict[str, Any] = {
     "kind": "symmetry",
@@ -262,88 +256,6 @@ def test_a_blank_says_that_it_may_lie_any_way(run: LoadedRun) -> None:
     assert float(torch.rad2deg(pose.coefficients_std[0, 0])) > 10
 
 
-# --- variants in Python -----------------------------------------------------------------------------------------------
-
-
-def test_the_example_of_the_page_is_right(run: LoadedRun, digits: torch.Tensor) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "upright.md").read_text()
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "DrawVariant" in block]
-    picture = Image.fromarray((255 * digits[3, 0]).byte().numpy())
-    names: dict[str, Any] = {"picture": picture, "run": run}
-    for given, here in (('Path("runs/symmetry-mnist-1")', "run"), ('Image.open("examples/turned-3.jpg")', "picture")):
-        assert given in code
-        code = code.replace(given, here)
-    exec(code, names)
-    assert (names["variant"].mode, names["variant"].size) == ("L", picture.size)
-    assert names["variant"].tobytes() == DrawVariant(run, seed=7)(picture).tobytes()
-
-
-def test_a_variant_drops_into_a_pipeline(run: LoadedRun, digits: torch.Tensor) -> None:
-    """A picture or a tensor gives the same kind; with one seed both are the same variant."""
-    array = (255 * digits[3, 0]).byte()
-    picture = Image.fromarray(array.numpy())
-    as_picture = DrawVariant(run, seed=4)(picture)
-    as_tensor, as_floats = (DrawVariant(run, seed=4)(value) for value in (array[None], digits[3]))
-    assert (as_picture.mode, as_picture.size) == ("L", picture.size)
-    assert (as_tensor.dtype, as_tensor.shape) == (torch.uint8, (1, 12, 12))
-    assert np.abs(np.asarray(as_picture, float) - as_tensor[0].numpy()).mean() < 8
-    assert float((as_floats * 255 - as_tensor).abs().mean()) < 2
-    draw = DrawVariant(run, seed=5)
-    assert not torch.equal(draw(digits[3]), draw(digits[3]))
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:This process .* is multi-threaded")
-def test_workers_and_epochs_of_a_loader_draw_other_variants(run: LoadedRun, digits: torch.Tensor) -> None:
-    loader = DataLoader(
-        [digits[3]] * 4, batch_size=None, num_workers=2, collate_fn=DrawVariant(run), multiprocessing_context="fork"
-    )
-    drawn = [variant.numpy().tobytes() for _ in range(2) for variant in loader]
-    assert len(drawn) == len(set(drawn)) == 8
-
-
-def test_a_variant_is_drawn_in_a_process_that_was_spawned(run: LoadedRun, digits: torch.Tensor) -> None:
-    draw = DrawVariant(run, seed=5)
-    loader = DataLoader([digits[3]], batch_size=None, num_workers=1, collate_fn=draw, multiprocessing_context="spawn")
-    (drawn,) = loader
-    assert torch.equal(drawn, draw(digits[3]))
-
-
-def test_a_variant_of_a_large_picture_keeps_its_size_and_mode(run: LoadedRun, digits: torch.Tensor) -> None:
-    small = Image.fromarray((255 * digits[3, 0]).byte().numpy())
-    page = Image.new("RGB", (200, 150), (10, 10, 12))
-    page.paste(small.resize((90, 90), Image.Resampling.BICUBIC).convert("RGB"), (70, 30))
-    drawn = DrawVariant(run, seed=1)(page)
-    assert (drawn.mode, drawn.size) == ("RGB", (200, 150))
-    ink = np.asarray(drawn, float).sum(2)
-    rows, columns = np.indices(ink.shape)
-    assert (ink * columns).sum() / ink.sum() == pytest.approx(114, abs=12)
-    assert (ink * rows).sum() / ink.sum() == pytest.approx(75, abs=12)
-
-
-@pytest.mark.parametrize(
-    ("mode", "kind", "top"), [("I;16", np.uint16, 65535), ("I", np.int32, 65535), ("F", np.float32, 1.0)]
-)
-def test_a_variant_of_many_grey_levels_is_that_of_eight_bits(
-    run: LoadedRun, digits: torch.Tensor, mode: str, kind: type[np.generic], top: float
-) -> None:
-    shades = (50 + 200 * digits[3, 0].numpy()).astype(np.uint8)
-    picture = Image.fromarray((shades * (top / 255)).astype(kind))
-    assert picture.mode == mode
-    drawn, plain = (DrawVariant(run, seed=4)(given) for given in (picture, Image.fromarray(shades)))
-    assert drawn.mode == mode
-    grey = np.clip(np.asarray(drawn, float) / top, 0, 1) * 255  # 32 bits overshoot at an edge, 8 are cut
-    assert np.abs(grey - np.asarray(plain, float)).max() < 2
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    ["text", torch.zeros(4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4, dtype=torch.int64)],
-)
-def test_what_is_no_picture_is_refused(run: LoadedRun, wrong: Any) -> None:
-    with pytest.raises(TypeError, match="PIL"):
-        DrawVariant(run)(wrong)
-
-
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
@@ -378,11 +290,9 @@ def test_calibration_goes_on_where_every_picture_is_a_flip(flips: str, monkeypat
         assert float(model.smoothing) == 16
 
 
-def test_a_model_without_a_flow_has_every_graph_but_that_of_variants(run: LoadedRun) -> None:
+def test_a_model_without_a_flow_has_every_graph_but_that_of_variants() -> None:
     model = make(12, prior="gaussian").eval()
     assert set(graphs("symmetry", model)) == {"embed", "transform", "canonicalize"}
-    with pytest.raises(RunError, match="prior gaussian, which draws no variants"):
-        DrawVariant(dataclasses.replace(run, model=model))
 
 
 class Prior(Graph):
