@@ -144,7 +144,10 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run; bit-exact on the CPU.", show_default="off")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with an interrupted run, or begin it; bit-exact on the CPU.", show_default="off"
+        ),
     ] = False,
     restart: Annotated[
         bool,

@@ -31,6 +31,7 @@ from training.run import SKIPPED_FILE, is_complete, load_run, open_folder, save_
 
 CHECKPOINT_VERSION = 1
 REFERENCE_IMAGES = 10_000
+SHOWN = 10  # classes named where a run begins
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ def cpu_precision(fit: Fit) -> Precision:
     return fit.precision if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
+def _some(names: tuple[str, ...]) -> str:
+    """How many, and the first: a wrong folder shows itself by its classes."""
+    return f"{len(names)}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
+
+
 def _prepared_folder(
     fabric: Fabric, prepared: Prepared, folder: Path, console: Console, *, resume: bool, restart: bool
 ) -> ExitStack:
@@ -131,7 +137,7 @@ def _prepared_folder(
             if splits.train.unlabelled is not None and not isinstance(prepared.config.model, EquiVAEConfig):
                 counts += f" (of no use to a model of kind {prepared.config.model.kind})"
             console.print(
-                f"{splits.name}: {counts}; classes {len(splits.class_names)}; run {folder}",
+                f"{splits.name}: {counts}; classes {_some(splits.class_names)}; run {folder}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -143,7 +149,9 @@ def _prepared_folder(
                 listing = folder / SKIPPED_FILE
                 checkpoint.write_atomically(listing, "\n".join((*splits.skipped, "")).encode())
                 console.print(
-                    f"{len(splits.skipped):,} files left out, listed in {listing}", highlight=False, soft_wrap=True
+                    f"{len(splits.skipped):,} files or folders left out, listed in {listing}",
+                    highlight=False,
+                    soft_wrap=True,
                 )
         except RunError as error:
             problem = str(error)

@@ -22,6 +22,8 @@ from training.errors import TrainingError
 
 __all__ = ["DrawVariant", "VariantsError"]
 
+SLACK = 1e-3  # what a filter may have added to floats in [0,1]
+
 
 class VariantsError(TrainingError):
     """A folder from which no variants can be drawn."""
@@ -44,7 +46,8 @@ class DrawVariant:
         VariantsError: the folder holds no whole model, or one that draws no variants.
     """
 
-    def __init__(self, folder: Path, seed: int | None = None) -> None:
+    def __init__(self, folder: Path | str, seed: int | None = None) -> None:
+        folder = Path(folder)
         try:
             self.manifest = verify(folder)
         except ManifestError as error:
@@ -127,9 +130,14 @@ def _border(samples: np.ndarray) -> np.ndarray:
 
 
 def _is_scaled(picture: Tensor) -> bool:
-    """Whether the type says what white is."""
-    return picture.dtype == torch.uint8 or picture.is_floating_point()
+    """Whether type and values say what white is: not those of a picture that is normalised already, or not yet."""
+    if picture.is_floating_point():
+        return bool(((picture >= -SLACK) & (picture <= 1 + SLACK)).all())
+    return picture.dtype == torch.uint8
 
 
 def _described(value: object) -> str:
-    return f"a tensor {list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    reach = f" from {float(value.min()):.3g} to {float(value.max()):.3g}" if value.numel() else ""
+    return f"a tensor {list(value.shape)} of {value.dtype}{reach}"

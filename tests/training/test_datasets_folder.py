@@ -1,6 +1,7 @@
 """The user's own folder of pictures: nothing is dropped without a word."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,14 @@ def test_pictures_in_both_places_count_once(tmp_path: Path, root: Path, linked: 
         (whole / "train" / "unlabelled").symlink_to("../unlabelled")
     unlabelled = datasets.load(config(whole)).train.unlabelled
     assert unlabelled is not None and len(unlabelled) == count
+
+
+def test_train_and_test_in_capitals_are_no_classes(tmp_path: Path, root: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(root, whole / "Test")
+    root.rename(whole / "TRAIN")
+    splits = datasets.load(config(whole))
+    assert splits.class_names == ("cat", "dog") and splits.test is not None and not splits.skipped
 
 
 @pytest.mark.parametrize("name", ["train", "test"])

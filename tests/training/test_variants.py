@@ -92,11 +92,19 @@ def test_a_variant_of_many_grey_levels_is_that_of_eight_bits(
 
 @pytest.mark.parametrize(
     "wrong",
-    ["text", torch.zeros(4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4, dtype=torch.int64)],
+    [
+        "text",
+        torch.zeros(4, 4),
+        torch.zeros(2, 4, 4, dtype=torch.uint8),
+        torch.zeros(1, 4, 4, dtype=torch.int64),
+        torch.full((1, 4, 4), 255.0),
+        torch.full((1, 4, 4), -0.5),
+        torch.full((1, 4, 4), torch.nan),
+    ],
 )
 def test_what_is_no_picture_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="PIL"):
-        DrawVariant(MODEL)(wrong)
+        DrawVariant(str(MODEL))(wrong)
 
 
 @pytest.mark.parametrize(

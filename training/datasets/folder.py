@@ -3,7 +3,9 @@
     pictures/<class>/**/*                       split into training and validation by a seed
     pictures/train/<class>/... and test/<class>/...    the same, with a test set of its own
     pictures/unlabelled/**/*                    beside the classes or beside train: more pictures of the classes that
-                                                nobody has sorted; unlabeled, Unlabelled, ... are the same name
+                                                nobody has sorted; unlabeled is the same name
+
+Capitals make no difference to these three names.
 
 A folder train that holds no folders, and has no test beside it, is a class of that name.
 
@@ -71,23 +73,24 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
     if not root.is_dir():
         raise DataError(f"folder: {root} {'is not a folder' if root.exists() else 'does not exist'}")
     # A folder train of pictures alone is a class, but train and test beside each other are never two.
-    divided = (root / "train").is_dir() and (_holds_folders(root / "train") or (root / "test").is_dir())
-    if not divided and _holds_folders(root / "test"):
+    for_training, for_test = _named(root, "train"), _named(root, "test")
+    divided = for_training.is_dir() and (_holds_folders(for_training) or for_test.is_dir())
+    if not divided and _holds_folders(for_test):
         raise DataError(f"folder: {root} has a folder test but none named train: put the training classes into train")
     skipped = _Skipped(root)
-    base = root / "train" if divided else root
+    base = for_training if divided else root
     names = _class_names(base, skipped)
     whole = _read(base, _of_classes(base, names, skipped), names, config, limits, skipped)
     test = None
     if divided:
         for path in _visible(root):
-            if path.name not in ("train", "test") and not _is_unlabelled(path):
+            if path not in (for_training, for_test) and not _is_unlabelled(path):
                 skipped.add(path, "lies beside train, not in it")
-    if divided and (root / "test").is_dir():
-        for path in _visible(root / "test"):
+    if divided and for_test.is_dir():
+        for path in _visible(for_test):
             if path.name not in names:
                 skipped.add(path, "no class of train" if path.is_dir() else "lies in no class folder")
-        read = _read(root / "test", _of_classes(root / "test", names, skipped), names, config, limits, skipped)
+        read = _read(for_test, _of_classes(for_test, names, skipped), names, config, limits, skipped)
         test = read if len(read) else None
     _require_enough(whole, skipped)
     train, validation = stratified_split(whole.labels, config.validation, config.split_seed, fewest_kept=FEWEST_KEPT)
@@ -121,6 +124,11 @@ def _visible(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise DataError(f"folder: {folder} cannot be listed: {error.strerror}") from error
+
+
+def _named(root: Path, name: str) -> Path:
+    """The folder of that name, in capitals or not."""
+    return next((path for path in _visible(root) if path.name.lower() == name and path.is_dir()), root / name)
 
 
 def _is_unlabelled(path: Path) -> bool:
