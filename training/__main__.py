@@ -157,7 +157,8 @@ def train(
         bool,
         typer.Option(
             "--check",
-            help="Only judge the configuration and its data, for any device: exit status 0, or 2 where they are wrong.",
+            help="Only judge the configuration and its data, for any device, and list what is left out of these: "
+            "exit status 0, or 2 where they are wrong.",
             show_default="off",
         ),
     ] = False,
@@ -180,7 +181,8 @@ def train(
         from training.run import default_folder
 
         if check:
-            prepare(chosen)
+            prepared = prepare(chosen)
+            typer.echo("\n".join((prepared.described, *(f"left out: {entry}" for entry in prepared.splits.skipped))))
             return
         outcome = fit(chosen, run or default_folder(runs, chosen), resume=resume, restart=restart, console=Console())
         found = _said(outcome.metrics, chosen.fit.select)

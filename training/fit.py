@@ -23,7 +23,6 @@ from training.config import Config, Fit, Precision
 from training.datasets.images import first_of_each_class
 from training.errors import DeviceError, RunError, RunFailed
 from training.models.base import Model
-from training.models.equivae_config import EquiVAEConfig
 from training.plan import Stream, derived_seed, generator
 from training.preparation import Prepared, begin_with, prepare
 from training.progress import Reporter, describe
@@ -31,7 +30,6 @@ from training.run import SKIPPED_FILE, is_complete, load_run, open_folder, save_
 
 CHECKPOINT_VERSION = 1
 REFERENCE_IMAGES = 10_000
-SHOWN = 10  # classes named where a run begins
 
 
 @dataclass(frozen=True)
@@ -120,11 +118,6 @@ def cpu_precision(fit: Fit) -> Precision:
     return fit.precision if torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
-def _some(names: tuple[str, ...]) -> str:
-    """How many, and the first: a wrong folder shows itself by its classes."""
-    return f"{len(names)}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
-
-
 def _prepared_folder(
     fabric: Fabric, prepared: Prepared, folder: Path, console: Console, *, resume: bool, restart: bool
 ) -> ExitStack:
@@ -133,14 +126,7 @@ def _prepared_folder(
     if fabric.is_global_zero:
         try:
             held.enter_context(open_folder(folder, prepared.config, resume=resume, restart=restart))
-            counts = ", ".join(f"{count:,} {name}" for name, count in splits.counts.items())
-            if splits.train.unlabelled is not None and not isinstance(prepared.config.model, EquiVAEConfig):
-                counts += f" (of no use to a model of kind {prepared.config.model.kind})"
-            console.print(
-                f"{splits.name}: {counts}; classes {_some(splits.class_names)}; run {folder}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            console.print(f"{prepared.described}; run {folder}", highlight=False, soft_wrap=True)
             asked, batch = prepared.config.fit.batch, prepared.plan.batches[0]
             if batch < asked:
                 why = "as many as the training set has, or as divide among classes and devices"

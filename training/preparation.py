@@ -15,6 +15,8 @@ from training.models.registry import build
 from training.plan import Plan, Stream, derived_seed
 from training.run import load_run
 
+SHOWN = 10  # classes that are named
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -25,6 +27,16 @@ class Prepared:
     plan: Plan
     module: Model
     optimiser: torch.optim.Optimizer
+
+    @property
+    def described(self) -> str:
+        """The data on one line: how many pictures of each part, and classes, by which a wrong folder shows itself."""
+        counts = ", ".join(f"{count:,} {name}" for name, count in self.splits.counts.items())
+        if self.splits.train.unlabelled is not None and not isinstance(self.config.model, EquiVAEConfig):
+            counts += f" (of no use to a model of kind {self.config.model.kind})"
+        names = self.splits.class_names
+        named = ", ".join((*names[:SHOWN], *("..." for _ in names[SHOWN : SHOWN + 1])))
+        return f"{self.splits.name}: {counts}; classes {len(names)}: {named}"
 
 
 def prepare(config: Config) -> Prepared:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 import typer.main
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from training.__main__ import app
@@ -116,8 +118,29 @@ def test_a_good_configuration_is_only_checked(
     write: Callable[[dict[str, Any]], Path], small: dict[str, Any], tmp_path: Path
 ) -> None:
     done = run("train", write(small), "--check", "--runs", tmp_path / "runs", "--set", "fit.accelerator=cuda")
-    assert (done.exit_code, done.output) == (0, "")
+    classes = ", ".join("0123456789")
+    assert (done.exit_code, done.output) == (
+        0,
+        f"digits: 1,222 train, 216 validation, 359 test; classes 10: {classes}\n",
+    )
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_check_lists_what_is_left_out(
+    write: Callable[[dict[str, Any]], Path], small: dict[str, Any], tmp_path: Path
+) -> None:
+    for name in [f"{k:02}" for k in range(12)]:
+        for i in range(3):
+            path = tmp_path / "pictures" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.eye(8, dtype=np.uint8) * (100 + i)).save(path)
+    (tmp_path / "pictures" / "unlabelled").mkdir()
+    small["data"] = {"source": "folder", "path": str(tmp_path / "pictures"), "size": 8}
+    done = run("train", write(small), "--check")
+    assert done.exit_code == 0, done.output
+    first, second = done.output.splitlines()
+    assert first.endswith("classes 12: 00, 01, 02, 03, 04, 05, 06, 07, 08, 09, ...")
+    assert second == "left out: unlabelled: 0 usable pictures: fewer than 2 tell nothing"
 
 
 @pytest.mark.parametrize(
