@@ -126,7 +126,7 @@ def _prepared_folder(
     if fabric.is_global_zero:
         try:
             held.enter_context(open_folder(folder, prepared.config, resume=resume, restart=restart))
-            console.print(f"{prepared.described}; run {folder}", highlight=False, soft_wrap=True)
+            console.print(f"{prepared.described}; run {folder}", markup=False, highlight=False, soft_wrap=True)
             asked, batch = prepared.config.fit.batch, prepared.plan.batches[0]
             if batch < asked:
                 why = "as many as the training set has, or as divide among classes and devices"
@@ -136,6 +136,7 @@ def _prepared_folder(
                 checkpoint.write_atomically(listing, "\n".join((*splits.skipped, "")).encode())
                 console.print(
                     f"{len(splits.skipped):,} files or folders left out, listed in {listing}",
+                    markup=False,
                     highlight=False,
                     soft_wrap=True,
                 )

@@ -15,9 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -380,6 +382,18 @@ def test_a_checkpoint_cannot_run_code(interrupted: tuple[Config, Path]) -> None:
 
 
 # --- reading a run --------------------------------------------------------------------------------------------------
+
+
+def test_names_of_classes_are_no_markup(make_config: MakeConfig, tmp_path: Path) -> None:
+    for name in ("[red]", "[-b]"):
+        for i in range(3):
+            path = tmp_path / "pictures" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.eye(8, dtype=np.uint8) * (100 + i)).save(path)
+    said = io.StringIO()
+    data = f"data={{source: folder, path: {tmp_path / 'pictures'}, size: 8}}"
+    train(make_config("fit.steps=1", data), tmp_path / "run", console=Console(file=said))
+    assert "classes 2: [-b], [red]; run" in said.getvalue()
 
 
 def test_runs_that_cannot_be_read_say_why(interrupted: tuple[Config, Path], tmp_path: Path) -> None:
