@@ -185,12 +185,17 @@ class Config(Section):
             raise PydanticCustomError("unknown_metric", "{message}", {"message": message, "at": ("fit", "select")})
         return self
 
+    @property
+    def depends_on_unlabelled(self) -> bool:
+        """Whether `for_data` may add to the recipe."""
+        return isinstance(self.model, EquiVAEConfig) and self.model.few_labels is None
+
     def for_data(self, *, unlabelled: bool) -> Self:
         """Unlabelled images make an EquiVAE one of few labels, also where nothing is said of them: by consistency where
         the recipe has what that needs, augmentation and distances that are trained, or else as the paper has it.
         """
         model = self.model
-        if not unlabelled or not isinstance(model, EquiVAEConfig) or model.few_labels is not None:
+        if not unlabelled or not isinstance(model, EquiVAEConfig) or not self.depends_on_unlabelled:
             return self
         if model.augment is None or not model.distance_weight:
             recipe, few = f"{self.recipe}, unlabelled pictures by Eqs. 6 and 7", FewLabelsConfig()

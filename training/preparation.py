@@ -35,8 +35,8 @@ class Prepared:
         if self.splits.train.unlabelled is not None and not isinstance(self.config.model, EquiVAEConfig):
             counts += f" (of no use to a model of kind {self.config.model.kind})"
         names = self.splits.class_names
-        named = ", ".join((*names[:SHOWN], *("..." for _ in names[SHOWN : SHOWN + 1])))
-        return f"{self.splits.name}: {counts}; classes {len(names)}: {named}"
+        more = ", ..." if len(names) > SHOWN else ""
+        return f"{self.splits.name}: {counts}; classes {len(names)}: {', '.join(names[:SHOWN])}{more}"
 
 
 def prepare(config: Config) -> Prepared:

@@ -21,7 +21,6 @@ from training.datasets import LabelledImages, Splits
 from training.errors import ConfigError, RunError
 from training.fit import cpu_precision, train
 from training.measures import encode
-from training.models.equivae_config import EquiVAEConfig
 from training.run import LoadedRun, default_folder, load_run
 from training.scores import percent
 
@@ -78,8 +77,8 @@ def run_seeds(
 
 def _as_trained(config: Config) -> Config:
     """With what unlabelled pictures add to a recipe that says nothing of them."""
-    if not isinstance(config.model, EquiVAEConfig) or config.model.few_labels is not None:
-        return config
+    if not config.depends_on_unlabelled:
+        return config  # its data need not be read
     return config.for_data(unlabelled=datasets.load(config.data).train.unlabelled is not None)
 
 

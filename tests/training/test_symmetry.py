@@ -23,7 +23,7 @@ from training.graphs import export_graphs
 from training.lie import resample
 from training.models import symmetry_parts
 from training.models.base import Graph
-from training.models.registry import graphs
+from training.models.registry import graphs, whole
 from training.models.rotation import wrapped
 from training.models.symmetry import Symmetry
 from training.models.symmetry_config import PolarEncoderConfig, SymmetryConfig
@@ -292,7 +292,11 @@ def test_calibration_goes_on_where_every_picture_is_a_flip(flips: str, monkeypat
 
 def test_a_model_without_a_flow_has_every_graph_but_that_of_variants() -> None:
     model = make(12, prior="gaussian").eval()
-    assert set(graphs("symmetry", model)) == {"embed", "transform", "canonicalize"}
+    capabilities = graphs("symmetry", model)
+    assert set(capabilities) == {"embed", "transform", "canonicalize"}
+    everything = whole("symmetry", model)
+    assert everything is not None and everything.inputs == ("image",)
+    assert {name for graph in capabilities.values() for name in graph.outputs} <= set(everything.outputs)
 
 
 class Prior(Graph):

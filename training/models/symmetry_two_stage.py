@@ -41,7 +41,7 @@ from training.models.rotation import bin_angles, calibrated, deviation, find_mod
 from training.models.symmetry_config import TwoStageConfig
 from training.models.symmetry_parts import CHUNK, Correlator, fit_smoothing, variants
 from training.networks import ConvBody, dense, exactly, he_initialise
-from training.turned import PROBE_DEGREES, error_figures, move, relative_error, uniform
+from training.turned import PROBE_DEGREES, error_figures, move, relative_error, similarity, uniform
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
@@ -240,8 +240,7 @@ class SymmetryTwoStage(Model):
         scales = None
         if self.config.group == "AFF5":
             with exactly(pictures):
-                turn = exponential("SO2", rotation[:, None])[:, :, :2]
-                upright = resample(pictures, torch.cat([turn, centre[:, :, None]], 2))
+                upright = resample(pictures, similarity(rotation, centre))
             scales = MOST_LOG_SCALE * torch.tanh(self.scale_head(self.scale_body(upright)).float())
         with exactly(pictures):
             return self._resolved(rotation, centre, scales)
