@@ -7,11 +7,13 @@ RUNS ?= runs
 STORE ?= model_store
 TARGET ?= cpu
 # Tests side by side, one thread each: one more than the cores, as some of them wait for processes and time limits. The
-# exporter formats a traceback for each of thousands of nodes, which costs less without the columns. Bytecode is kept even
-# where the environment forbids it: every tester would compile all modules anew.
+# exporter formats a traceback for each of thousands of nodes, which costs less without the columns.
 TESTERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 bin := $(VENV)/bin
-install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+# Modules are compiled when they are first imported, as most of those installed never are; the bytecode is kept even where
+# the environment forbids it, or every process would compile them anew.
+export PYTHONDONTWRITEBYTECODE=
+install := $(bin)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
 .PHONY: serve test lint format train bench bench-peers lock audit clean image manifests
 
@@ -19,7 +21,7 @@ serve: $(VENV)/.serve  ## start the service on http://127.0.0.1:8000 with the sh
 	@exec $(bin)/python -m service --host $(HOST) --port $(PORT) --model-store $(STORE)
 
 test: $(VENV)/.test  ## the whole test suite
-	OMP_NUM_THREADS=1 PYTHONNODEBUGRANGES=1 PYTHONDONTWRITEBYTECODE= $(bin)/python -m pytest -q --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONNODEBUGRANGES=1 $(bin)/python -m pytest -q --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test  ## formatting, lint, types, import directions
 	$(bin)/ruff check .
@@ -60,8 +62,10 @@ clean:
 	rm -rf $(VENV) .bench build dist .mypy_cache .ruff_cache .pytest_cache
 
 # Where ensurepip is missing (Debian without python3-venv) an environment without pip is left, which the next make would take.
+# The pip that comes with Python 3.11 takes a minute longer to resolve the same packages.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }
+	$(bin)/python -m pip install --quiet --disable-pip-version-check --no-compile pip==26.3
 
 $(VENV)/.serve: $(bin)/python pyproject.toml constraints.txt
 	$(install) '.[cpu]'

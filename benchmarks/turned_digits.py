@@ -107,31 +107,32 @@ def photograph(client: httpx.Client) -> dict[str, Any]:
         "modes": [picture.mode for picture in uprights],
         "short_sides": [min(picture.size) for picture in uprights],
         "rotation_degrees": again,
-        "correlation": correlations(client, PHOTOGRAPHS[0], "median", True, [-25])[0],
+        "correlation": correlations(client, PHOTOGRAPHS[0], [(-25, "median", True)])[0],
     }
 
 
 def corners(client: httpx.Client) -> list[dict[str, Any]]:
     """For every photograph, colour of the corners and kind of canvas: how many copies come out alike."""
+    kinds = [(fill, expand) for fill in FILLS for expand in (True, False)]
     rows = []
     for name in PHOTOGRAPHS:
-        for fill in FILLS:
-            for expand in (True, False):
-                found = correlations(client, name, fill, expand, ANGLES)
-                alike = sum(value >= ALIKE for value in found)
-                row = {"photograph": name, "fill": fill, "expand": expand, "alike": alike, "of": len(found)}
-                rows.append(row | {"least": min(found)})
+        found = iter(correlations(client, name, [(degrees, *kind) for kind in kinds for degrees in ANGLES]))
+        for fill, expand in kinds:
+            values = [next(found) for _ in ANGLES]
+            alike = sum(value >= ALIKE for value in values)
+            row = {"photograph": name, "fill": fill, "expand": expand, "alike": alike, "of": len(values)}
+            rows.append(row | {"least": min(values)})
     return rows
 
 
-def correlations(client: httpx.Client, name: str, fill: str, expand: bool, angles: Sequence[float]) -> list[float]:
-    """Of what lies about the ink in the upright photograph and in upright copies that were turned by `angles`."""
+def correlations(client: httpx.Client, name: str, copies: Sequence[tuple[float, str, bool]]) -> list[float]:
+    """Of what lies about the ink in the upright photograph and in upright copies, each (degrees, fill, expand)."""
     paper = opened(name)
     dark = np.clip(85.0 - np.asarray(paper.convert("L")), 0, None)
     ink = np.array(ndimage.center_of_mass(dark))[::-1] + 0.5
     reference = about(ink, *upright(client, paper))
     found = []
-    for degrees in angles:
+    for degrees, fill, expand in copies:
         copy = copy_of(paper, degrees, fill, expand)
         place = geometry.apply(geometry.rotation(degrees), ink - np.array(paper.size) / 2) + np.array(copy.size) / 2
         found.append(float(np.corrcoef(reference, about(place, *upright(client, copy)))[0, 1]))

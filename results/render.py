@@ -1,17 +1,8 @@
-"""Fill the tables of RESULTS.md and of pages in docs/ from committed JSON: `python results/render.py`; `--check` only
-says what is out of date.
+"""Make RESULTS.md and the pages of docs/ that have figures from committed JSON: `python results/render.py`; `--check`
+only says what is out of date.
 
-These pages are written by hand, except for their rendered blocks:
-
-    <!-- rendered from
-    {% set m = model("equivae-mnist/3") %}
-    | error | {{ m.test.error_distance | places(2) }} % |
-    -->
-    | error | 0.31 % |
-    <!-- end -->
-
-Whoever changes a block changes its template, in the comment, and runs this script, which writes what stands below it.
-A template is Jinja's. It can use
+A page is made of its template, the file of the same name in results/templates: text that is written by hand, and
+Jinja's expressions where a figure stands. Whoever changes the page changes the template. It can use
 
     model(NAME)      model_store/NAME/manifest.json: .training, .validation (of the training's end), and as
                      .test and .on_validation the figures of `evaluate`, each a plain number
@@ -24,7 +15,6 @@ A template is Jinja's. It can use
 """
 
 import json
-import re
 import shlex
 import statistics
 import subprocess
@@ -36,11 +26,8 @@ from typing import Any
 import jinja2
 
 ROOT = Path(__file__).parents[1]
+TEMPLATES = Path(__file__).parent / "templates"
 PAGES = ("RESULTS.md", "docs/sizing.md", "docs/bulk.md")
-BLOCK = re.compile(
-    r"(?P<head><!-- rendered from\n(?P<template>.*?)\n-->\n)(?P<text>.*?)(?P<tail>^<!-- end -->$)",
-    re.DOTALL | re.MULTILINE,
-)
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -69,7 +56,7 @@ def _evaluated(name: str) -> dict[str, float]:
 
 def _printed(words: str) -> str:
     command = [sys.executable, "-m", *shlex.split(words)]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def places(value: float, count: int) -> str:
@@ -93,36 +80,34 @@ def over_seeds(rows: Sequence[dict[str, Any]], path: str, count: int = 2) -> str
     return f"{places(statistics.fmean(values), count)} ± {places(error, count)} ({len(values)} seeds)"
 
 
-def rendered(text: str) -> str:
-    """A page with every block filled anew.
+def rendered(template: str) -> str:
+    """A template with every figure filled in.
 
     Raises:
-        jinja2.TemplateError: a template is wrong, or asks for a figure that is not there.
+        jinja2.TemplateError: it is wrong, or asks for a figure that is not there.
     """
     environment = jinja2.Environment(  # noqa: S701 - Markdown, and nothing in it is anybody's input
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.globals.update(model=_model, rows=_rows, figures=_figures, evaluated=_evaluated, printed=_printed)
     environment.filters.update(places=places, over_seeds=over_seeds)
+    return environment.from_string(template).render()
 
-    def fill(block: re.Match[str]) -> str:
-        filled = environment.from_string(block["template"]).render().rstrip("\n")
-        return f"{block['head']}{filled}\n{block['tail']}"
 
-    return BLOCK.sub(fill, text)
+def page_of(name: str) -> str:
+    """What the page, one of PAGES, has to say."""
+    template = TEMPLATES / Path(name).name
+    note = f"<!-- Made by results/render.py from {template.relative_to(ROOT)}: change that. -->\n"
+    return note + rendered(template.read_text(encoding="utf-8"))
 
 
 def main(arguments: Sequence[str]) -> int:
-    stale = []
-    for page in PAGES:
-        path = ROOT / page
-        before = path.read_text(encoding="utf-8")
-        after = rendered(before)
-        if before != after:
-            stale.append(page)
-            if "--check" not in arguments:
-                path.write_text(after, encoding="utf-8")
-    if stale and "--check" in arguments:
+    pages = {name: page_of(name) for name in PAGES}
+    stale = [name for name, text in pages.items() if (ROOT / name).read_text(encoding="utf-8") != text]
+    if "--check" not in arguments:
+        for name in stale:
+            (ROOT / name).write_text(pages[name], encoding="utf-8")
+    elif stale:
         print(f"{', '.join(stale)}: not what the committed JSON says: run python results/render.py", file=sys.stderr)
         return 1
     return 0
