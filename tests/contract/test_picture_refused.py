@@ -206,7 +206,9 @@ def test_a_picture_of_a_batch_that_waits_or_is_done_holds_no_more_than_its_file(
     before = resident_bytes()
     done = read_header(data)
     done.decode()
-    assert resident_bytes() - before < 25_000_000
+    end = time.monotonic() + 5
+    while resident_bytes() - before >= 25_000_000:  # on a busy machine the kernel's count may lag behind
+        assert time.monotonic() < end
     pixels = chunk(b"IDAT", zlib.compress(b"\0" * 17 * 16))
     texts = b"".join(chunk(b"zTXt", b"%d\0\0" % key + zlib.compress(b"\0" * 1_000_000, 9)) for key in range(8))
     for data in (png(16, 16, texts, pixels), png(16, 16, pixels, texts)):
