@@ -3,23 +3,75 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
     "ENOUGH",
+    "ClassMeans",
     "batch_means",
     "class_quantiles",
     "fit_temperature",
     "leave_one_out_distances",
+    "prototypes_of",
     "share_below",
     "spaced_quantiles",
     "squared_distances",
 ]
 
 ENOUGH = 200  # values from which on they have a 99th percentile of their own
+KNOTS = 101  # quantiles of the distances kept for each class: whole per cents, 99 among them
+
+
+class ClassMeans(nn.Module):
+    """The classifier by distance: prototypes r_y [K,D], a temperature, and for novelty the distances [K,Q] at which the
+    known images of each class lie, as quantiles of their logarithms.
+    """
+
+    prototypes: Tensor
+    temperature: Tensor
+    distance_knots: Tensor
+
+    def __init__(self, num_classes: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("prototypes", torch.zeros(num_classes, dim))
+        self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("distance_knots", torch.linspace(0, 1, KNOTS).repeat(num_classes, 1))
+
+    def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N,D] -> squared distances [N,K], probabilities [N,K] and novelty [N] in [0,1]; after `fit`.
+
+        Novelty is the share of the known images of the nearest class that lie nearer to it.
+        """
+        distances = squared_distances(embeddings, self.prototypes)
+        probabilities = torch.softmax(-distances / self.temperature, 1)
+        nearest, label = distances.min(1)
+        return distances, probabilities, share_below(torch.log(nearest), self.distance_knots[label])
+
+    def fit(self, prototypes: Tensor, embeddings: Tensor, labels: Tensor, known: Sequence[Tensor] = ()) -> None:
+        """Take the prototypes [K,D]; the temperature of least negative log-likelihood over the validation images, whose
+        `embeddings` [N,D] and `labels` [N] these are; and the quantiles of these and of other `known` ones, each [M,D].
+        """
+        self.prototypes.copy_(prototypes)
+        distances = squared_distances(embeddings, self.prototypes).cpu()
+        self.temperature.fill_(fit_temperature(distances, labels))
+        found = [distances.min(1), *(squared_distances(each, self.prototypes).cpu().min(1) for each in known)]
+        nearest, predicted = (torch.cat(values) for values in zip(*found, strict=True))
+        self.distance_knots.copy_(class_quantiles(torch.log(nearest), predicted, len(self.prototypes), KNOTS))
+
+
+def prototypes_of(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """r_y [K,D], the mean of each class's embeddings [N,D].
+
+    Raises:
+        ValueError: a class has no image.
+    """
+    if not bool(torch.bincount(labels, minlength=num_classes).all()):
+        raise ValueError("a class has no image among those that the class means are taken of")
+    return batch_means(embeddings, labels.to(embeddings.device), num_classes)
 
 
 def squared_distances(embeddings: Tensor, prototypes: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class Served:
 def _chunks(images: Tensor, model: EquiVAE) -> Iterator[Tensor]:
     """[N,C,H,W], uint8 or in [0,1] -> float chunks in [0,1] on the model's device."""
     for chunk in torch.split(images, CHUNK):
-        yield as_float(chunk.to(model.prototypes.device))
+        yield as_float(chunk.to(model.classes.prototypes.device))
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def elbo_terms(model: EquiVAE, data: LabelledImages, seed: int) -> tuple[float, 
     generator = torch.Generator().manual_seed(seed)
     nats, kl = 0.0, torch.zeros(model.config.v_dim)
     for chunk, labels in zip(_chunks(data.images, model), torch.split(data.labels, CHUNK), strict=True):
-        r = model.prototypes[labels.to(chunk.device)]
+        r = model.classes.prototypes[labels.to(chunk.device)]
         mean, log_variance = model.covariant(r, chunk)
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         v = mean + torch.exp(0.5 * log_variance) * noise
@@ -139,7 +139,7 @@ def elbo_predictions(model: EquiVAE, data: LabelledImages, class_shares: Tensor,
     for chunk in _chunks(data.images, model):
         noise = torch.randn((len(chunk), model.config.v_dim), generator=generator).to(chunk.device)
         scores = []
-        for prototype, prior in zip(model.prototypes, torch.log(class_shares).tolist(), strict=True):
+        for prototype, prior in zip(model.classes.prototypes, torch.log(class_shares).tolist(), strict=True):
             r = prototype.expand(len(chunk), -1)
             mean, log_variance = model.covariant(r, chunk)
             v = mean + torch.exp(0.5 * log_variance) * noise
@@ -155,7 +155,7 @@ def elbo_predictions(model: EquiVAE, data: LabelledImages, class_shares: Tensor,
 @torch.no_grad()
 def recombine_images(model: EquiVAE, r: Tensor, v: Tensor) -> Tensor:
     """[N,D], [N,V] -> pictures [N,C,H,W] on the CPU."""
-    device = model.prototypes.device
+    device = model.classes.prototypes.device
     pairs = zip(torch.split(r, CHUNK), torch.split(v, CHUNK), strict=True)
     return torch.cat([model.decode(own_r.to(device), own_v.to(device)).cpu() for own_r, own_v in pairs])
 

@@ -137,7 +137,7 @@ class _Standardise(nn.Module):
 
 def benchmark_cnn(model: EquiVAE, train: LabelledImages, seed: int, epochs: int) -> nn.Module:
     """f_inv's body with new weights and two dropout layers, trained on the label alone (Table 1, "benchmark")."""
-    device = model.prototypes.device
+    device = model.classes.prototypes.device
     with seeded(seed):
         body = EquiVAE(model.config, model.input, model.num_classes).body
         network = nn.Sequential(body, _dropout_head(model.config.encoder.hidden, model.num_classes)).to(device)

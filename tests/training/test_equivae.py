@@ -328,10 +328,10 @@ def test_ours_learns_and_what_it_serves_is_calibrated(ours: EquiVAE, data: Label
     assert figures["elbo"] == pytest.approx(-figures["reconstruction"] - figures["kl"])
     assert 0 <= figures["active_dims"] <= 5
     embedding, distances, probabilities, novelty = model.classify(data.images.float() / 255)
-    torch.testing.assert_close(distances, squared_distances(embedding, model.prototypes))
-    torch.testing.assert_close(probabilities, torch.softmax(-distances / model.temperature, 1))
+    torch.testing.assert_close(distances, squared_distances(embedding, model.classes.prototypes))
+    torch.testing.assert_close(probabilities, torch.softmax(-distances / model.classes.temperature, 1))
     means = torch.stack([embedding[data.labels == k].mean(0) for k in range(CLASSES)])
-    torch.testing.assert_close(model.prototypes, means, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model.classes.prototypes, means, rtol=1e-3, atol=1e-4)
     nearest, label = distances.min(1)
     own = torch.log(nearest)
     own = own - torch.stack([own[label == k].median() for k in range(CLASSES)])[label]
@@ -349,8 +349,8 @@ def test_a_small_validation_set_does_not_make_every_other_picture_novel(
     def novel(images: torch.Tensor) -> float:
         return float((model.classify(images)[3] > 0.99).float().mean())
 
-    nearest, label = squared_distances(model.embed(few), model.prototypes).min(1)
-    model.distance_knots.copy_(class_quantiles(torch.log(nearest), label, CLASSES, 101))
+    nearest, label = squared_distances(model.embed(few), model.classes.prototypes).min(1)
+    model.classes.distance_knots.copy_(class_quantiles(torch.log(nearest), label, CLASSES, 101))
     by_six_alone = novel(others)
     train = replace(data, unlabelled=(255 * unsorted).round().byte().repeat(4, 1, 1, 1)) if unlabelled else data
     model.calibrate(train, few)

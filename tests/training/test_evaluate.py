@@ -14,6 +14,7 @@ from rich.console import Console
 from training import evaluate as module
 from training import measures, probes
 from training.datasets import Splits
+from training.distances import ClassMeans
 from training.errors import DataError, RunError
 from training.evaluate import Options, Report, evaluate
 from training.held_out import held_out_class
@@ -137,7 +138,7 @@ def test_elbo_terms_by_hand(model: EquiVAE, splits: Splits) -> None:
     nats, divergence = 0.0, torch.zeros(3)
     with torch.no_grad():
         for index, label in enumerate(part.labels):
-            r, image = model.prototypes[label][None], images[index][None]
+            r, image = model.classes.prototypes[label][None], images[index][None]
             mean, log_variance = model.covariant(r, image)
             posterior = torch.distributions.Normal(mean, torch.exp(log_variance / 2))
             prior = torch.distributions.Normal(torch.zeros(3), torch.ones(3))
@@ -156,7 +157,7 @@ def test_elbo_classifier_takes_the_class_of_the_highest_bound(model: EquiVAE, sp
     bounds = torch.empty(5, 10)
     with torch.no_grad():
         for label in range(10):
-            r, images = model.prototypes[label].repeat(5, 1), part.images.float() / 255
+            r, images = model.classes.prototypes[label].repeat(5, 1), part.images.float() / 255
             mean, log_variance = model.covariant(r, images)
             kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1)
             bounds[:, label] = -model.reconstruction(images, r, mean + (log_variance / 2).exp() * noise) - kl
@@ -182,7 +183,7 @@ class Painter:
     """Stands in for a model: r [N,1] is the brightness of the picture, v is ignored or decides, as told."""
 
     num_classes = 10
-    prototypes = torch.zeros(10, 1)
+    classes = ClassMeans(10, 1)
 
     def __init__(self, of: str) -> None:
         self.of = of

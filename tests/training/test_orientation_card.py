@@ -32,6 +32,7 @@ LINES = {
     *("accuracy_upright", "accuracy_turned", "accuracy_rectified", "accuracy_canonical", "orbit_psnr_rectified"),
     *("orbit_psnr_canonical", "orbit_psnr_floor", "orbit_psnr_other", "invariance_z_c", "invariance_z"),
     *("reconstruction_bce", "reconstruction_mse", "recanonicalisation", "clustering", "clustering_k_means_rectified"),
+    *("error_distance", "ece", "false_alarms"),
 }
 
 

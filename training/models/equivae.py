@@ -56,11 +56,10 @@ from training.augment import augment, outliers
 from training.complements import draw_complements, in_batch_weights
 from training.distances import (
     ENOUGH,
+    ClassMeans,
     batch_means,
-    class_quantiles,
-    fit_temperature,
     leave_one_out_distances,
-    share_below,
+    prototypes_of,
     squared_distances,
 )
 from training.latent import ACTIVE_NATS, class_mean_energy, gaussian_nats, kl_per_dimension, sample
@@ -75,7 +74,6 @@ if TYPE_CHECKING:
 __all__ = ["EquiVAE"]
 
 CHUNK = 500  # images a forward pass where no gradient is kept
-KNOTS = 101  # quantiles of the distances kept for each class: whole per cents, 99 among them
 KNOWN = 1000  # pictures taken to tell how far good ones may lie, where the validation set is too small for it
 AUGMENTED = 50  # images changed at a time
 SWAP_RISE = 0.1  # share of the training over which the swap term's weight rises: f_inv must judge well first
@@ -91,9 +89,6 @@ class EquiVAE(Model):
 
     pixel_mean: Tensor
     pixel_deviation: Tensor
-    prototypes: Tensor
-    temperature: Tensor
-    distance_knots: Tensor
 
     def __init__(self, config: EquiVAEConfig, input: InputSpec, num_classes: int) -> None:
         super().__init__()
@@ -110,9 +105,7 @@ class EquiVAE(Model):
         shape = (input.channels, input.height, input.width)
         self.register_buffer("pixel_mean", torch.zeros(shape))
         self.register_buffer("pixel_deviation", torch.ones(shape))
-        self.register_buffer("prototypes", torch.zeros(num_classes, config.r_dim))
-        self.register_buffer("temperature", torch.ones(()))
-        self.register_buffer("distance_knots", torch.linspace(0, 1, KNOTS).repeat(num_classes, 1))
+        self.classes = ClassMeans(num_classes, config.r_dim)
 
     def prepare(self, train: LabelledImages) -> None:
         """Take what the model needs to know of the training set before the first step.
@@ -288,11 +281,7 @@ class EquiVAE(Model):
         to it.
         """
         embeddings = self.invariant(images)
-        distances = squared_distances(embeddings, self.prototypes)
-        probabilities = torch.softmax(-distances / self.temperature, 1)
-        nearest, label = distances.min(1)
-        novelty = share_below(torch.log(nearest), self.distance_knots[label])
-        return embeddings, distances, probabilities, novelty
+        return embeddings, *self.classes(embeddings)
 
     def recombine(self, content: Tensor, style: Tensor) -> Tensor:
         """The class of one picture in the style of another, decode(r(content), mu(r(style), style)) (Fig. 5b)."""
@@ -315,7 +304,7 @@ class EquiVAE(Model):
         prototypes = self.class_means(train)
         wrong = nats = 0.0
         kl = torch.zeros(self.config.v_dim)
-        for images, labels in validation.chunks(CHUNK, self.prototypes.device):
+        for images, labels in validation.chunks(CHUNK, self.pixel_mean.device):
             own = self.invariant(images)
             wrong += float((squared_distances(own, prototypes).argmin(1) != labels).sum())
             r = own if self.config.complements == "own" else prototypes[labels]
@@ -341,7 +330,7 @@ class EquiVAE(Model):
 
     def _embed_pixels(self, images: Tensor) -> Tensor:
         """uint8 [N,C,H,W] -> [N,D]"""
-        device = self.prototypes.device
+        device = self.pixel_mean.device
         return torch.cat([self.invariant(part.to(device).float() / 255).float() for part in torch.split(images, CHUNK)])
 
     def class_means(self, data: LabelledImages) -> Tensor:
@@ -350,12 +339,7 @@ class EquiVAE(Model):
         Raises:
             ValueError: a class has no image.
         """
-        embeddings = self.embed(data)
-        members = F.one_hot(data.labels, self.num_classes).float().to(embeddings.device)
-        counts = members.sum(0)
-        if not bool(counts.all()):
-            raise ValueError("a class has no image among those that the class means are taken of")
-        return members.T @ embeddings / counts[:, None]
+        return prototypes_of(self.embed(data), data.labels, self.num_classes)
 
     @torch.no_grad()
     def calibrate(self, train: LabelledImages, validation: LabelledImages) -> None:
@@ -365,14 +349,8 @@ class EquiVAE(Model):
         quantiles of how far good pictures lie, those of the validation set where it is large: see `_of_known_classes`.
         """
         self.eval()
-        self.prototypes.copy_(self.class_means(train))
-        distances = squared_distances(self.embed(validation), self.prototypes).cpu()
-        self.temperature.fill_(fit_temperature(distances, validation.labels))
-        found = [distances.min(1)]
-        for images in self._of_known_classes(train, validation):
-            found.append(squared_distances(self._embed_pixels(images), self.prototypes).cpu().min(1))
-        nearest, predicted = (torch.cat(values) for values in zip(*found, strict=True))
-        self.distance_knots.copy_(class_quantiles(torch.log(nearest), predicted, self.num_classes, KNOTS))
+        known = [self._embed_pixels(images) for images in self._of_known_classes(train, validation)]
+        self.classes.fit(self.class_means(train), self.embed(validation), validation.labels, known)
 
     def _of_known_classes(self, train: LabelledImages, validation: LabelledImages) -> Iterator[Tensor]:
         """Pictures beside a validation set too small to tell how far good ones may lie: some uint8 [M,C,H,W] at a time.

@@ -228,7 +228,7 @@ class FewLabelEquiVAE(EquiVAE):
         figures = super().validate(train, validation)
         was_training = self.training
         self.eval()
-        device = self.prototypes.device
+        device = self.pixel_mean.device
         wrong = sum(float((self.logits(x).argmax(1) != y).sum()) for x, y in validation.chunks(CHUNK, device))
         self.train(was_training)
         return figures | {"classifier_error": 100 * wrong / len(validation)}

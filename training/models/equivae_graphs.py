@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -26,8 +28,18 @@ class Embed(_EquiVAEGraph):
         return self.model.invariant(image)
 
 
-class Classify(_EquiVAEGraph):
+class Classifying(Protocol):
+    """A model that knows the means of its classes."""
+
+    def classify(self, images: Tensor) -> tuple[Tensor, ...]: ...
+
+
+class Classify(Graph):
     outputs = ("embedding", "distances", "probabilities", "novelty")
+
+    def __init__(self, model: Classifying) -> None:
+        super().__init__()
+        self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         return self.model.classify(image)

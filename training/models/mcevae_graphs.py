@@ -7,11 +7,12 @@ from typing import Protocol
 from torch import Tensor
 
 from training.models.base import Graph
+from training.models.equivae_graphs import Classify
 from training.models.fixed_pose import FixedPoseModel
 from training.models.mcevae import MCEVAE
 from training.models.mcevae_inference import Canonical, Pose
 
-__all__ = ["Canonicalize", "Embed", "Transform", "Whole"]
+__all__ = ["Canonicalize", "Embed", "Transform", "Whole", "WholeWithClasses"]
 
 POSE = ("coefficients", "coefficients_std", "matrix", "modes", "weights")
 
@@ -65,3 +66,18 @@ class Whole(_PoseGraph):
         pose, canonical, rectified, embedding = self.model.canonicalize(image)
         assert embedding is not None
         return (*pose, canonical, rectified, embedding)
+
+
+class WholeWithClasses(Graph):
+    """The same of a model that knows the means of its classes."""
+
+    outputs = (*Whole.outputs, *(name for name in Classify.outputs if name not in Embed.outputs))
+
+    def __init__(self, model: MCEVAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        pose, canonical, rectified, embedding = self.model.canonicalize(image)
+        assert embedding is not None and self.model.classes is not None
+        return (*pose, canonical, rectified, embedding, *self.model.classes(embedding))

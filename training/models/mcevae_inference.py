@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from contract.manifest import InputSpec
 from training import mixture
+from training.distances import ClassMeans
 from training.lie import exponential, grid, inverse, resample, shift_factor
 from training.models.base import Model
 from training.models.lifted import Lifted
@@ -115,6 +116,7 @@ class Inference(Model):
         self.decoder = Decoder(self.cluster_dim + config.z_dim, input.channels, self.window, config.decoder)
         if config.likelihood == "gaussian":
             self.log_sigma = nn.Parameter(torch.full((), -1.0))
+        self.classes = ClassMeans(num_classes, self.cluster_dim) if num_classes > 1 else None
         self._constants(side, bins)
 
     def _constants(self, side: int, bins: int) -> None:
@@ -292,6 +294,14 @@ class Inference(Model):
     def embed(self, images: Tensor) -> Tensor:
         """The invariant embedding, the mean of z_c: [N,D]"""
         return self.latents(images)[0]
+
+    def classify(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Invariant embedding [N,D], and of it squared distances to the class means [N,K], probabilities [N,K] and
+        novelty [N] in [0,1]; of a model whose data has classes, after `calibrate`.
+        """
+        assert self.classes is not None
+        embedding = self.embed(images)
+        return embedding, *self.classes(embedding)
 
     def clusters(self, images: Tensor) -> Tensor:
         """Probabilities of the clusters: [N,K]"""

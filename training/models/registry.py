@@ -56,7 +56,12 @@ KINDS: dict[str, Kind] = {
             "recombine": equivae_graphs.Recombine,
         },
     ),
-    "mcevae": Kind(family="mcevae", make=MCEVAE, graphs=_POSE_GRAPHS, whole=mcevae_graphs.Whole),
+    "mcevae": Kind(
+        family="mcevae",
+        make=MCEVAE,
+        graphs={**_POSE_GRAPHS, "classify": equivae_graphs.Classify},
+        whole=mcevae_graphs.WholeWithClasses,
+    ),
     "mcevae_paper": Kind(family="mcevae", make=MCEVAEPaper, graphs=_POSE_GRAPHS, whole=mcevae_graphs.Whole),
     "plain_vae": Kind(family="mcevae", make=PlainVAE, graphs=_POSE_GRAPHS, whole=mcevae_graphs.Whole),
     "symmetry": Kind(
@@ -101,6 +106,7 @@ def whole(kind: str, model: Model) -> Graph | None:
 
 def _kind_of(kind: str, model: Model) -> Kind:
     """The kind, without what this model of it cannot do."""
-    if isinstance(model, Symmetry) and not model.draws_variants:
+    draws_nothing = isinstance(model, Symmetry) and not model.draws_variants
+    if draws_nothing or isinstance(model, MCEVAE) and model.classes is None:
         return replace(KINDS[kind], graphs=_POSE_GRAPHS, whole=mcevae_graphs.Whole)
     return KINDS[kind]
