@@ -21,7 +21,7 @@ from service.batching import Batcher
 from service.engine import Engine, EngineError, EngineOptions
 from service.errors import CapabilityNotFound, ModelNotFound, ModelRefused, NotAlive, NotReady, VersionNotFound
 from service.life import Life
-from service.model_folder import EmptyStore, Refusal, Signature, Version, find, read_version, sign, warm
+from service.model_folder import EmptyStore, Refusal, Signature, Version, find, printable, read_version, sign, warm
 
 CAPABILITIES: tuple[str, ...] = get_args(Capability)
 
@@ -112,6 +112,9 @@ class ModelStore:
     # Of versions that were replaced as well: one whose run hangs is kept alive by that run.
     _batchers: WeakSet[Batcher] = field(default_factory=WeakSet)
 
+    def __post_init__(self) -> None:
+        self.root = self.root.absolute()  # a path that is found in reasons where it is meant, and nowhere else
+
     def load_all(self, *, every_version: bool = False) -> None:
         """Load the highest good version of every model; for the start, before anything serves.
 
@@ -190,7 +193,8 @@ class ModelStore:
     async def poll(self) -> None:
         """Load what is new on disk: models, and versions above those that serve. What has gone from disk serves on.
 
-        A folder that was refused is tried again when a file of it has changed.
+        A folder that was refused is tried again when a file of it has changed; below the version that serves, its
+        refusal is forgotten then.
 
         Raises:
             EmptyStore: the store cannot be listed, or has no model any more. NotReady: the service is about to end.
@@ -203,7 +207,11 @@ class ModelStore:
     def _find_new(self) -> dict[str, list[int]]:
         found, whole = find(self.root)
         before = self.refused
-        self.refused = [entry for entry in before if entry in whole or entry.version in found.get(entry.model, ())]
+        self.refused = [
+            entry
+            for entry in before
+            if entry in whole or (entry.version in found.get(entry.model, ()) and not self._is_outdated(entry))
+        ]
         for refusal in whole:
             if refusal not in before:
                 self._refuse(refusal)
@@ -216,6 +224,13 @@ class ModelStore:
             if unseen and name not in self._unloaded:
                 new[name] = unseen
         return new
+
+    def _is_outdated(self, refusal: Refusal) -> bool:
+        """Whether it is of a version below the one that serves, which is not read again, and its folder has changed."""
+        serving, number = self.models.get(refusal.model), refusal.version
+        if serving is None or number is None or number > serving.version:
+            return False
+        return self._seen.get((refusal.model, number)) != sign(self._folder(refusal.model, number))
 
     async def _in_loader(self, work: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self.loader, work, *arguments)
@@ -249,7 +264,7 @@ class ModelStore:
             raise
         except Exception as error:  # whatever is wrong with one folder, the others are served
             reason = str(error) if isinstance(error, ManifestError | EngineError | OSError) else repr(error)
-            self._refuse(Refusal(name, number, reason.replace(str(self.root), "<store>")))  # clients read it
+            self._refuse(Refusal(name, number, self._told(reason)))
             return None
         batchers = {capability: self.queue(those, (name, number, capability)) for capability, those in engines.items()}
         self._batchers = WeakSet((*self._batchers, *batchers.values()))  # others may be going through the old one
@@ -271,6 +286,10 @@ class ModelStore:
     def _refuse(self, refusal: Refusal) -> None:
         self.refused = [*self.refused, refusal]
         self.observer.refused(refusal)
+
+    def _told(self, reason: str) -> str:
+        """As clients read it: they learn nothing of where the store is."""
+        return printable(reason.replace(str(self.root), "<store>"))
 
     def _folder(self, name: str, number: int) -> Path:
         return self.root / name / str(number)
@@ -380,7 +399,7 @@ class ModelStore:
             return None
         reasons = [f"{refusal.model}/{refusal.version or ''}: {refusal.reason}" for refusal in self.refused]
         reasons += [f"{name}: unloaded until it is loaded by name" for name in sorted(self._unloaded)]
-        return f"no model is loaded: {'; '.join(reasons) or self.empty or 'the log says why'}"
+        return f"no model is loaded: {'; '.join(reasons) or self._told(self.empty) or 'the log says why'}"
 
 
 def _trim() -> None:
