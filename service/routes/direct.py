@@ -41,7 +41,10 @@ class DirectRoute(APIRoute):
 
 
 class DirectPaths:
-    """Calls a `DirectRoute` of `app` by its path, and `app` for everything else: documentation, 404, 405, lifespan."""
+    """Calls a `DirectRoute` of `app` by its path, and `app` for everything else: documentation, 404, 405, lifespan.
+
+    HEAD is answered as GET is; the server leaves the body out.
+    """
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
@@ -61,7 +64,8 @@ class DirectPaths:
         return (route or self._app)(scope, receive, send)
 
     def _find(self, scope: Scope) -> ASGIApp | None:
-        method, path = scope["method"], scope["path"]
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        path = scope["path"]
         if route := self._routes.get((method, path)):
             return route
         for wanted, pattern, route in self._patterns:
