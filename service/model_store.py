@@ -303,36 +303,13 @@ class ModelStore:
         Raises:
             NotReady: nothing is loaded. ModelNotFound, VersionNotFound, CapabilityNotFound: with what there is.
         """
-        if name is None and version is None:
-            model = self.models.get(self.defaults.get(capability, ""))
-            if model is not None and capability in model.batchers:
-                return model
-        return self._search(capability, name, version)
-
-    def able(self, capability: str) -> list[str]:
-        """The names of the loaded models that have a capability."""
-        return [model.name for model in self.models.values() if capability in model.batchers]
-
-    def undecided(self) -> dict[str, str]:
-        """Capabilities that several models have and the default is none of them, and its name: without a name nobody
-        answers.
-        """
-        undecided = {}
-        for capability in CAPABILITIES:
-            able = self.able(capability)
-            default = self.defaults.get(capability) or self._most_exact(able)
-            if default not in able and len(able) > 1:
-                undecided[capability] = default
-        return undecided
-
-    def _search(self, capability: str, name: str | None, version: int | None) -> LoadedModel:
         if not self.models:
             self.check_ready()
         able = self.able(capability)
-        default = self.defaults.get(capability) or self._most_exact(able)
         if name is None:
             if not able:
                 raise CapabilityNotFound(f"no loaded model can {capability}", capability=capability, models=able)
+            default = self._default(capability, able)
             if default not in able and len(able) > 1:
                 raise ModelNotFound(
                     f"the default model {default!r} of {capability} is not loaded and several others are: "
@@ -348,6 +325,26 @@ class ModelStore:
         if capability not in model.batchers:
             raise CapabilityNotFound(f"the model {name} cannot {capability}", capability=capability, models=able)
         return model
+
+    def able(self, capability: str) -> list[str]:
+        """The names of the loaded models that have a capability."""
+        return [model.name for model in self.models.values() if capability in model.batchers]
+
+    def undecided(self) -> dict[str, str]:
+        """Capabilities that several models have and the default is none of them, and its name: without a name nobody
+        answers.
+        """
+        undecided = {}
+        for capability in CAPABILITIES:
+            able = self.able(capability)
+            default = self._default(capability, able)
+            if default not in able and len(able) > 1:
+                undecided[capability] = default
+        return undecided
+
+    def _default(self, capability: str, able: Sequence[str]) -> str:
+        """The name of the model that is meant where none is named; it need not be loaded."""
+        return self.defaults.get(capability) or self._most_exact(able)
 
     def _most_exact(self, able: Sequence[str]) -> str:
         """Of models that estimate a pose the one whose rotation is the most exact; empty where none says."""

@@ -199,7 +199,8 @@ def read_message(text: bytes, model: type[Read]) -> Read:
 
 def _read_raw(body: bytes, spec: GraphSpec, max_rows: int) -> Tensors:
     if len(spec.inputs) > 1:
-        raise InvalidTensor(f"a raw tensor is for a graph of one input, this one takes {_listed_specs(spec.inputs)}")
+        names = _listed([tensor.name for tensor in spec.inputs])
+        raise InvalidTensor(f"a raw tensor is for a graph of one input, this one takes {names}")
     (tensor,) = spec.inputs
     row_bytes = 4 * math.prod(tensor.row_shape)
     rows, rest = divmod(len(body), row_bytes)
@@ -345,7 +346,3 @@ def _split(name: str, part: memoryview, rows: int) -> list[File]:
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
     return ", ".join(f"`{name[:64]}`" for name in names)
-
-
-def _listed_specs(specs: Sequence[TensorSpec]) -> str:
-    return _listed([spec.name for spec in specs])

@@ -19,7 +19,7 @@ from service.deadlines import Deadline
 from service.engine import Array
 from service.errors import Problem, TooManyPixels
 from service.images import ModelInput, decoding_cost
-from service.inference import Inference, head, raise_of_single, to_base64, to_json
+from service.inference import Inference, JsonAnswer, head, raise_of_single, to_base64, to_json
 from service.model_store import LoadedModel
 from service.queries import Options, UprightOptions
 from service.routes.direct import (
@@ -169,7 +169,7 @@ def add(router: APIRouter, inference: Inference) -> None:
                 answer = results[0] if payload.single else {"results": results}
                 content = await inference.placed(call, pixels_of_all, len(jobs), to_json, answer)
                 inference.record(call, "encode", encoding + time.perf_counter() - start)
-        return Response(content, media_type="application/json")
+        return JsonAnswer(content)
 
     router.add_api_route(
         "/augment",

@@ -22,6 +22,7 @@ from service.payloads import Payload
 from service.queries import UprightOptions
 from service.routes import transform
 from service.routes.direct import (
+    BINARY,
     DirectRoute,
     pictures_body,
     problem_responses,
@@ -182,7 +183,6 @@ def add(router: APIRouter, inference: Inference) -> None:
                 inference.record(call, "encode", encoding + time.perf_counter() - start)
         return JsonAnswer(content, (b"vary", b"Accept"))
 
-    picture = {"schema": {"type": "string", "format": "binary"}}
     router.add_api_route(
         "/canonicalize",
         canonicalize,
@@ -194,7 +194,7 @@ def add(router: APIRouter, inference: Inference) -> None:
         "transform that was undone as JSON in `X-Transform` (its `uncertainty` is the best mode's) and the matrix of "
         "its pixels in `X-Upright-Matrix`; `results` for JSON and for form parts `images`.",
         responses={
-            200: {"content": {kind: picture for kind in PICTURE_TYPES}},
+            200: {"content": dict.fromkeys(PICTURE_TYPES, BINARY)},
             **problem_responses(*FRAMING_PROBLEMS, errors.NotAcceptable, errors.NoSuchMode),
         },
         openapi_extra={

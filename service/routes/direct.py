@@ -23,7 +23,8 @@ from service.queries import CHOICES, MOST_SEED, MOST_VARIANTS, AugmentOptions
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-_PICTURE = {"type": "string", "format": "binary"}
+BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+"""OpenAPI's description of a body that is a file."""
 _MULTIPART = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 
@@ -118,8 +119,8 @@ def pictures_body() -> dict[str, Any]:
     return {
         "required": True,
         "content": {
-            "image/*": {"schema": _PICTURE},
-            "application/octet-stream": {"schema": _PICTURE},
+            "image/*": BINARY,
+            "application/octet-stream": BINARY,
             "multipart/form-data": {
                 "schema": {
                     "type": "object",

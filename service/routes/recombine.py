@@ -13,7 +13,7 @@ from service.engine import Array
 from service.inference import INLINE_BODY_BYTES, Inference, picture_answer, to_json
 from service.negotiation import choose
 from service.payloads import read_content_and_style
-from service.routes.direct import DirectRoute, pair_body, problem_responses, query_parameters, timeout_parameter
+from service.routes.direct import BINARY, DirectRoute, pair_body, problem_responses, query_parameters, timeout_parameter
 from service.routes.pictures import FRAMING_PROBLEMS
 from service.schemas import RecombineAnswer
 
@@ -63,7 +63,6 @@ def add(router: APIRouter, inference: Inference) -> None:
             inference.record(call, "encode", time.perf_counter() - start)
         return Response(answer, media_type=media_type, headers={"Vary": "Accept"})
 
-    picture = {"schema": {"type": "string", "format": "binary"}}
     router.add_api_route(
         "/recombine",
         recombine,
@@ -73,7 +72,7 @@ def add(router: APIRouter, inference: Inference) -> None:
         response_model=RecombineAnswer,
         response_description="JSON, or the picture alone by `Accept`.",
         responses={
-            200: {"content": {kind: picture for kind in images.PICTURE_TYPES}},
+            200: {"content": dict.fromkeys(images.PICTURE_TYPES, BINARY)},
             **problem_responses(*FRAMING_PROBLEMS, errors.NotAcceptable),
         },
         openapi_extra={"requestBody": pair_body(), "parameters": [*query_parameters(), timeout_parameter()]},

@@ -17,7 +17,14 @@ from service.engine import Array
 from service.errors import InvalidParameter, Problem
 from service.inference import INLINE_BODY_BYTES, Inference
 from service.middleware import PROTOCOL_ENDPOINT
-from service.routes.direct import DirectRoute, protocol_responses, query_parameters, schema_reference, timeout_parameter
+from service.routes.direct import (
+    BINARY,
+    DirectRoute,
+    protocol_responses,
+    query_parameters,
+    schema_reference,
+    timeout_parameter,
+)
 from service.routes.v2_models import NOT_FOUND, find_graph, of_model, path_parameters
 from service.schemas import EXAMPLE_PNG
 from service.tensors import (
@@ -58,7 +65,6 @@ _PROBLEMS = (
 _PIXELS_A_NUMBER = 2  # decoded in the time that a number takes to be written as JSON
 _NUMBERS_AS_BINARY = 8  # numbers that are written as binary data in that time
 Item = TypeVar("Item")
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
 _EXAMPLE = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [EXAMPLE_PNG]}]}
 _PARAMETERS = [
     {
@@ -144,13 +150,13 @@ def add(router: APIRouter, inference: Inference) -> None:
             summary="Inference protocol: run a graph",
             response_model=InferAnswer,
             response_description=f"JSON, or JSON of {JSON_LENGTH_HEADER} bytes with the binary tensor data behind it.",
-            responses={200: {"content": {"application/octet-stream": _BINARY}}, **protocol_responses(*_PROBLEMS)},
+            responses={200: {"content": {"application/octet-stream": BINARY}}, **protocol_responses(*_PROBLEMS)},
             openapi_extra={
                 "requestBody": {
                     "required": True,
                     "content": {
                         "application/json": {"schema": schema_reference(InferRequest), "example": _EXAMPLE},
-                        "application/octet-stream": _BINARY,
+                        "application/octet-stream": BINARY,
                     },
                 },
                 "parameters": [*path_parameters(path), *_PARAMETERS],
