@@ -26,7 +26,7 @@ COEFFICIENTS: Final[dict[Group, tuple[str, ...]]] = {
     "AFF5": ("rotation", "x", "y", "log_scale_x", "log_scale_y"),
     "AFF6": ("rotation", "x", "y", "log_scale_x", "log_scale_y", "shear"),
 }
-"""Of the Lie algebra, in a graph's order: rotation in radians, x and y in normalised units (2 is the whole width)."""
+"""Coordinates of the Lie algebra, in a graph's order: rotation in radians, x and y normalised (2 is the width)."""
 
 _SINGULAR = 1e-9  # of the squared norm of the linear part: a smaller determinant squeezes the plane to a line
 _SNAP = 1e-6  # pixels: a corner this close to a whole pixel lies on it

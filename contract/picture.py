@@ -33,8 +33,8 @@ from contract.picture_jpeg import check_jpeg
 from contract.picture_pixels import Kept, Pixels, depth_of, to_kept, to_pixels
 from contract.picture_png import MOST_PROFILE, OddPng, PlainPng, check_png_data, png_header
 
-MOST_DECODED_BYTES = 18
-"""Of EncodedPicture.decoded_bytes, a pixel."""
+MOST_DECODED_BYTES_PER_PIXEL = 18
+"""The most memory that decoding and preparing can take, in bytes per pixel (WebP)."""
 
 _MOST_EXIF = 1 << 20  # bytes: of more, whose values may be millions of numbers, the orientation is not looked for
 _ORIENTATION, _ACROSS, _DOWN, _UNIT = 0x0112, 0x011A, 0x011B, 0x0128
@@ -190,7 +190,7 @@ def _open(name: str, data: bytes | OddPng) -> ImageFile.ImageFile:
 def _decoded_bytes(name: str, mode: str, transparent: bool, pixels: int) -> int:
     """Measured, rounded up: Pillow's picture, its turned copy or the array made of it, and what preparing it takes."""
     if name == "WebP":  # its decoder holds two canvases of its own
-        return MOST_DECODED_BYTES * pixels
+        return MOST_DECODED_BYTES_PER_PIXEL * pixels
     if name == "JPEG" and mode == "CMYK":  # a progressive one's coefficients of 16 bits, beside the picture
         return 12 * pixels
     if transparent:

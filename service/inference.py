@@ -187,7 +187,11 @@ class Inference:
         return self.room(min(len(body), FREE_BODY_BYTES) + most + size, images=images)
 
     def room(self, size: int, *, images: int = 0, held: int = 0) -> Permit:
-        """The same for `size` bytes, beside the `held` ones that the request has a permit for."""
+        """A permit for `size` more bytes; the request already holds `held`.
+
+        Raises:
+            TooManyPixels: both together exceed the whole budget. QueueFull: there is no room now.
+        """
         if size + held > self._budget.byte_limit:
             raise TooManyPixels(
                 f"this would take {size + held:,} bytes of memory, the limit is {self._budget.byte_limit:,}: "
@@ -207,7 +211,7 @@ class Inference:
             try:
                 accepted.append(picture if isinstance(picture, Problem) else images.accept(picture, self.limits))
             except Problem as problem:
-                accepted.append(problem.alone())
+                accepted.append(problem.without_traceback())
         return accepted
 
     async def pooled(self, call: Call, work: Callable[..., Result], *arguments: Any) -> Result:
@@ -330,5 +334,5 @@ def _prepare_all(
                 else images.to_input(picture, model.manifest, options, keep_original=keep_original)
             )
         except Problem as problem:
-            prepared.append(problem.alone())
+            prepared.append(problem.without_traceback())
     return prepared

@@ -37,7 +37,9 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _LINGER_SECONDS = 1.0
 _LISTS = frozenset({b"accept", b"content-encoding", b"tracestate"})  # of the headers that are read here
 FREE_BODY_BYTES = 1024 * 1024
-"""What of a body is in no budget while it arrives: what a connection may cost, and more than a small picture."""
+"""The part of a body that is not counted in the budget while it arrives: no more than a connection may cost, and enough
+for a small picture.
+"""
 UNKNOWN_ENDPOINT = "other"
 PROTOCOL_ENDPOINT = "v2_infer"
 _ENDPOINTS = {f"/{capability}".encode(): capability for capability in CAPABILITIES}
@@ -191,7 +193,7 @@ class RequestEdge:
             await self._app(scope, receive, send_marked)
         except Problem as problem:
             # without the frames that hold what has arrived of the body
-            await self._answer(problem.alone(), call, scope, receive, send_marked)
+            await self._answer(problem.without_traceback(), call, scope, receive, send_marked)
         except CallerGone:
             call.status = 499  # nobody hears it: the metrics alone
         except Exception as error:

@@ -73,8 +73,8 @@ def variant(original: Original, frame: Matrix, matrix: npt.ArrayLike) -> Canvas:
 
 
 def kept_bytes(encoded: Sequence[EncodedPicture | Problem]) -> int:
-    """Of memory, what the pictures of a request hold from decoding to drawing, at most; without the largest one, whose
-    are within what its decoding takes. Profiles are held beside the pixels.
+    """The most bytes that a request's originals take between decoding and drawing. The largest picture is left out: its
+    decoding cost already covers it. Colour profiles are not left out: they are held beside the pixels.
     """
     good = [picture for picture in encoded if not isinstance(picture, Problem)]
     pixels = [picture.width * picture.height for picture in good]
@@ -83,8 +83,8 @@ def kept_bytes(encoded: Sequence[EncodedPicture | Problem]) -> int:
 
 
 def drawing_bytes(pictures: Sequence[tuple[Original, Canvas]], options: UprightOptions) -> int:
-    """Of memory, what keeping, drawing and answering takes at most, when decoding is over; a picture may be drawn on
-    several canvases.
+    """The most bytes that keeping, drawing and answering take once decoding is over; a picture may be drawn on several
+    canvases.
     """
     more = 1 if options.fill == "transparent" else 0
     sizes = [

@@ -30,7 +30,7 @@ from service.routes.direct import (
     query_parameters,
     timeout_parameter,
 )
-from service.routes.pictures import FRAMING_PROBLEMS
+from service.routes.pictures import PICTURE_ROUTE_PROBLEMS
 from service.schemas import AugmentAnswer, Batch
 
 _NONE: Array = np.zeros((0, 0, 2, 3), np.float32)
@@ -102,7 +102,7 @@ def _plan(
             canvases = [upright.variant(item.original, item.frame, matrix) for matrix in found]
             jobs.append(_Job(item, item.original, canvases))
         except Problem as problem:
-            jobs.append(problem.alone())
+            jobs.append(problem.without_traceback())
     good = [job for job in jobs if isinstance(job, _Job)]
     return jobs, upright.drawing_bytes([(job.original, canvas) for job in good for canvas in job.canvases], options)
 
@@ -179,7 +179,7 @@ def add(router: APIRouter, inference: Inference) -> None:
         summary="Draw plausible variants of pictures",
         response_model=AugmentAnswer | Batch[AugmentAnswer],
         response_description="One object for a single picture; `results` for JSON and for form parts `images`.",
-        responses=problem_responses(*FRAMING_PROBLEMS),
+        responses=problem_responses(*PICTURE_ROUTE_PROBLEMS),
         openapi_extra={
             "requestBody": pictures_body(),
             "parameters": [*query_parameters(), *augment_parameters(), timeout_parameter()],

@@ -14,7 +14,7 @@ from service.inference import INLINE_BODY_BYTES, Inference, picture_answer, to_j
 from service.negotiation import choose
 from service.payloads import read_content_and_style
 from service.routes.direct import BINARY, DirectRoute, pair_body, problem_responses, query_parameters, timeout_parameter
-from service.routes.pictures import FRAMING_PROBLEMS
+from service.routes.pictures import PICTURE_ROUTE_PROBLEMS
 from service.schemas import RecombineAnswer
 
 _PIXELS_A_VALUE = 10  # decoded in the time that one value of a picture takes to encode, as lossless WebP
@@ -73,7 +73,7 @@ def add(router: APIRouter, inference: Inference) -> None:
         response_description="JSON, or the picture alone by `Accept`.",
         responses={
             200: {"content": dict.fromkeys(images.PICTURE_TYPES, BINARY)},
-            **problem_responses(*FRAMING_PROBLEMS, errors.NotAcceptable),
+            **problem_responses(*PICTURE_ROUTE_PROBLEMS, errors.NotAcceptable),
         },
         openapi_extra={"requestBody": pair_body(), "parameters": [*query_parameters(), timeout_parameter()]},
         route_class_override=DirectRoute,

@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import pytest
 
-from contract.picture import MOST_DECODED_BYTES
+from contract.picture import MOST_DECODED_BYTES_PER_PIXEL
 from contract.picture_png import write_plain_png
 from service.budget import Budget
 from service.engine import Engine
@@ -287,7 +287,7 @@ def test_a_large_batch_is_answered_in_order(tiny_store: Path, serve: Serve) -> N
 def test_the_largest_picture_of_any_kind_is_accepted_by_the_default_settings() -> None:
     """What the limits let in must fit the budget, or it would be refused for ever as if the service were busy."""
     settings = Settings()
-    most = settings.max_body_bytes + MOST_DECODED_BYTES * settings.max_pixels
+    most = settings.max_body_bytes + MOST_DECODED_BYTES_PER_PIXEL * settings.max_pixels
     with Budget(settings.queue_images, settings.queue_bytes).acquire(1, most):
         pass
     with pytest.raises(ValueError, match="queue_bytes"):
