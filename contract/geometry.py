@@ -6,17 +6,17 @@ observed picture with it gives the upright one. Angles are positive counter-cloc
 turned by +30 degrees has [[.866, .5, 0], [-.5, .866, 0]].
 
 Pixels are counted from 0 and their centres are integers: a picture of W pixels reaches from -0.5 to W - 0.5. All
-functions work in float64; those that take [..., 2, 3] take any number of leading axes.
+functions work in float64.
 """
 
 import math
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Matrix = npt.NDArray[np.float64]
-"""[2,3], or [..., 2, 3] where a docstring says so."""
+"""[2,3]"""
 
 Group = Literal["SO2", "SE2", "SIM2", "AFF5", "AFF6"]
 COEFFICIENTS: Final[dict[Group, tuple[str, ...]]] = {
@@ -26,7 +26,7 @@ COEFFICIENTS: Final[dict[Group, tuple[str, ...]]] = {
     "AFF5": ("rotation", "x", "y", "log_scale_x", "log_scale_y"),
     "AFF6": ("rotation", "x", "y", "log_scale_x", "log_scale_y", "shear"),
 }
-"""Of the Lie algebra, in a graph's order: rotation in radians, x and y in normalised units (2 is the whole width)."""
+"""Coordinates of the Lie algebra, in a graph's order: rotation in radians, x and y normalised (2 is the width)."""
 
 _SINGULAR = 1e-9  # of the squared norm of the linear part: a smaller determinant squeezes the plane to a line
 _SNAP = 1e-6  # pixels: a corner this close to a whole pixel lies on it
@@ -72,24 +72,6 @@ def rotation(degrees: float) -> Matrix:
     return np.array([[cos, sin, 0.0], [-sin, cos, 0.0]]) + 0.0  # + 0.0: no negative zeros
 
 
-def from_parts(
-    rotation_degrees: float = 0.0,
-    translation: tuple[float, float] = (0.0, 0.0),
-    scale: tuple[float, float] = (1.0, 1.0),
-    shear_degrees: float = 0.0,
-) -> Matrix:
-    """The matrix of these parts, see `Parts`; the inverse of `to_parts`.
-
-    Raises:
-        GeometryError: they cannot be undone: a scale of 0, a shear of 90 degrees.
-    """
-    shear = np.array([[1.0, np.tan(np.radians(shear_degrees))], [0.0, 1.0]])
-    matrix = rotation(rotation_degrees)
-    matrix[:, :2] = matrix[:, :2] @ shear @ np.diag(scale)
-    matrix[:, 2] = 2.0 * np.asarray(translation)
-    return checked(matrix)
-
-
 def to_parts(matrix: npt.ArrayLike) -> Parts:
     """Rotation, translation, scale and shear of a matrix [2,3]: the QR decomposition of its linear part.
 
@@ -105,7 +87,7 @@ def to_parts(matrix: npt.ArrayLike) -> Parts:
 
 
 def checked(matrix: npt.ArrayLike) -> Matrix:
-    """`matrix` as float64 [..., 2, 3].
+    """`matrix` as float64 [2,3].
 
     Raises:
         GeometryError: another shape, a number that is not finite, or a matrix that cannot be inverted.
@@ -114,49 +96,40 @@ def checked(matrix: npt.ArrayLike) -> Matrix:
         array = np.array(matrix, np.float64)
     except (TypeError, ValueError) as error:
         raise GeometryError(f"not a matrix of numbers: {error}") from None
-    if array.shape[-2:] != (2, 3):
+    if array.shape != (2, 3):
         raise GeometryError(f"a transform of the plane is a matrix [2,3], this has the shape {list(array.shape)}")
-    # One matrix is the common case, and NumPy takes ten times as long for it as for its six numbers.
-    for (a, b, x), (c, d, y) in [array.tolist()] if array.ndim == 2 else array.reshape(-1, 2, 3).tolist():
-        if not all(map(math.isfinite, (a, b, x, c, d, y))):
-            raise GeometryError("the matrix has a number that is not finite")
-        if not abs(a * d - b * c) > _SINGULAR * (a * a + b * b + c * c + d * d):  # nan, of overflow, is no more
-            raise GeometryError("the matrix squeezes the plane to a line or a point and cannot be inverted")
+    (a, b, x), (c, d, y) = array.tolist()  # NumPy takes ten times as long for six numbers
+    if not all(map(math.isfinite, (a, b, x, c, d, y))):
+        raise GeometryError("the matrix has a number that is not finite")
+    if not abs(a * d - b * c) > _SINGULAR * (a * a + b * b + c * c + d * d):  # nan, of overflow, is no more
+        raise GeometryError("the matrix squeezes the plane to a line or a point and cannot be inverted")
     return array
 
 
 def compose(first: npt.ArrayLike, *rest: npt.ArrayLike) -> Matrix:
-    """The product of matrices [..., 2, 3]: coordinates pass the last one first.
+    """The product of matrices [2,3]: coordinates pass the last one first.
 
     Raises:
         GeometryError: one of them is no such matrix, see `checked`.
     """
     product = checked(first)
     for factor in rest:
-        shift = product[..., 2]
-        product = product[..., :2] @ checked(factor)
-        product[..., 2] += shift
+        shift = product[:, 2]
+        product = product[:, :2] @ checked(factor)
+        product[:, 2] += shift
     return product
 
 
 def inverse(matrix: npt.ArrayLike) -> Matrix:
-    """[..., 2, 3] -> [..., 2, 3], so that either product with `matrix` is the identity.
+    """[2,3] -> [2,3], so that either product with `matrix` is the identity.
 
     Raises:
         GeometryError: there is none.
     """
-    array = checked(matrix)
-    if array.ndim == 2:
-        (a, b, x), (c, d, y) = array.tolist()
-        one = a * d - b * c
-        rows = [[d / one, -b / one, (b * y - d * x) / one], [-c / one, a / one, (c * x - a * y) / one]]
-        return np.array(rows) + 0.0
-    linear = array[..., :2]
-    adjugate = np.empty_like(linear)
-    adjugate[..., 0, 0], adjugate[..., 1, 1] = linear[..., 1, 1], linear[..., 0, 0]
-    adjugate[..., 0, 1], adjugate[..., 1, 0] = -linear[..., 0, 1], -linear[..., 1, 0]
-    back = adjugate / _determinant(linear)[..., None, None]
-    return np.concatenate([back, -back @ array[..., 2:]], -1) + 0.0
+    (a, b, x), (c, d, y) = checked(matrix).tolist()
+    one = a * d - b * c
+    rows = [[d / one, -b / one, (b * y - d * x) / one], [-c / one, a / one, (c * x - a * y) / one]]
+    return np.array(rows) + 0.0
 
 
 def apply(matrix: npt.ArrayLike, points: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -213,7 +186,3 @@ def _extent(corners: list[float]) -> tuple[int, float]:
     first = low + 0.5 - (size - (high - low)) / 2
     nearest = float(round(first))
     return size, nearest if abs(first - nearest) < _SNAP else first
-
-
-def _determinant(linear: npt.NDArray[np.float64]) -> Any:
-    return linear[..., 0, 0] * linear[..., 1, 1] - linear[..., 0, 1] * linear[..., 1, 0]

@@ -48,12 +48,14 @@ _POSE: dict[str, Axes] = {
 # What the graph of a capability takes and gives. A letter is one size throughout a model: C, H and W of its input, K of
 # its labels, G of its group, D, M and S its own affair.
 #
-# Of a pose: coefficients in the order and units of geometry.COEFFICIENTS; coefficients_std, in the same units, is the
-# deviation over the whole posterior, modes and tails included, that of the rotation from the best mode, wrapped, root
-# mean square (uniform: pi / sqrt 3); matrix is the best mode's, geometry.py has its convention; modes best first, with
-# weights that add up to 1.
+# A pose:
+# coefficients: in the order and units of geometry.COEFFICIENTS.
+# coefficients_std: standard deviations over the whole posterior, in the same units. For the rotation: the root mean
+#     square of the angle to the best mode, taken the short way round (pi / sqrt 3 if every angle is equally likely).
+# matrix: the best mode's; geometry.py has its convention.
+# modes: best first, with weights that add up to 1.
 #
-# Of variants: noise is standard normal; each of matrices maps the variant's frame to the observed one, so that sampling
+# Variants: noise is standard normal; each of matrices maps the variant's frame to the observed one, so that sampling
 # the observed picture with it gives the variant.
 INTERFACES: Final[dict[Capability, tuple[dict[str, Axes], dict[str, Axes]]]] = {
     "embed": ({"image": _PICTURE}, {"embedding": ("N", "D")}),
@@ -121,7 +123,7 @@ class TensorSpec(_Record):
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Of the tensor for one picture: without the batch axis."""
+        """The shape of the tensor for one picture: without the batch axis."""
         return tuple(int(size) for size in self.shape[1:])
 
 

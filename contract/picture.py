@@ -5,6 +5,8 @@ one by the sniffed format: `Image.open` would try others and consults a process-
 belong to the caller. Colour profiles are not applied.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import NamedTuple
 
@@ -31,8 +33,8 @@ from contract.picture_jpeg import check_jpeg
 from contract.picture_pixels import Kept, Pixels, depth_of, to_kept, to_pixels
 from contract.picture_png import MOST_PROFILE, OddPng, PlainPng, check_png_data, png_header
 
-MOST_DECODED_BYTES = 18
-"""Of EncodedPicture.decoded_bytes, a pixel."""
+MOST_DECODED_BYTES_PER_PIXEL = 18
+"""The most memory that decoding and preparing can take, in bytes per pixel (WebP)."""
 
 _MOST_EXIF = 1 << 20  # bytes: of more, whose values may be millions of numbers, the orientation is not looked for
 _ORIENTATION, _ACROSS, _DOWN, _UNIT = 0x0112, 0x011A, 0x011B, 0x0128
@@ -122,7 +124,7 @@ class EncodedPicture(NamedTuple):
     def decode(self, *, apply_exif: bool = True, keep_original: bool = False) -> Picture:
         """The first picture's pixels; CorruptPictureError where the data ends early or does not decode."""
         source = self.source
-        try:
+        with _faults(self.format):
             if isinstance(source, PlainPng):
                 pixels, samples = source.decode(self.width, self.height)
                 turned, original = False, Original(samples, None, None) if keep_original else None
@@ -131,12 +133,6 @@ class EncodedPicture(NamedTuple):
                 if keep_original and isinstance(source, OddPng):
                     image.info["icc_profile"] = source.profile()
                 pixels, turned, original = _decode(image, apply_exif, keep_original)
-        except PictureError:
-            raise
-        except Image.DecompressionBombError as error:
-            raise PictureTooLargeError(str(error)) from error
-        except Exception as error:
-            raise _corrupt(self.format, error) from error
         height, width = pixels.shape[:2]
         return Picture(pixels, self.format, self.frames, turned, width, height, original)
 
@@ -169,16 +165,10 @@ def read_header(data: bytes, *, limits: PictureLimits = _DEFAULT_LIMITS) -> Enco
         frames = tiff_frames(data, limits.frames)
     elif name == "JPEG":
         check_jpeg(data)
-    try:
+    with _faults(name):
         image = _open(name, source)
         frames = getattr(image, "n_frames", 1) if name in ("PNG", "WebP") else frames
         transparent = image.has_transparency_data
-    except PictureError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise PictureTooLargeError(str(error)) from error
-    except Exception as error:
-        raise _corrupt(name, error) from error
     width, height = image.size
     limits.check_size(width, height)
     if isinstance(image, TiffImageFile):
@@ -200,7 +190,7 @@ def _open(name: str, data: bytes | OddPng) -> ImageFile.ImageFile:
 def _decoded_bytes(name: str, mode: str, transparent: bool, pixels: int) -> int:
     """Measured, rounded up: Pillow's picture, its turned copy or the array made of it, and what preparing it takes."""
     if name == "WebP":  # its decoder holds two canvases of its own
-        return MOST_DECODED_BYTES * pixels
+        return MOST_DECODED_BYTES_PER_PIXEL * pixels
     if name == "JPEG" and mode == "CMYK":  # a progressive one's coefficients of 16 bits, beside the picture
         return 12 * pixels
     if transparent:
@@ -259,10 +249,20 @@ def _resolution(image: Image.Image) -> tuple[float, float] | None:
     return (across, down) if 0 < across < 65_535.5 and 0 < down < 65_535.5 else None  # JPEG has 16 bits for it
 
 
-def _corrupt(name: str, error: Exception) -> CorruptPictureError:
-    # Pillow's plug-ins let through whatever their parsing trips over (struct.error, KeyError, zlib.error, ...).
-    reason = str(error).strip() or type(error).__name__
-    return CorruptPictureError(f"the {name} file is cut short or damaged: {reason[:200]}")
+@contextmanager
+def _faults(name: str) -> Iterator[None]:
+    """Every exception as a PictureError: Pillow's plug-ins let through whatever their parsing trips over (struct.error,
+    KeyError, zlib.error, ...).
+    """
+    try:
+        yield
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureTooLargeError(str(error)) from error
+    except Exception as error:
+        reason = str(error).strip() or type(error).__name__
+        raise CorruptPictureError(f"the {name} file is cut short or damaged: {reason[:200]}") from error
 
 
 def _orientation(image: Image.Image) -> int:

@@ -8,8 +8,9 @@ import struct
 from dataclasses import dataclass
 
 MOST_PIECES = 65_536
-"""Of chunks, segments, strips or tiles in a file. Each takes Pillow microseconds of Python, however few bytes it has:
-64 MiB of empty ones would take a minute, and of tiles of one pixel ten and 20 GiB. Real files have thousands at most.
+"""The most chunks, segments, strips or tiles in a file. Each takes Pillow microseconds of Python, however few bytes it
+has: 64 MiB of empty ones would take a minute, and of tiles of one pixel ten and 20 GiB. Real files have thousands at
+most.
 """
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FORMATS = ("PNG", "JPEG", "WebP", "TIFF", "BMP", "GIF")

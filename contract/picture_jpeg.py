@@ -11,7 +11,9 @@ MOST_SCANS = 100
 this one.
 """
 MOST_EXIF_SEGMENTS = 16
-"""Of 64 KiB. The standard has one; Pillow copies all before for each, and decodes what they say of the resolution."""
+"""The most of them, of 64 KiB each. The standard has one; Pillow copies all before for each, and decodes what they say
+of the resolution.
+"""
 
 _SCAN, _EXIF = b"\xff\xda", b"Exif\0\0"
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # not within a scan's data

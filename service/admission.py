@@ -34,11 +34,12 @@ class Admission:
         self._budget = budget
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if self._budget.is_full() and scope["type"] == "http" and (endpoint := _endpoint_of(scope)):
-            call: Call = scope[CALL]
-            call.endpoint = endpoint
-            call.unread = not is_small(call.headers)
-            self._budget.check(1)
+        if self._budget.is_full() and scope["type"] == "http":
+            if endpoint := _endpoint(scope["method"].encode(), scope["path"].encode()):
+                call: Call = scope[CALL]
+                call.endpoint = endpoint
+                call.unread = not is_small(call.headers)
+                self._budget.check(1)
         return self._app(scope, receive, send)
 
 
@@ -104,18 +105,14 @@ class _Answer:
         head = f"content-type: {media_type}\r\n"
         for name, value in problem.headers.items():
             head += f"{name.lower()}: {value}\r\n"
-        for header, of_it in SECURITY_HEADERS:
-            head += f"{header.decode()}: {of_it.decode()}\r\n"
+        for header, text in SECURITY_HEADERS:
+            head += f"{header.decode()}: {text.decode()}\r\n"
         self._parts = f"{head}x-request-id: {_ID}\r\n\r\n{body.decode()}".encode().split(_ID.encode())
 
     def write(self, request_id: str, seconds: float) -> bytes:
         length = self._length + self._ids_in_body * len(request_id)
         head = b"content-length: %d\r\nserver-timing: total;dur=%.3f\r\n" % (length, seconds * 1e3)
         return head + request_id.encode().join(self._parts)
-
-
-def _endpoint_of(scope: Scope) -> str:
-    return _endpoint(scope["method"].encode(), scope["path"].encode())
 
 
 def _endpoint(method: bytes, path: bytes) -> str:

@@ -237,6 +237,8 @@ def _as_problem(path: str, error: Exception) -> Problem:
         return NotFound(f"{path[:200]!r} is not known; /docs lists what is")
     if error.status_code == 405:
         allowed = dict(error.headers or {})
+        if allowed.get("Allow") == "GET":
+            allowed["Allow"] = "GET, HEAD"
         return MethodNotAllowed(f"{path} takes {allowed.get('Allow', 'other methods')}", headers=allowed)
     return InvalidRequest(str(error.detail))
 

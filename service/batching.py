@@ -23,7 +23,7 @@ from service.errors import DeadlineExceeded
 Row = tuple[Array, ...]
 """One picture's inputs of the graph, [C,H,W] each, in the order of the manifest."""
 
-# A caller who has waited this long is asked whether he is still there before his work is begun.
+# A caller that has waited this long is asked whether it is still there before its work is begun.
 _ASK_AFTER_SECONDS = 0.02
 
 
@@ -167,10 +167,10 @@ class Batcher:
         """Put one request's rows in the queue and wait for their outputs.
 
         Args:
-            gone: whether the caller has left; asked on the event loop, just before his work would begin.
+            gone: whether the caller has left; asked on the event loop, just before its work would begin.
 
         Raises:
-            CallerGone: he has.
+            CallerGone: it has.
             DeadlineExceeded: it would pass while waiting, or it has passed.
         """
         deadline.check(self.wait_seconds)

@@ -10,7 +10,9 @@ from service.errors import QueueFull
 
 _RATE_SECONDS = 5.0  # over how long the drain rate is averaged
 _LONGEST_RETRY_SECONDS = 60
-_GROWTH = 1.1  # a request, of what a request is taken to have: from single pictures to whole batches in forty
+# The estimate of pictures per request may grow by 10 % with each request: about forty requests from single pictures to
+# whole batches.
+_GROWTH = 1.1
 
 
 class Budget:
@@ -37,7 +39,7 @@ class Budget:
         self.images = 0
         self.bytes = 0
         self.ahead = 0
-        self._each = 1.0  # pictures that a request yet to ask is taken to have
+        self._pictures_per_request = 1.0  # estimated, of requests that have not asked yet
         self._wait_seconds = wait_seconds
         self._batch = batch
         # Pictures answered, and seconds of work; both fade exponentially, so that their ratio is the rate of late.
@@ -58,7 +60,7 @@ class Budget:
         self.bytes += size
         self.ahead += min(images, self._batch)
         if images:
-            self._each = min(images, self._batch, self._each * _GROWTH)
+            self._pictures_per_request = min(images, self._batch, self._pictures_per_request * _GROWTH)
         return Permit(self, images, size)
 
     def is_full(self, coming: int = 0) -> bool:
@@ -66,7 +68,7 @@ class Budget:
         they are taken to be as small as any of late. If that is too few, some are let in and refused when they ask; as
         many as those at hand have would refuse single pictures beside a large batch.
         """
-        more = round(coming * self._each)
+        more = round(coming * self._pictures_per_request)
         full = self.images + more >= self.image_limit or self.bytes >= self.byte_limit
         return full or self._is_slow(self.ahead + more)
 
@@ -92,9 +94,9 @@ class Budget:
         )
 
     def retry_after_seconds(self, images: int = 1) -> int:
-        """How long those pictures take, by the rate of the last seconds of work, that so many new ones would wait for,
-        or as many as they lack places; at least 1. Large requests may keep theirs for longer, but one more refusal
-        costs little, and to come back too late leaves the service idle.
+        """Seconds until there should be room: the pictures ahead of the new ones, or the places still missing if those
+        are more, divided by the recent rate of answers; from 1 to 60. Behind large requests that may be too soon, but
+        one more refusal costs little, and to come back too late leaves the service idle.
         """
         if not self._answered:
             return 1

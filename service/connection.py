@@ -29,7 +29,7 @@ DOOR = "equipoise.door"
 """Where an app's lifespan state has a `Door`, if it has one."""
 
 MOST_HEAD_BYTES = 64 * 1024
-"""Of a request: its URL and its headers, each with 32 bytes more (as RFC 9113, section 6.5.2, counts them)."""
+"""The most of a URL and its headers, each with 32 bytes more (as RFC 9113, section 6.5.2, counts them)."""
 _LINGER_SECONDS = 1.0  # closing on a client that still sends would lose it the answer
 MOST_LINGERING = 256
 """Connections past the limit that are closed so late; each takes a file."""
@@ -157,22 +157,23 @@ def _last_answer(problem: Problem) -> bytes:
 
 
 class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """uvicorn's HTTP, with an answer for who connects past the limit, and with limits: on a head's bytes, and, both
-    `seconds`, on its time and on the time in which a client takes nothing of an answer.
+    """uvicorn's HTTP, with an answer for clients that connect past the limit of connections, and with limits on the
+    bytes and the time of a head, and on the time for which a client reads nothing of its answer.
 
     Args:
-        probe_port: whose connections are not counted
+        probe_port: the port whose connections are not counted.
+        seconds: both limits of time.
     """
 
     counted = False
-    refused = False  # the request whose body arrives
-    waits = False  # for its turn to be read, see Pace
-    deaf = False  # it has had its last answer
+    refused = False  # the request whose body is arriving has been refused already
+    waits = False  # it is not read until its turn comes, see Pace
+    deaf = False  # it has had its last answer: what still comes is thrown away
     linger_timer: asyncio.TimerHandle | None = None  # of a connection past the limit
     in_head = False
     read = 0  # bytes of the last read
-    # Since the parser last told of a whole head, of a piece of a body or of an end: bytes of a head or a trailer,
-    # where a read does not begin with the rest of a body. h11 tells of nothing and has its own limit.
+    # Bytes read since the parser last reported a whole head, a piece of a body or an end: those of a head or a trailer
+    # that is not complete, unless a read begins with the rest of a body. h11 reports nothing and has its own limit.
     untold = -math.inf
     head_timer: asyncio.TimerHandle | None = None
     reader_timer: asyncio.TimerHandle | None = None  # while more waits to be sent than goes into the buffers
@@ -240,7 +241,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._end(_MALFORMED)
 
     def _end(self, problem: Problem) -> None:
-        """The last answer, if it is this client's turn to have one; whatever he still sends is not looked at."""
+        """The last answer, if it is this client's turn to have one; whatever it still sends is not looked at."""
         if self.deaf:
             return
         self.deaf = True
@@ -250,7 +251,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._write_last(problem)
         elif cycle.more_body and not cycle.response_started and not getattr(self, "pipeline", None):
             self._write_last(problem)
-            cycle.disconnected = True  # to the app it is a client that left in the middle of his body
+            cycle.disconnected = True  # to the app it is a client that left in the middle of its body
             cycle.message_event.set()
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 

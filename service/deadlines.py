@@ -12,7 +12,7 @@ _LATEST_WEIGHT = 0.2
 
 
 class CallerGone(Exception):
-    """The caller left before his work was begun; nobody is waiting for an answer."""
+    """The caller left before its work was begun; nobody is waiting for an answer."""
 
 
 class Deadline:

@@ -179,11 +179,11 @@ class Engine:
                 raise EngineError(f"the graph does not reproduce its golden cases: {name} is off by {worst:.3g}")
 
     def warm(self) -> None:
-        """Run the buckets (1, 2, 4, ... max_batch) and choose `max_batch`, its seconds and `inline_batch`: the largest
-        batch that keeps the event loop responsive, for all runs where it is enough; where it is not, larger ones are
-        the thread's.
+        """Time runs of 1, 2, 4, ... rows and choose the sizes. If a useful batch fits the event loop's time limit, the
+        largest that does is `max_batch` and all runs are inline. Otherwise larger batches run in the thread, and only
+        those up to `inline_batch` run inline.
 
-        What lies above a `max_batch` that is inline is never run, and is not warmed.
+        Sizes above a `max_batch` that is inline are never run, and not warmed.
 
         Raises:
             EngineError: a batch does not run, or not to the manifest's shapes.

@@ -28,9 +28,9 @@ class Problem(Exception):
         self.headers = headers or {}
         self.extensions = extensions
 
-    def alone(self) -> Self:
-        """Itself without what led to it, to stand in the place of a picture. The frames there hold the list it stands
-        in, a circle that keeps every picture of the request until the garbage collector comes, which is seldom.
+    def without_traceback(self) -> Self:
+        """Drop the traceback, so that this can be kept in a list of results. Its frames refer to that list: a cycle
+        that would keep every picture in memory until the garbage collector runs.
         """
         self.__traceback__ = self.__cause__ = self.__context__ = None
         return self

@@ -1,6 +1,6 @@
 """Bytes -> checked model input, and array -> bytes of a picture. Every limit on a picture is applied here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from contract.picture_header import (
     TooManyBytesError,
     UnsupportedPictureError,
 )
+from contract.picture_pixels import Kept
 from contract.picture_png import write_plain_png
 from contract.preprocess import prepare
 from service.errors import (
@@ -134,17 +135,18 @@ def write_picture(image: npt.NDArray[np.float32], media_type: str = "image/png")
     pixels = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
     samples = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
     name = PICTURE_TYPES[media_type]
-    if name == "PNG" and is_tiny(samples):
-        return write_plain_png(samples)
-    picture = Image.fromarray(samples)
+    return encode(samples, name, _SAVE_OPTIONS[name], {})
+
+
+def encode(samples: Kept, name: str, options: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:
+    """A picture as a file, by Pillow's name of the format and its options. facts: those that say more of the picture,
+    icc_profile and dpi. A tiny PNG that needs none is better written soon than short.
+    """
+    if name == "PNG" and not facts and samples.dtype == np.uint8 and samples.nbytes <= _TINY_BYTES:
+        return write_plain_png(samples.astype(np.uint8, copy=False))
     file = BytesIO()
-    picture.save(file, name, **_SAVE_OPTIONS[name])
+    Image.fromarray(samples).save(file, name, **options, **facts)
     return file.getvalue()
-
-
-def is_tiny(samples: npt.NDArray[np.generic]) -> bool:
-    """Whether a picture is so small, in samples, that its PNG is better written soon than short."""
-    return samples.nbytes <= _TINY_BYTES
 
 
 def _problem(error: PictureError) -> Problem:

@@ -32,7 +32,7 @@ from service.queries import Options, read_options
 
 _INLINE_PIXELS = 100_000  # about 5 ms, content search included
 _INLINE_PICTURES = 4
-_INLINE_FITTING = 32  # pictures of the model's own size, in which no content is looked for: about 1 ms
+_INLINE_FITTING = 32  # pictures of the model's own size, in which no content is looked for: of 28 x 28 about 1 ms
 _PIECE_PIXELS, _PIECE_PICTURES = 4_000_000, 32
 INLINE_BODY_BYTES = 64 * 1024  # 256 small pictures: under 2 ms
 _TURN = 32  # answers written before others have their turn of the event loop: about 0.3 ms
@@ -145,7 +145,7 @@ class Inference:
                 pixels += picture.width * picture.height
                 fits = fits and (picture.width, picture.height) == size
         arguments = model, options, keep_original, call.deadline
-        if (fits and len(encoded) <= _INLINE_FITTING) or not _is_large(pixels, len(encoded)):
+        if pixels <= _INLINE_PIXELS and len(encoded) <= (_INLINE_FITTING if fits else _INLINE_PICTURES):
             return _prepare_all(encoded, *arguments)
         prepared: list[ModelInput | Problem] = []
         for piece in _pieces(encoded):
@@ -187,7 +187,11 @@ class Inference:
         return self.room(min(len(body), FREE_BODY_BYTES) + most + size, images=images)
 
     def room(self, size: int, *, images: int = 0, held: int = 0) -> Permit:
-        """The same for `size` bytes, beside the `held` ones that the request has a permit for."""
+        """A permit for `size` more bytes; the request already holds `held`.
+
+        Raises:
+            TooManyPixels: both together exceed the whole budget. QueueFull: there is no room now.
+        """
         if size + held > self._budget.byte_limit:
             raise TooManyPixels(
                 f"this would take {size + held:,} bytes of memory, the limit is {self._budget.byte_limit:,}: "
@@ -207,7 +211,7 @@ class Inference:
             try:
                 accepted.append(picture if isinstance(picture, Problem) else images.accept(picture, self.limits))
             except Problem as problem:
-                accepted.append(problem.alone())
+                accepted.append(problem.without_traceback())
         return accepted
 
     async def pooled(self, call: Call, work: Callable[..., Result], *arguments: Any) -> Result:
@@ -330,5 +334,5 @@ def _prepare_all(
                 else images.to_input(picture, model.manifest, options, keep_original=keep_original)
             )
         except Problem as problem:
-            prepared.append(problem.alone())
+            prepared.append(problem.without_traceback())
     return prepared

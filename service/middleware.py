@@ -11,7 +11,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,8 +35,11 @@ from service.observability import Metrics, say
 CALL = "equipoise.call"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _LINGER_SECONDS = 1.0
+_LISTS = frozenset({b"accept", b"content-encoding", b"tracestate"})  # of the headers that are read here
 FREE_BODY_BYTES = 1024 * 1024
-"""What of a body is in no budget while it arrives: what a connection may cost, and more than a small picture."""
+"""The part of a body that is not counted in the budget while it arrives: no more than a connection may cost, and enough
+for a small picture.
+"""
 UNKNOWN_ENDPOINT = "other"
 PROTOCOL_ENDPOINT = "v2_infer"
 _ENDPOINTS = {f"/{capability}".encode(): capability for capability in CAPABILITIES}
@@ -54,7 +57,7 @@ class Call:
     """One request's facts, in the scope under `CALL`.
 
     Attributes:
-        headers: by lower-case name; of a repeated header the last.
+        headers: by lower-case name, see `by_name`.
         deadline: set by the route.
         endpoint: set by the route, or by who refuses the request before it; a label of the metrics.
         key: name of the API key that was shown, else empty.
@@ -116,6 +119,14 @@ def inference_of(path: bytes) -> str:
     return _ENDPOINTS.get(path, "")
 
 
+def by_name(lines: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """A request's headers. Lines of one that is a list are one (RFC 9110, section 5.3); else the last line holds."""
+    headers: dict[bytes, bytes] = {}
+    for name, value in lines:
+        headers[name] = b"%b, %b" % (headers[name], value) if name in _LISTS and name in headers else value
+    return headers
+
+
 Note = Callable[[Call, Scope, float], None]
 """Told of a request that has ended: its facts, its scope, its seconds."""
 
@@ -160,7 +171,7 @@ class RequestEdge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+        headers = by_name(scope["headers"])
         request_id = self._ids.of(headers)
         call = scope[CALL] = Call(headers, request_id, receive)
 
@@ -182,7 +193,7 @@ class RequestEdge:
             await self._app(scope, receive, send_marked)
         except Problem as problem:
             # without the frames that hold what has arrived of the body
-            await self._answer(problem.alone(), call, scope, receive, send_marked)
+            await self._answer(problem.without_traceback(), call, scope, receive, send_marked)
         except CallerGone:
             call.status = 499  # nobody hears it: the metrics alone
         except Exception as error:

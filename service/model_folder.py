@@ -41,9 +41,15 @@ class Refusal:
     reason: str
 
 
+def printable(text: str) -> str:
+    """What can be written as UTF-8: bytes of file names that are none are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def find(root: Path) -> tuple[dict[str, list[int]], list[Refusal]]:
     """Model name -> version numbers on disk, highest first; and what is refused by names alone: models whose folder
-    cannot be listed or has no version, and folders beside versions that are none. What has a dot in front is ignored.
+    cannot be listed, is not named in UTF-8 or has no version, and folders beside versions that are none. What has a dot
+    in front is ignored.
 
     Raises:
         EmptyStore: no folder, or one that cannot be listed. NoModelYet: no <model>/<version> in it.
@@ -58,6 +64,9 @@ def find(root: Path) -> tuple[dict[str, list[int]], list[Refusal]]:
     closed: list[Refusal] = []
     misnamed: list[Refusal] = []
     for name in names:
+        if printable(name) != name:
+            closed.append(Refusal(printable(name), None, "the name of the folder is not UTF-8"))
+            continue
         try:
             entries = sorted((root / name).iterdir())
         except OSError as error:

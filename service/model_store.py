@@ -21,7 +21,7 @@ from service.batching import Batcher
 from service.engine import Engine, EngineError, EngineOptions
 from service.errors import CapabilityNotFound, ModelNotFound, ModelRefused, NotAlive, NotReady, VersionNotFound
 from service.life import Life
-from service.model_folder import EmptyStore, Refusal, Signature, Version, find, read_version, sign, warm
+from service.model_folder import EmptyStore, Refusal, Signature, Version, find, printable, read_version, sign, warm
 
 CAPABILITIES: tuple[str, ...] = get_args(Capability)
 
@@ -112,6 +112,9 @@ class ModelStore:
     # Of versions that were replaced as well: one whose run hangs is kept alive by that run.
     _batchers: WeakSet[Batcher] = field(default_factory=WeakSet)
 
+    def __post_init__(self) -> None:
+        self.root = self.root.absolute()  # a path that is found in reasons where it is meant, and nowhere else
+
     def load_all(self, *, every_version: bool = False) -> None:
         """Load the highest good version of every model; for the start, before anything serves.
 
@@ -190,7 +193,8 @@ class ModelStore:
     async def poll(self) -> None:
         """Load what is new on disk: models, and versions above those that serve. What has gone from disk serves on.
 
-        A folder that was refused is tried again when a file of it has changed.
+        A folder that was refused is tried again when a file of it has changed; below the version that serves, its
+        refusal is forgotten then.
 
         Raises:
             EmptyStore: the store cannot be listed, or has no model any more. NotReady: the service is about to end.
@@ -203,7 +207,11 @@ class ModelStore:
     def _find_new(self) -> dict[str, list[int]]:
         found, whole = find(self.root)
         before = self.refused
-        self.refused = [entry for entry in before if entry in whole or entry.version in found.get(entry.model, ())]
+        self.refused = [
+            entry
+            for entry in before
+            if entry in whole or (entry.version in found.get(entry.model, ()) and not self._is_outdated(entry))
+        ]
         for refusal in whole:
             if refusal not in before:
                 self._refuse(refusal)
@@ -216,6 +224,13 @@ class ModelStore:
             if unseen and name not in self._unloaded:
                 new[name] = unseen
         return new
+
+    def _is_outdated(self, refusal: Refusal) -> bool:
+        """Whether it is of a version below the one that serves, which is not read again, and its folder has changed."""
+        serving, number = self.models.get(refusal.model), refusal.version
+        if serving is None or number is None or number > serving.version:
+            return False
+        return self._seen.get((refusal.model, number)) != sign(self._folder(refusal.model, number))
 
     async def _in_loader(self, work: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self.loader, work, *arguments)
@@ -249,7 +264,7 @@ class ModelStore:
             raise
         except Exception as error:  # whatever is wrong with one folder, the others are served
             reason = str(error) if isinstance(error, ManifestError | EngineError | OSError) else repr(error)
-            self._refuse(Refusal(name, number, reason.replace(str(self.root), "<store>")))  # clients read it
+            self._refuse(Refusal(name, number, self._told(reason)))
             return None
         batchers = {capability: self.queue(those, (name, number, capability)) for capability, those in engines.items()}
         self._batchers = WeakSet((*self._batchers, *batchers.values()))  # others may be going through the old one
@@ -272,6 +287,10 @@ class ModelStore:
         self.refused = [*self.refused, refusal]
         self.observer.refused(refusal)
 
+    def _told(self, reason: str) -> str:
+        """As clients read it: they learn nothing of where the store is."""
+        return printable(reason.replace(str(self.root), "<store>"))
+
     def _folder(self, name: str, number: int) -> Path:
         return self.root / name / str(number)
 
@@ -284,36 +303,13 @@ class ModelStore:
         Raises:
             NotReady: nothing is loaded. ModelNotFound, VersionNotFound, CapabilityNotFound: with what there is.
         """
-        if name is None and version is None:
-            model = self.models.get(self.defaults.get(capability, ""))
-            if model is not None and capability in model.batchers:
-                return model
-        return self._search(capability, name, version)
-
-    def able(self, capability: str) -> list[str]:
-        """The names of the loaded models that have a capability."""
-        return [model.name for model in self.models.values() if capability in model.batchers]
-
-    def undecided(self) -> dict[str, str]:
-        """Capabilities that several models have and the default is none of them, and its name: without a name nobody
-        answers.
-        """
-        undecided = {}
-        for capability in CAPABILITIES:
-            able = self.able(capability)
-            default = self.defaults.get(capability) or self._most_exact(able)
-            if default not in able and len(able) > 1:
-                undecided[capability] = default
-        return undecided
-
-    def _search(self, capability: str, name: str | None, version: int | None) -> LoadedModel:
         if not self.models:
             self.check_ready()
         able = self.able(capability)
-        default = self.defaults.get(capability) or self._most_exact(able)
         if name is None:
             if not able:
                 raise CapabilityNotFound(f"no loaded model can {capability}", capability=capability, models=able)
+            default = self._default(capability, able)
             if default not in able and len(able) > 1:
                 raise ModelNotFound(
                     f"the default model {default!r} of {capability} is not loaded and several others are: "
@@ -329,6 +325,26 @@ class ModelStore:
         if capability not in model.batchers:
             raise CapabilityNotFound(f"the model {name} cannot {capability}", capability=capability, models=able)
         return model
+
+    def able(self, capability: str) -> list[str]:
+        """The names of the loaded models that have a capability."""
+        return [model.name for model in self.models.values() if capability in model.batchers]
+
+    def undecided(self) -> dict[str, str]:
+        """Capabilities that several models have and the default is none of them, and its name: without a name nobody
+        answers.
+        """
+        undecided = {}
+        for capability in CAPABILITIES:
+            able = self.able(capability)
+            default = self._default(capability, able)
+            if default not in able and len(able) > 1:
+                undecided[capability] = default
+        return undecided
+
+    def _default(self, capability: str, able: Sequence[str]) -> str:
+        """The name of the model that is meant where none is named; it need not be loaded."""
+        return self.defaults.get(capability) or self._most_exact(able)
 
     def _most_exact(self, able: Sequence[str]) -> str:
         """Of models that estimate a pose the one whose rotation is the most exact; empty where none says."""
@@ -380,7 +396,7 @@ class ModelStore:
             return None
         reasons = [f"{refusal.model}/{refusal.version or ''}: {refusal.reason}" for refusal in self.refused]
         reasons += [f"{name}: unloaded until it is loaded by name" for name in sorted(self._unloaded)]
-        return f"no model is loaded: {'; '.join(reasons) or self.empty or 'the log says why'}"
+        return f"no model is loaded: {'; '.join(reasons) or self._told(self.empty) or 'the log says why'}"
 
 
 def _trim() -> None:

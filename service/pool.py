@@ -20,9 +20,10 @@ Result = TypeVar("Result")
 
 
 class Pool:
-    """Threads at lowered priority. Who waits for one does so on the event loop, where he can be asked when his turn
-    comes whether he is still there; what nobody waits for any more is never begun. A turn ends with its work, however
-    soon its caller leaves: else others would begin behind a thread that is still busy, and what they hold piles up.
+    """Threads at lowered priority. A caller waits for one on the event loop, where its client can be asked, when its
+    turn comes, whether it is still there; what nobody waits for any more is never begun. A turn ends with its work,
+    however soon its caller leaves: else others would begin behind a thread that is still busy, and what they hold piles
+    up.
     """
 
     def __init__(self, threads: int) -> None:
@@ -46,7 +47,7 @@ class Pool:
             gone: whether the caller has left; asked on the event loop, just before the work would begin.
 
         Raises:
-            CallerGone: he has.
+            CallerGone: it has.
             DeadlineExceeded: it would pass while waiting; or it passed, and what a thread still does is for nobody.
         """
         deadline.check(self.wait_seconds)
@@ -76,7 +77,7 @@ class Pool:
                 running.add_done_callback(partial(self._end_from_thread, asyncio.get_running_loop(), start))
 
     def _end(self, start: float) -> None:
-        """Of a turn whose work began then."""
+        """End a turn whose work began at `start`."""
         self._seconds = smoothed(self._seconds, time.perf_counter() - start)
         self._pending -= 1
         self._turns.release()

@@ -24,7 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "expand": get_args(Expand),
     "resample": get_args(Resample),
 }
-"""Of each parameter that is one of a few words, the words; the first is the default."""
+"""The words of each parameter that is one of a few; the first is the default."""
 _NAMES = ("model", "version", "polarity", "fit", "exif")
 _DRAWING_NAMES = (*_NAMES, "fill", "resample")
 _NAMES_OF = {

@@ -15,7 +15,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from contract.picture import MOST_DECODED_BYTES
+from contract.picture import MOST_DECODED_BYTES_PER_PIXEL
 from service.devices import ConvSearch
 
 ENV_PREFIX = "EQUIPOISE_"
@@ -180,8 +180,8 @@ class Settings(BaseSettings):
         default=1024 * MIB,
         ge=0,
         le=2**40,
-        description="Most memory that one graph takes on a GPU for what it computes, bytes; 0: no limit. What it has "
-        "taken it keeps; too little fails at the load.",
+        description="Most memory that one graph takes on a GPU for what it computes, bytes; 0: no limit. Memory once "
+        "taken is kept. With too low a limit the model fails to load.",
     )
     gpu_conv_search: ConvSearch = Field(
         default="heuristic",
@@ -292,11 +292,11 @@ class Settings(BaseSettings):
                 f"min_side ({self.min_side}) squared must be at most max_pixels ({self.max_pixels}), or every picture "
                 "would be refused"
             )
-        largest = MOST_DECODED_BYTES * self.max_pixels + self.max_body_bytes
+        largest = MOST_DECODED_BYTES_PER_PIXEL * self.max_pixels + self.max_body_bytes
         if self.queue_bytes < largest:
             raise ValueError(
-                f"queue_bytes ({self.queue_bytes}) must be at least {largest} ({MOST_DECODED_BYTES} times max_pixels, "
-                "and max_body_bytes), or the largest picture could never be accepted"
+                f"queue_bytes ({self.queue_bytes}) must be at least {largest} ({MOST_DECODED_BYTES_PER_PIXEL} times "
+                "max_pixels, and max_body_bytes), or the largest picture could never be accepted"
             )
         return self
 

@@ -48,7 +48,7 @@ def load_at_start(store: ModelStore, *, every_version: bool = False) -> None:
     try:
         store.load_all(every_version=every_version)
     except EmptyStore as error:
-        store.loading, store.empty = False, str(error).replace(str(store.root), "<store>")  # clients read it
+        store.loading, store.empty = False, str(error)
         say(logging.WARNING, "not ready, waiting for a model", reason=error)
         return
     except NotReady:

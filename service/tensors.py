@@ -41,6 +41,9 @@ Parameters = Annotated[dict[str, Any], BeforeValidator(lambda given: {} if given
 Data = Annotated[list[Any], Field(description="Row-major, nested or flat; of BYTES each element as base64.")]
 
 
+File = bytes | memoryview
+
+
 class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")  # what a client knows beyond this protocol is not its mistake
 
@@ -93,13 +96,13 @@ class InferAnswer(Message):
 class Tensors:
     """A request as a graph takes it.
 
-    inputs: in the graph's order; float32 [n, ...], or n files of pictures. rows: n.
+    inputs: in the graph's order; float32 [n, ...], or n files of pictures, where they lie in the body. rows: n.
     outputs: (name, whether as binary data), in the order asked for. timeout_seconds: None where none is asked for.
     """
 
     id: str | None
     timeout_seconds: float | None
-    inputs: list[Array | list[bytes]]
+    inputs: list[Array | list[File]]
     rows: int
     outputs: list[tuple[str, bool]]
 
@@ -196,7 +199,8 @@ def read_message(text: bytes, model: type[Read]) -> Read:
 
 def _read_raw(body: bytes, spec: GraphSpec, max_rows: int) -> Tensors:
     if len(spec.inputs) > 1:
-        raise InvalidTensor(f"a raw tensor is for a graph of one input, this one takes {_listed_specs(spec.inputs)}")
+        names = _listed([tensor.name for tensor in spec.inputs])
+        raise InvalidTensor(f"a raw tensor is for a graph of one input, this one takes {names}")
     (tensor,) = spec.inputs
     row_bytes = 4 * math.prod(tensor.row_shape)
     rows, rest = divmod(len(body), row_bytes)
@@ -267,7 +271,7 @@ def _binary_parts(tensors: Sequence[InputTensor], binary: memoryview) -> dict[st
     return parts
 
 
-def _read_input(given: InputTensor, spec: TensorSpec, part: memoryview | None) -> Array | list[bytes]:
+def _read_input(given: InputTensor, spec: TensorSpec, part: memoryview | None) -> Array | list[File]:
     if given.datatype == "BYTES" and len(spec.shape) == _PICTURE_RANK:
         rows = given.shape[0]
         if given.shape not in ([rows], [rows, 1]):
@@ -313,7 +317,7 @@ def _flat(given: InputTensor) -> list[Any]:
     return data
 
 
-def _from_base64(given: InputTensor, rows: int) -> list[bytes]:
+def _from_base64(given: InputTensor, rows: int) -> list[File]:
     flat = [item[0] if isinstance(item, list) and len(item) == 1 else item for item in given.data or []]
     if len(flat) != rows:
         raise InvalidTensor(f"{given.name}: data has {len(flat)} elements, its shape takes {rows}")
@@ -325,15 +329,15 @@ def _from_base64(given: InputTensor, rows: int) -> list[bytes]:
         raise InvalidBase64(f"{given.name}: {error}; in JSON, bytes are base64 (RFC 4648, section 4)") from None
 
 
-def _split(name: str, part: memoryview, rows: int) -> list[bytes]:
+def _split(name: str, part: memoryview, rows: int) -> list[File]:
     """Elements of binary BYTES: each is its length, 4 bytes little-endian, and its bytes."""
-    elements: list[bytes] = []
+    elements: list[File] = []
     start = 0
     while start < len(part) and len(elements) <= rows:
         stop = start + _LENGTH_BYTES + int.from_bytes(part[start : start + _LENGTH_BYTES], "little")
         if start + _LENGTH_BYTES > len(part) or stop > len(part):
             raise InvalidTensor(f"{name}: element {len(elements)} goes past the end of its bytes")
-        elements.append(bytes(part[start + _LENGTH_BYTES : stop]))
+        elements.append(part[start + _LENGTH_BYTES : stop])
         start = stop
     if len(elements) != rows:
         raise InvalidTensor(f"{name} has not the {rows} elements of its shape")
@@ -342,7 +346,3 @@ def _split(name: str, part: memoryview, rows: int) -> list[bytes]:
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
     return ", ".join(f"`{name[:64]}`" for name in names)
-
-
-def _listed_specs(specs: Sequence[TensorSpec]) -> str:
-    return _listed([spec.name for spec in specs])

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +11,9 @@ from PIL import Image
 from contract.geometry import Canvas, GeometryError, Matrix, compose, inverse
 from contract.picture import EncodedPicture, Original
 from contract.picture_pixels import Kept
-from contract.picture_png import write_plain_png
 from service import warp
 from service.errors import InternalError, NotAcceptable, Problem, TooManyPixels
-from service.images import PICTURE_TYPES, is_tiny
+from service.images import PICTURE_TYPES, encode
 from service.queries import UprightOptions
 
 _DRAWING = 4  # times the drawn picture: itself, Pillow's copy and the file; or the file, base64 and JSON
@@ -75,8 +73,8 @@ def variant(original: Original, frame: Matrix, matrix: npt.ArrayLike) -> Canvas:
 
 
 def kept_bytes(encoded: Sequence[EncodedPicture | Problem]) -> int:
-    """Of memory, what the pictures of a request hold from decoding to drawing, at most; without the largest one, whose
-    are within what its decoding takes. Profiles are held beside the pixels.
+    """The most bytes that a request's originals take between decoding and drawing. The largest picture is left out: its
+    decoding cost already covers it. Colour profiles are not left out: they are held beside the pixels.
     """
     good = [picture for picture in encoded if not isinstance(picture, Problem)]
     pixels = [picture.width * picture.height for picture in good]
@@ -85,8 +83,8 @@ def kept_bytes(encoded: Sequence[EncodedPicture | Problem]) -> int:
 
 
 def drawing_bytes(pictures: Sequence[tuple[Original, Canvas]], options: UprightOptions) -> int:
-    """Of memory, what keeping, drawing and answering takes at most, when decoding is over; a picture may be drawn on
-    several canvases.
+    """The most bytes that keeping, drawing and answering take once decoding is over; a picture may be drawn on several
+    canvases.
     """
     more = 1 if options.fill == "transparent" else 0
     sizes = [
@@ -129,28 +127,15 @@ def _misfit(samples: Kept, name: str) -> str | None:
     """Why a format cannot hold a picture; None where it can."""
     if max(samples.shape[:2]) > _LONGEST_SIDE[name]:
         return f"its longer side has {max(samples.shape[:2]):,} pixels, the most are {_LONGEST_SIDE[name]:,}"
-    if name == "JPEG" and _has_transparency(samples) and int(samples[..., -1].min()) < 255:
+    if name == "JPEG" and warp.has_transparency(samples) and int(samples[..., -1].min()) < 255:
         return "it is transparent"
     return None
-
-
-def _has_transparency(samples: Kept) -> bool:
-    return samples.ndim == 3 and samples.shape[2] in (2, 4)
 
 
 def _encode(samples: Kept, original: Original, name: str) -> bytes:
     if samples.dtype == np.uint16 and name != "PNG":
         samples = (samples >> 8).astype(np.uint8)
-    if name == "JPEG" and _has_transparency(samples):
+    if name == "JPEG" and warp.has_transparency(samples):
         samples = samples[..., 0] if samples.shape[2] == 2 else samples[..., :3]
-    plain = name == "PNG" and samples.dtype == np.uint8 and original.icc_profile is None and original.dpi is None
-    if plain and is_tiny(samples):
-        return write_plain_png(samples.astype(np.uint8, copy=False))
-    options = dict(_SAVE[name])
-    if original.icc_profile is not None:
-        options["icc_profile"] = original.icc_profile
-    if original.dpi is not None:
-        options["dpi"] = original.dpi
-    file = BytesIO()
-    Image.fromarray(samples).save(file, name, **options)
-    return file.getvalue()
+    facts = {"icc_profile": original.icc_profile, "dpi": original.dpi}
+    return encode(samples, name, _SAVE[name], {key: fact for key, fact in facts.items() if fact is not None})

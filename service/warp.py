@@ -72,6 +72,11 @@ def fill_of(samples: Kept, wanted: Literal["auto", "transparent"] | Colour) -> L
     return tuple(float(value) * (257 if samples.dtype == np.uint16 else 1) for value in (*colour, *opaque))
 
 
+def has_transparency(samples: Kept) -> bool:
+    """Whether the last channel is opacity."""
+    return samples.ndim == 3 and samples.shape[2] in (2, 4)
+
+
 def draw(samples: Kept, canvas: Canvas, fill: Literal["transparent"] | Border, resample: str) -> Kept:
     """The picture [H,W] or [H,W,C] on its canvas, in the same kind; with fill "transparent" it gets that channel, for
     which 16 bits become 8.
@@ -81,7 +86,7 @@ def draw(samples: Kept, canvas: Canvas, fill: Literal["transparent"] | Border, r
         border: Border = (0.0,) * samples.shape[2]
     else:
         border = fill
-    has_alpha = samples.ndim == 3 and samples.shape[2] in (2, 4)
+    has_alpha = has_transparency(samples)
     drawn = np.empty((canvas.height, canvas.width, *samples.shape[2:]), samples.dtype)
     fitting = int(_MOST_SOURCE / np.abs(canvas.matrix[:, :2]).sum(axis=1).max())
     size = min(_TILE_WITH_ALPHA if has_alpha else _TILE, max(1, fitting))
@@ -133,7 +138,7 @@ def _source(samples: Kept, matrix: Matrix, width: int, height: int) -> tuple[Kep
 
 
 def _with_transparency(samples: Kept) -> npt.NDArray[np.uint8]:
-    if samples.ndim == 3 and samples.shape[2] in (2, 4):
+    if has_transparency(samples):
         return samples.astype(np.uint8, copy=False)
     small = (samples >> 8).astype(np.uint8) if samples.dtype == np.uint16 else samples.astype(np.uint8, copy=False)
     colours = small.reshape(*small.shape[:2], -1)

@@ -19,7 +19,7 @@ from service.deadlines import Deadline
 from service.engine import Array
 from service.errors import Problem, TooManyPixels
 from service.images import ModelInput, decoding_cost
-from service.inference import Inference, head, raise_of_single, to_base64, to_json
+from service.inference import Inference, JsonAnswer, head, raise_of_single, to_base64, to_json
 from service.model_store import LoadedModel
 from service.queries import Options, UprightOptions
 from service.routes.direct import (
@@ -30,7 +30,7 @@ from service.routes.direct import (
     query_parameters,
     timeout_parameter,
 )
-from service.routes.pictures import FRAMING_PROBLEMS
+from service.routes.pictures import PICTURE_ROUTE_PROBLEMS
 from service.schemas import AugmentAnswer, Batch
 
 _NONE: Array = np.zeros((0, 0, 2, 3), np.float32)
@@ -102,7 +102,7 @@ def _plan(
             canvases = [upright.variant(item.original, item.frame, matrix) for matrix in found]
             jobs.append(_Job(item, item.original, canvases))
         except Problem as problem:
-            jobs.append(problem.alone())
+            jobs.append(problem.without_traceback())
     good = [job for job in jobs if isinstance(job, _Job)]
     return jobs, upright.drawing_bytes([(job.original, canvas) for job in good for canvas in job.canvases], options)
 
@@ -169,7 +169,7 @@ def add(router: APIRouter, inference: Inference) -> None:
                 answer = results[0] if payload.single else {"results": results}
                 content = await inference.placed(call, pixels_of_all, len(jobs), to_json, answer)
                 inference.record(call, "encode", encoding + time.perf_counter() - start)
-        return Response(content, media_type="application/json")
+        return JsonAnswer(content)
 
     router.add_api_route(
         "/augment",
@@ -179,7 +179,7 @@ def add(router: APIRouter, inference: Inference) -> None:
         summary="Draw plausible variants of pictures",
         response_model=AugmentAnswer | Batch[AugmentAnswer],
         response_description="One object for a single picture; `results` for JSON and for form parts `images`.",
-        responses=problem_responses(*FRAMING_PROBLEMS),
+        responses=problem_responses(*PICTURE_ROUTE_PROBLEMS),
         openapi_extra={
             "requestBody": pictures_body(),
             "parameters": [*query_parameters(), *augment_parameters(), timeout_parameter()],

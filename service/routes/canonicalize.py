@@ -22,6 +22,7 @@ from service.payloads import Payload
 from service.queries import UprightOptions
 from service.routes import transform
 from service.routes.direct import (
+    BINARY,
     DirectRoute,
     pictures_body,
     problem_responses,
@@ -29,7 +30,7 @@ from service.routes.direct import (
     timeout_parameter,
     upright_parameters,
 )
-from service.routes.pictures import FRAMING_PROBLEMS
+from service.routes.pictures import PICTURE_ROUTE_PROBLEMS
 from service.schemas import Batch, CanonicalizeAnswer
 
 _JSON = "application/json"
@@ -69,21 +70,21 @@ def _plan_all(
             canvas = upright.plan(item.original, item.frame, outputs["modes"][row][options.mode], options, most_pixels)
             jobs.append(_Job(item, item.original, found, outputs["canonical"][row], canvas))
         except Problem as problem:
-            jobs.append(problem.alone())
+            jobs.append(problem.without_traceback())
         row += 1
     return jobs
 
 
 def _make(
-    model: LoadedModel, job: _Job, options: UprightOptions, media_type: str, instead: str | None
+    model: LoadedModel, job: _Job, options: UprightOptions, media_type: str, fallback_type: str | None
 ) -> tuple[upright.Upright, dict[str, Any]]:
     """The upright picture, and the answer with it as schemas.CanonicalizeAnswer; empty where the picture is it.
 
-    instead: what answers where `media_type` is a picture's and cannot hold this one: image/png, JSON or None.
+    fallback_type: of the answer where `media_type` is a picture's and cannot hold this one: image/png, JSON or None.
     """
     wanted = upright.own_type(job.item.description["format"]) if media_type == _JSON else media_type
-    made = upright.make(job.original, job.canvas, options, wanted, strict=instead is None)
-    if media_type != _JSON and (made.media_type == media_type or instead != _JSON):
+    made = upright.make(job.original, job.canvas, options, wanted, strict=fallback_type is None)
+    if media_type != _JSON and (made.media_type == media_type or fallback_type != _JSON):
         return made, {}
     start = time.perf_counter()
     document = head(model, job.item) | {
@@ -125,8 +126,8 @@ def _modes(count: int) -> str:
     return "one mode" if count == 1 else f"{count} modes"
 
 
-def _instead(accept: bytes) -> str | None:
-    """What holds every picture, of what is accepted."""
+def _fallback_type(accept: bytes) -> str | None:
+    """The accepted type that can hold every picture, if there is one."""
     try:
         return choose(accept, ("image/png", _JSON))
     except errors.NotAcceptable:
@@ -142,7 +143,7 @@ def add(router: APIRouter, inference: Inference) -> None:
         payload, encoded = await inference.receive(call, body)
         accept = call.headers.get(b"accept", b"")
         media_type = choose(accept, _offered(payload, encoded[0]))
-        instead = _instead(accept)
+        fallback_type = _fallback_type(accept)
         kept = upright.kept_bytes(encoded)
         with inference.permit(encoded, body, size=kept):
             inputs = await inference.prepare(call, encoded, model, options, keep_original=True)
@@ -166,7 +167,7 @@ def add(router: APIRouter, inference: Inference) -> None:
                         continue
                     pixels = job.canvas.width * job.canvas.height
                     made, document = await inference.placed(
-                        call, pixels, len(jobs), _make, model, job, options.upright, media_type, instead
+                        call, pixels, len(jobs), _make, model, job, options.upright, media_type, fallback_type
                     )
                     warping, encoding = warping + made.warp_seconds, encoding + made.encode_seconds
                     if not document:  # of a single picture
@@ -182,7 +183,6 @@ def add(router: APIRouter, inference: Inference) -> None:
                 inference.record(call, "encode", encoding + time.perf_counter() - start)
         return JsonAnswer(content, (b"vary", b"Accept"))
 
-    picture = {"schema": {"type": "string", "format": "binary"}}
     router.add_api_route(
         "/canonicalize",
         canonicalize,
@@ -194,8 +194,8 @@ def add(router: APIRouter, inference: Inference) -> None:
         "transform that was undone as JSON in `X-Transform` (its `uncertainty` is the best mode's) and the matrix of "
         "its pixels in `X-Upright-Matrix`; `results` for JSON and for form parts `images`.",
         responses={
-            200: {"content": {kind: picture for kind in PICTURE_TYPES}},
-            **problem_responses(*FRAMING_PROBLEMS, errors.NotAcceptable, errors.NoSuchMode),
+            200: {"content": dict.fromkeys(PICTURE_TYPES, BINARY)},
+            **problem_responses(*PICTURE_ROUTE_PROBLEMS, errors.NotAcceptable, errors.NoSuchMode),
         },
         openapi_extra={
             "requestBody": pictures_body(),

@@ -23,7 +23,8 @@ from service.queries import CHOICES, MOST_SEED, MOST_VARIANTS, AugmentOptions
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-_PICTURE = {"type": "string", "format": "binary"}
+BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+"""OpenAPI's description of a body that is a file."""
 _MULTIPART = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 
@@ -41,7 +42,10 @@ class DirectRoute(APIRoute):
 
 
 class DirectPaths:
-    """Calls a `DirectRoute` of `app` by its path, and `app` for everything else: documentation, 404, 405, lifespan."""
+    """Calls a `DirectRoute` of `app` by its path, and `app` for everything else: documentation, 404, 405, lifespan.
+
+    HEAD is answered as GET is; the server leaves the body out.
+    """
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
@@ -61,7 +65,8 @@ class DirectPaths:
         return (route or self._app)(scope, receive, send)
 
     def _find(self, scope: Scope) -> ASGIApp | None:
-        method, path = scope["method"], scope["path"]
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        path = scope["path"]
         if route := self._routes.get((method, path)):
             return route
         for wanted, pattern, route in self._patterns:
@@ -114,8 +119,8 @@ def pictures_body() -> dict[str, Any]:
     return {
         "required": True,
         "content": {
-            "image/*": {"schema": _PICTURE},
-            "application/octet-stream": {"schema": _PICTURE},
+            "image/*": BINARY,
+            "application/octet-stream": BINARY,
             "multipart/form-data": {
                 "schema": {
                     "type": "object",

@@ -9,7 +9,7 @@ from service import errors
 from service.inference import Inference, Render
 from service.routes.direct import DirectRoute, pictures_body, problem_responses, query_parameters, timeout_parameter
 
-FRAMING_PROBLEMS = (
+PICTURE_ROUTE_PROBLEMS = (
     errors.EmptyBody,
     errors.InvalidHeader,
     errors.InvalidJson,
@@ -68,7 +68,7 @@ def add_picture_route(
         summary=summary,
         response_model=one | batch,
         response_description="One object for a single picture; `results` for JSON and for form parts `images`.",
-        responses=problem_responses(*FRAMING_PROBLEMS),
+        responses=problem_responses(*PICTURE_ROUTE_PROBLEMS),
         openapi_extra={"requestBody": pictures_body(), "parameters": [*query_parameters(), timeout_parameter()]},
         route_class_override=DirectRoute,
     )

@@ -2,18 +2,22 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service import errors, images
+from service.engine import Array
 from service.inference import INLINE_BODY_BYTES, Inference, picture_answer, to_json
 from service.negotiation import choose
 from service.payloads import read_content_and_style
-from service.routes.direct import DirectRoute, pair_body, problem_responses, query_parameters, timeout_parameter
-from service.routes.pictures import FRAMING_PROBLEMS
+from service.routes.direct import BINARY, DirectRoute, pair_body, problem_responses, query_parameters, timeout_parameter
+from service.routes.pictures import PICTURE_ROUTE_PROBLEMS
 from service.schemas import RecombineAnswer
+
+_PIXELS_A_VALUE = 10  # decoded in the time that one value of a picture takes to encode, as lossless WebP
 
 
 def good(inputs: Sequence[images.ModelInput | errors.Problem]) -> list[images.ModelInput]:
@@ -22,6 +26,13 @@ def good(inputs: Sequence[images.ModelInput | errors.Problem]) -> list[images.Mo
         if isinstance(item, errors.Problem):
             raise item
     return [item for item in inputs if not isinstance(item, errors.Problem)]
+
+
+def _write(image: Array, media_type: str, document: dict[str, Any]) -> bytes:
+    """The picture [C,H,W] as a file, or as JSON: the document with the picture in it."""
+    if media_type != "application/json":
+        return images.write_picture(image, media_type)
+    return to_json(document | {"image": picture_answer(image)})
 
 
 def add(router: APIRouter, inference: Inference) -> None:
@@ -42,21 +53,16 @@ def add(router: APIRouter, inference: Inference) -> None:
             outputs = await inference.run(request, model, "recombine", [(content.image, style.image)])
             start = time.perf_counter()
             image = outputs["image"][0]
-            if media_type == "application/json":
-                answer = to_json(
-                    {
-                        "model": model.name,
-                        "version": model.version,
-                        "input": {"content": content.description, "style": style.description},
-                        "image": picture_answer(image),
-                    }
-                )
-            else:
-                answer = images.write_picture(image, media_type)
+            document = {
+                "model": model.name,
+                "version": model.version,
+                "input": {"content": content.description, "style": style.description},
+            }
+            pixels = _PIXELS_A_VALUE * image.size
+            answer = await inference.placed(call, pixels, 1, _write, image, media_type, document)
             inference.record(call, "encode", time.perf_counter() - start)
         return Response(answer, media_type=media_type, headers={"Vary": "Accept"})
 
-    picture = {"schema": {"type": "string", "format": "binary"}}
     router.add_api_route(
         "/recombine",
         recombine,
@@ -66,8 +72,8 @@ def add(router: APIRouter, inference: Inference) -> None:
         response_model=RecombineAnswer,
         response_description="JSON, or the picture alone by `Accept`.",
         responses={
-            200: {"content": {kind: picture for kind in images.PICTURE_TYPES}},
-            **problem_responses(*FRAMING_PROBLEMS, errors.NotAcceptable),
+            200: {"content": dict.fromkeys(images.PICTURE_TYPES, BINARY)},
+            **problem_responses(*PICTURE_ROUTE_PROBLEMS, errors.NotAcceptable),
         },
         openapi_extra={"requestBody": pair_body(), "parameters": [*query_parameters(), timeout_parameter()]},
         route_class_override=DirectRoute,

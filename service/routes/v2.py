@@ -1,7 +1,7 @@
 """POST /v2/models/<graph>/infer: tensors as they are, or pictures prepared as everywhere else."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TypeVar
 
@@ -9,15 +9,34 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from contract.picture import EncodedPicture
 from service import errors
 from service.batching import Row
+from service.deadlines import Deadline
+from service.engine import Array
 from service.errors import InvalidParameter, Problem
 from service.inference import INLINE_BODY_BYTES, Inference
 from service.middleware import PROTOCOL_ENDPOINT
-from service.routes.direct import DirectRoute, protocol_responses, query_parameters, schema_reference, timeout_parameter
+from service.routes.direct import (
+    BINARY,
+    DirectRoute,
+    protocol_responses,
+    query_parameters,
+    schema_reference,
+    timeout_parameter,
+)
 from service.routes.v2_models import NOT_FOUND, find_graph, of_model, path_parameters
 from service.schemas import EXAMPLE_PNG
-from service.tensors import JSON_LENGTH_HEADER, InferAnswer, InferRequest, json_size, read_infer, write_answer
+from service.tensors import (
+    JSON_LENGTH_HEADER,
+    File,
+    InferAnswer,
+    InferRequest,
+    Tensors,
+    json_size,
+    read_infer,
+    write_answer,
+)
 
 _PROBLEMS = (
     *NOT_FOUND,
@@ -43,8 +62,9 @@ _PROBLEMS = (
     errors.QueueFull,
     errors.DeadlineExceeded,
 )
+_PIXELS_A_NUMBER = 2  # decoded in the time that a number takes to be written as JSON
+_NUMBERS_AS_BINARY = 8  # numbers that are written as binary data in that time
 Item = TypeVar("Item")
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
 _EXAMPLE = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [EXAMPLE_PNG]}]}
 _PARAMETERS = [
     {
@@ -68,6 +88,18 @@ def _good(encoded: Sequence[Item | Problem]) -> list[Item]:
     return [item for item in encoded if not isinstance(item, Problem)]
 
 
+def _accept(inference: Inference, files: Sequence[File], deadline: Deadline) -> list[EncodedPicture | Problem]:
+    """See `Inference.accept`; files that lie in the body are copied."""
+    return inference.accept([bytes(file) for file in files], deadline)
+
+
+def _work(asked: Tensors, outputs: Mapping[str, Array]) -> int:
+    """Pixels that are decoded in the time that the answer takes to be written."""
+    return sum(
+        _PIXELS_A_NUMBER * outputs[name].size // (_NUMBERS_AS_BINARY if binary else 1) for name, binary in asked.outputs
+    )
+
+
 def add(router: APIRouter, inference: Inference) -> None:
     async def infer(request: Request) -> Response:
         call, options, body = await inference.begin(request, PROTOCOL_ENDPOINT)
@@ -87,9 +119,9 @@ def add(router: APIRouter, inference: Inference) -> None:
             call.deadline.shorten(asked.timeout_seconds)
         files = [file for given in asked.inputs if isinstance(given, list) for file in given]
         if len(body) > INLINE_BODY_BYTES and files:
-            encoded = await inference.pooled(call, inference.accept, files, call.deadline)
+            encoded = await inference.pooled(call, _accept, inference, files, call.deadline)
         else:
-            encoded = inference.accept(files, call.deadline)
+            encoded = _accept(inference, files, call.deadline)
         arrays = sum(given.nbytes for given in asked.inputs if not isinstance(given, list))
         with inference.permit(_good(encoded), body, rows=asked.rows, size=arrays):
             prepared = iter(_good(await inference.prepare(call, encoded, model, options)) if files else ())
@@ -101,7 +133,8 @@ def add(router: APIRouter, inference: Inference) -> None:
             inference.record(call, "decode", time.perf_counter() - start)
             outputs = await inference.run(request, model, capability, rows)
             start = time.perf_counter()
-            answer, json_length = write_answer(asked, name, model.version, outputs)
+            arguments = asked, name, model.version, outputs
+            answer, json_length = await inference.placed(call, _work(asked, outputs), 1, write_answer, *arguments)
             inference.record(call, "encode", time.perf_counter() - start)
         if json_length is None:
             return Response(answer, media_type="application/json")
@@ -117,13 +150,13 @@ def add(router: APIRouter, inference: Inference) -> None:
             summary="Inference protocol: run a graph",
             response_model=InferAnswer,
             response_description=f"JSON, or JSON of {JSON_LENGTH_HEADER} bytes with the binary tensor data behind it.",
-            responses={200: {"content": {"application/octet-stream": _BINARY}}, **protocol_responses(*_PROBLEMS)},
+            responses={200: {"content": {"application/octet-stream": BINARY}}, **protocol_responses(*_PROBLEMS)},
             openapi_extra={
                 "requestBody": {
                     "required": True,
                     "content": {
                         "application/json": {"schema": schema_reference(InferRequest), "example": _EXAMPLE},
-                        "application/octet-stream": _BINARY,
+                        "application/octet-stream": BINARY,
                     },
                 },
                 "parameters": [*path_parameters(path), *_PARAMETERS],

@@ -7,6 +7,7 @@ import pytest
 
 from contract import geometry
 from contract.geometry import GeometryError
+from tests.contract.plane import from_parts
 
 IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 random = np.random.default_rng(5)
@@ -16,7 +17,7 @@ def matrices(count: int) -> np.ndarray:
     """[count,2,3]: any rotation, some shift, unequal scales, shear."""
     return np.stack(
         [
-            geometry.from_parts(
+            from_parts(
                 random.uniform(-180, 180),
                 (random.uniform(-1, 1), random.uniform(-1, 1)),
                 (np.exp(random.normal()), np.exp(random.normal())),
@@ -44,7 +45,7 @@ def test_whole_quarters_are_exact(degrees: float) -> None:
 def test_parts_make_the_matrix_they_come_from() -> None:
     for matrix in matrices(200):
         parts = geometry.to_parts(matrix)
-        assert np.allclose(geometry.from_parts(*parts), matrix, rtol=1e-9, atol=1e-12)
+        assert np.allclose(from_parts(*parts), matrix, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_parts_make_the_matrix_they_come_from() -> None:
 def test_a_matrix_gives_the_parts_it_is_made_of(
     degrees: float, shift: tuple[float, float], scale: tuple[float, float], shear: float
 ) -> None:
-    parts = geometry.to_parts(geometry.from_parts(degrees, shift, scale, shear))
+    parts = geometry.to_parts(from_parts(degrees, shift, scale, shear))
     assert parts.rotation_degrees == pytest.approx(degrees)
     assert parts.translation == pytest.approx(shift)
     assert parts.scale == pytest.approx(scale)
@@ -71,15 +72,15 @@ def test_a_mirror_shows_in_the_scale() -> None:
 
 def test_the_angle_is_that_of_the_first_row_for_similarities() -> None:
     for degrees in random.uniform(-180, 180, 50):
-        matrix = geometry.from_parts(degrees, (0.1, 0.2), (1.7, 1.7))
+        matrix = from_parts(degrees, (0.1, 0.2), (1.7, 1.7))
         assert np.degrees(np.arctan2(matrix[0, 1], matrix[0, 0])) == pytest.approx(degrees)
 
 
-def test_inverse_and_composition_over_any_leading_axes() -> None:
-    one = matrices(12).reshape(3, 4, 2, 3)
-    for product_ in (geometry.compose(one, geometry.inverse(one)), geometry.compose(geometry.inverse(one), one)):
-        assert product_.shape == one.shape
-        assert np.allclose(product_, IDENTITY, atol=1e-9)
+def test_a_matrix_and_its_inverse_are_the_identity_in_either_order() -> None:
+    for one in matrices(12):
+        for product_ in (geometry.compose(one, geometry.inverse(one)), geometry.compose(geometry.inverse(one), one)):
+            assert product_.shape == one.shape
+            assert np.allclose(product_, IDENTITY, atol=1e-9)
 
 
 def test_composition_passes_coordinates_through_the_last_one_first() -> None:
@@ -142,6 +143,7 @@ def test_a_canvas_grows_for_a_turn_that_can_be_seen() -> None:
         ([[1, 0], [0, 1]], r"shape \[2, 2\]"),
         (np.eye(3), r"shape \[3, 3\]"),
         ([], r"shape \[0\]"),
+        (np.ones((4, 2, 3)), r"shape \[4, 2, 3\]"),
         ([[1, 0, 0], [0, np.nan, 0]], "not finite"),
         ([[1, 0, np.inf], [0, 1, 0]], "not finite"),
         ([[0, 0, 1], [0, 0, 1]], "cannot be inverted"),
@@ -162,10 +164,3 @@ def test_what_is_no_transform_is_refused_by_name(matrix: object, reason: str) ->
 def test_small_and_large_scales_are_no_degenerate_ones() -> None:
     for scale in (1e-6, 1e6):
         assert geometry.to_parts([[scale, 0, 0], [0, scale, 0]]).scale == pytest.approx((scale, scale))
-
-
-def test_one_bad_matrix_among_many_is_refused() -> None:
-    many = matrices(4)
-    many[2, :, :2] = 0
-    with pytest.raises(GeometryError, match="cannot be inverted"):
-        geometry.inverse(many)

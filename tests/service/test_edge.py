@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import pytest
 
-from contract.picture import MOST_DECODED_BYTES
+from contract.picture import MOST_DECODED_BYTES_PER_PIXEL
 from contract.picture_png import write_plain_png
 from service.budget import Budget
 from service.engine import Engine
@@ -287,7 +287,7 @@ def test_a_large_batch_is_answered_in_order(tiny_store: Path, serve: Serve) -> N
 def test_the_largest_picture_of_any_kind_is_accepted_by_the_default_settings() -> None:
     """What the limits let in must fit the budget, or it would be refused for ever as if the service were busy."""
     settings = Settings()
-    most = settings.max_body_bytes + MOST_DECODED_BYTES * settings.max_pixels
+    most = settings.max_body_bytes + MOST_DECODED_BYTES_PER_PIXEL * settings.max_pixels
     with Budget(settings.queue_images, settings.queue_bytes).acquire(1, most):
         pass
     with pytest.raises(ValueError, match="queue_bytes"):
@@ -318,3 +318,30 @@ def test_single_pictures_are_answered_while_a_thousand_wait(tiny_store: Path, se
             before += 1
     assert len(large.result().json()["results"]) == 1000
     assert before >= 2  # the first may have come before the large one
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/startupz", "/models", "/metrics", "/docs", "/openapi.json"])
+def test_head_is_answered_as_get_without_a_body(client: httpx.Client, path: str) -> None:
+    whole, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (200, b"") and whole.content
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    if path != "/metrics":  # which say more with every request
+        assert head.headers["content-length"] == whole.headers["content-length"]
+
+
+def test_head_of_the_protocol_and_of_what_cannot_be_got(client: httpx.Client) -> None:
+    for path, status in (("/v2/models/tiny", 200), ("/v2/models/other", 404), ("/classify", 405), ("/nothing", 404)):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (status, b"")
+    assert client.post("/healthz").headers["allow"] == "GET, HEAD"
+
+
+def test_lines_of_one_list_are_one_list(client: httpx.Client) -> None:
+    form = {"content": tiny.png(), "style": tiny.png(1)}
+    accepted = [("accept", "image/jpeg"), ("accept", "application/json;q=0.1")]
+    for lines in (accepted, accepted[::-1]):
+        assert client.post("/recombine", files=form, headers=lines).headers["content-type"] == "image/jpeg"
+    encoded = [*PNG.items(), ("content-encoding", "gzip"), ("content-encoding", "identity")]
+    assert client.post("/classify", content=tiny.png(), headers=encoded).status_code == 415
+    typed = [("content-type", "text/plain"), *PNG.items()]  # no list
+    assert client.post("/classify", content=tiny.png(), headers=typed).status_code == 200

@@ -429,3 +429,57 @@ def test_a_default_that_is_not_there_is_said_once(
     assert said.facts == {"setting": "--default-classify", "default": "nope", "models": "other,tiny"}  # type: ignore[attr-defined]
     answer = httpx.post(f"{url}/classify", content=tiny.png(), headers=PNG, trust_env=False)
     assert answer.status_code == 404 and answer.json()["models"] == ["other", "tiny"]
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, serve: Serve) -> None:
+    """Of a folder in the store, of one beside a version and of a file in a version; then nothing serves."""
+    (tmp_path / os.fsdecode(b"caf\xe9") / "1").mkdir(parents=True)
+    (tmp_path / "beside" / os.fsdecode(b"caf\xe9")).mkdir(parents=True)
+    (tiny.write(tmp_path) / os.fsdecode(b"caf\xe9")).touch()
+    url = serve(tmp_path, ready=False)
+    until(lambda: get(f"{url}/startupz").status_code == 200)
+    refused = {entry["model"]: entry["reason"] for entry in get(f"{url}/models").json()["refused"]}
+    assert refused.keys() == {"caf\\udce9", "beside", "tiny"}
+    assert refused["caf\\udce9"] == "the name of the folder is not UTF-8"
+    assert refused["tiny"] == "not listed in the manifest: caf\\udce9"
+    answer = get(f"{url}/readyz")
+    assert answer.status_code == 503 and "caf\\udce9" in answer.json()["detail"]
+    assert httpx.post(f"{url}/v2/repository/index", trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize("name", [".", "json"])
+def test_a_store_by_a_path_that_is_part_of_reasons(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    store = tmp_path / name
+    store.mkdir(exist_ok=True)
+    damage_manifest(tiny.write(store))
+    monkeypatch.chdir(tmp_path)
+    url = serve(Path(name), ready=False)
+    until(lambda: get(f"{url}/startupz").status_code == 200)
+    (refusal,) = get(f"{url}/models").json()["refused"]
+    assert refusal["reason"].startswith("manifest.json is not JSON")
+
+
+def test_a_store_that_is_waited_for_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "equipoise")
+
+    async def scenario(store: ModelStore) -> None:
+        poll, polls = store.poll, asyncio.Semaphore(0)
+
+        async def counted() -> None:
+            try:
+                await poll()
+            finally:
+                polls.release()
+
+        store.poll = counted  # type: ignore[method-assign]
+        watching = asyncio.create_task(serve_store(store, 0.001, lambda: None))
+        for _ in range(3):
+            await polls.acquire()
+        watching.cancel()
+        assert str(tmp_path) not in (store.reason_not_ready() or "")
+
+    with_store(tmp_path, scenario)
+    (record,) = caplog.records
+    assert record.message == "not ready, waiting for a model" and str(tmp_path) in str(record.__dict__["facts"])

@@ -312,6 +312,26 @@ def test_loading_a_bad_version_leaves_the_old_one(tmp_path: Path) -> None:
     with_store(tmp_path, scenario)
 
 
+def test_a_refusal_below_the_version_that_serves_is_forgotten_when_its_folder_changes(tmp_path: Path) -> None:
+    tiny.write_scaled(tmp_path, 1)
+    bad = tiny.write_scaled(tmp_path, 2) / "golden.npz"
+    whole = bad.read_bytes()
+    bad.write_bytes(b"")
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        tiny.write_scaled(tmp_path, 3)
+        for _ in range(2):
+            await store.poll()
+            assert serving(store) == {"tiny": 3}
+            assert [(refusal.model, refusal.version) for refusal in store.refused] == [("tiny", 2)]
+        bad.write_bytes(whole)
+        await store.poll()
+        assert serving(store) == {"tiny": 3} and store.refused == []
+
+    with_store(tmp_path, scenario)
+
+
 def test_the_end_of_the_service_changes_nothing_about_what_is_loaded(tmp_path: Path) -> None:
     """Who asks meanwhile for a model of the inference protocol that is not there hears so; 503 he would ask again."""
     tiny.write_scaled(tmp_path, 1)

@@ -15,6 +15,7 @@ from service import upright, warp
 from service.errors import InternalError, TooManyPixels
 from service.queries import UprightOptions
 from service.routes import transform
+from tests.contract.plane import from_parts
 
 random = np.random.default_rng(4)
 
@@ -151,7 +152,7 @@ def test_the_fill_is_in_the_pictures_own_values() -> None:
 
 def test_a_transform_that_enlarges_is_held_to_the_limit() -> None:
     original = Original(soft(100, 100), None, None)
-    frame, tiny = geometry.frame(0, 0, 100, 100), geometry.from_parts(scale=(0.01, 0.01))
+    frame, tiny = geometry.frame(0, 0, 100, 100), from_parts(scale=(0.01, 0.01))
     options = UprightOptions(undo="all")
     with pytest.raises(TooManyPixels, match="10000 x 10000"):
         upright.plan(original, frame, tiny, options, 1_000_000)

@@ -33,7 +33,8 @@ def arrows(count: int = 6, side: int = 28) -> Tensor:
 def test_perfect_estimator_has_no_error_whatever_its_frame() -> None:
     known = Limits(60, 0.2, 0.3).draw(50, 1)
     before = Limits(180, 0.1).draw(50, 2)
-    after = torch.from_numpy(geometry.compose(known.numpy(), before.numpy())).float()
+    pairs = zip(known.numpy(), before.numpy(), strict=True)
+    after = torch.from_numpy(np.stack([geometry.compose(turn, pose) for turn, pose in pairs])).float()
     found = measures.error_matrices(before, after, known)
     assert float(measures.rotation_errors(found).max()) < 1e-3
     assert float(measures.shift_errors(found).max()) < 1e-5
