@@ -7,7 +7,6 @@ and the SHA-256 that the manifest states.
 
 import errno
 import hashlib
-import json
 import math
 import os
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 from contract.geometry import COEFFICIENTS, Group
 
@@ -301,8 +301,8 @@ def read_manifest(folder: Path) -> Manifest:
     if len(raw) > MAX_MANIFEST_BYTES:
         raise ManifestError(f"{MANIFEST_FILE} is larger than {MAX_MANIFEST_BYTES} bytes")
     try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        document = from_json(raw)  # json.loads takes half of a surrogate pair for text, which nothing can write again
+    except ValueError as error:
         raise ManifestError(f"{MANIFEST_FILE} is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise ManifestError(f"{MANIFEST_FILE} is not a JSON object")

@@ -231,6 +231,16 @@ def test_a_manifest_that_is_not_one_is_refused(folder: Path, text: str) -> None:
         read_manifest(folder)
 
 
+def test_half_of_a_surrogate_pair_is_no_text(folder: Path) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text()) | {"metrics": {"validation": {"note": "?"}}}
+    path.write_text(json.dumps(content))
+    assert read_manifest(folder).metrics["validation"] == {"note": "?"}
+    path.write_text(json.dumps(content).replace("?", r"\ud800"))
+    with pytest.raises(ManifestError, match="is not JSON"):
+        read_manifest(folder)
+
+
 def test_a_huge_manifest_is_not_read_whole(folder: Path) -> None:
     with (folder / "manifest.json").open("wb") as file:
         file.truncate(1 << 33)
