@@ -59,11 +59,13 @@ def test_training_on_a_folder_of_ones_own(
         done = CliRunner().invoke(app, words, catch_exceptions=False)
         assert done.exit_code == 0, done.output
     picture = next((tmp_path / "my-pictures").rglob("*.png")).read_bytes()
-    path = "/classify" if model == "my-model" else "/canonicalize"
+    paths = ["/classify"] if model == "my-model" else ["/canonicalize", "/classify"]
     headers = {"content-type": "image/png"}
     with running_server(Settings(model_store=tmp_path / "model_store")) as url:
-        answer = httpx.post(f"{url}{path}", params={"model": model}, content=picture, headers=headers)
-    assert (answer.status_code, answer.json()["model"]) == (200, model), answer.text
+        for path in paths:
+            answer = httpx.post(f"{url}{path}", params={"model": model}, content=picture, headers=headers)
+            assert (answer.status_code, answer.json()["model"]) == (200, model), answer.text
+    assert answer.json()["label"] in {"class-0", "class-1", "class-2"}
 
 
 @pytest.mark.timeout(400)
