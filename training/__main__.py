@@ -140,7 +140,7 @@ def train(
             envvar="EQUIPOISE_TRAINING_SEED",
             min=0,
             max=LARGEST_SEED,
-            help="Seed of the run, in place of fit.seed; where data.labels is set also of data.label_seed, so that other "
+            help="Seed of the run in place of fit.seed and, where data.labels is set, also of data.label_seed: other "
             "images keep their labels. Default: both as the configuration has them.",
         ),
     ] = None,

@@ -82,7 +82,8 @@ def train(
         )
     # All that can be wrong with the new run is said before a restart deletes the old one.
     prepared = prepare(config)
-    if fit.initial_run is not None and not (resume and is_complete(folder)):
+    goes_on = resume and (is_complete(folder) or checkpoint.is_begun(folder))  # with weights of its own
+    if fit.initial_run is not None and not goes_on:
         begin_with(prepared.module, fit.initial_run)
     with _prepared_folder(fabric, prepared, folder, console, resume=resume, restart=restart):
         if is_complete(folder):

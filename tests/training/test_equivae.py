@@ -456,6 +456,10 @@ def test_paper_default_has_the_size_of_app_b() -> None:
         ({"augment": {}, "complements": "encoded"}, "in_batch"),
         ({"complements": "in_batch", "outlier_share": 0.1}, "go together"),
         ({"complements": "in_batch", "swap_weight": 1}, "distance_weight"),
+        (
+            {"complements": "in_batch", "outlier_share": 0.1, "reject_distance": 9},
+            "outlier_share needs distance_weight",
+        ),
         ({"encoder": {"filters": [8], "strides": [1, 2]}}, "1 filters but 2 strides"),
         ({"encoder": {"filters": [8], "strides": [1], "unpadded": 2}}, "unpadded is 2, of 1 convolutions"),
         ({"latent": 3}, "latent"),
