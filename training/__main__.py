@@ -140,7 +140,8 @@ def train(
             envvar="EQUIPOISE_TRAINING_SEED",
             min=0,
             max=LARGEST_SEED,
-            help="Seed of the run. Default: fit.seed of the configuration.",
+            help="Seed of the run in place of fit.seed and, where data.labels is set, also of data.label_seed: other "
+            "images keep their labels. Default: both as the configuration has them.",
         ),
     ] = None,
     resume: Annotated[
@@ -184,9 +185,11 @@ def train(
             prepared = prepare(chosen)
             typer.echo("\n".join((prepared.described, *(f"left out: {entry}" for entry in prepared.splits.skipped))))
             return
-        outcome = fit(chosen, run or default_folder(runs, chosen), resume=resume, restart=restart, console=Console())
+        console = Console()
+        outcome = fit(chosen, run or default_folder(runs, chosen), resume=resume, restart=restart, console=console)
         found = _said(outcome.metrics, chosen.fit.select)
-        typer.echo(f"{outcome.folder}: validation {found} after {outcome.minutes:.1f} min")
+        # On the console, which of several processes is quiet in all but the first.
+        console.out(f"{outcome.folder}: validation {found} after {outcome.minutes:.1f} min", highlight=False)
 
 
 @app.command(

@@ -87,6 +87,11 @@ def _existing(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if _NAME.match(path.name)), reverse=True)
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether there is a checkpoint, a good one or not."""
+    return folder.is_dir() and bool(_existing(folder))
+
+
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Write the state after `step` steps, then delete all but the newest two."""
     content = serialise(state)

@@ -5,26 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["draw_complements", "in_batch_weights"]
+__all__ = ["Grouped", "draw_complements", "in_batch_weights"]
 
 
-def draw_complements(labels: Tensor, indices: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+class Grouped:
+    """The rows of a data set, class by class: all that drawing complements needs to know of its labels int64 [N].
+
+    order: rows [N] of class 0, 1, ..., ascending. position [N]: of each row among those of its class.
+    counts, starts: of each class in order [K].
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+        self.order = torch.argsort(labels, stable=True)
+        self.counts = torch.bincount(labels)
+        self.starts = torch.cumsum(self.counts, 0) - self.counts
+        self.position = torch.empty_like(self.order)
+        self.position[self.order] = torch.arange(len(labels)) - self.starts[labels[self.order]]
+        self.smallest = int(self.counts[self.counts > 0].min())
+
+
+def draw_complements(data: Grouped, indices: Tensor, limit: int, generator: torch.Generator) -> Tensor:
     """Rows [B,m] of the data: for each of `indices` [B], m others of its class, none of them twice.
 
     m ~ U{1..limit} is one draw for the whole batch; it never exceeds the others that the smallest class has.
-
-    Args:
-        labels: int64 [N] of the whole data
     """
-    order = torch.argsort(labels, stable=True)
-    counts = torch.bincount(labels)
-    starts = torch.cumsum(counts, 0) - counts
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
-    limit = min(limit, int(counts[counts > 0].min()) - 1)
+    limit = min(limit, data.smallest - 1)
     m = int(torch.randint(1, limit + 1, (1,), generator=generator))
-    own = labels[indices]
-    size, position = counts[own], rank[indices] - starts[own]
+    own = data.labels[indices]
+    size, position = data.counts[own], data.position[indices]
     # Floyd's sampling: m distinct numbers below size - 1, a repetition replaced by the largest that the step may draw.
     chosen = torch.full((len(indices), m), -1)
     for step in range(m):
@@ -33,7 +42,7 @@ def draw_complements(labels: Tensor, indices: Tensor, limit: int, generator: tor
         repeated = (chosen == drawn[:, None]).any(1)
         chosen[:, step] = torch.where(repeated, top, drawn)
     chosen += chosen >= position[:, None]  # step over x itself
-    return order[starts[own][:, None] + chosen]
+    return data.order[data.starts[own][:, None] + chosen]
 
 
 def in_batch_weights(labels: Tensor, limit: int, generator: torch.Generator) -> Tensor:

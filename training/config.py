@@ -191,8 +191,8 @@ class Config(Section):
         return isinstance(self.model, EquiVAEConfig) and self.model.few_labels is None
 
     def for_data(self, *, unlabelled: bool) -> Self:
-        """Unlabelled images make an EquiVAE one of few labels, also where nothing is said of them: by consistency where
-        the recipe has what that needs, augmentation and distances that are trained, or else as the paper has it.
+        """If there are unlabelled images and no `few_labels` section, add one: by consistency where the recipe has what
+        that needs, augmentation and distances that are trained, or else as the paper has it.
         """
         model = self.model
         if not unlabelled or not isinstance(model, EquiVAEConfig) or not self.depends_on_unlabelled:

@@ -22,7 +22,7 @@ __all__ = [
     "squared_distances",
 ]
 
-ENOUGH = 200  # values from which on they have a 99th percentile of their own
+ENOUGH = 200  # fewest values from which a 99th percentile can be estimated
 KNOTS = 101  # quantiles of the distances kept for each class: whole per cents, 99 among them
 
 

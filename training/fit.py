@@ -23,6 +23,7 @@ from training.config import Config, Fit, Precision
 from training.datasets.images import first_of_each_class
 from training.errors import DeviceError, RunError, RunFailed
 from training.models.base import Model
+from training.models.symmetry_config import TwoStageConfig
 from training.plan import Stream, derived_seed, generator
 from training.preparation import Prepared, begin_with, prepare
 from training.progress import Reporter, describe
@@ -53,7 +54,7 @@ class Progress:
     best_state: dict[str, Tensor] | None = None
     since_best: int = 0
     window: dict[str, Tensor] = field(default_factory=dict)
-    window_steps: int = 0
+    window_counts: dict[str, int] = field(default_factory=dict)
 
 
 def train(
@@ -61,6 +62,8 @@ def train(
 ) -> Outcome:
     """Train one model into a run folder, or go on with a run that was interrupted.
 
+    Args:
+        console: made quiet in every process but the first.
     Raises:
         TrainingError: wrong configuration or data, no such device, a folder in use, a full disk, a loss that is not
             finite. The checkpoints written before it stay.
@@ -69,15 +72,18 @@ def train(
     fit = config.fit
     if fit.threads:
         torch.set_num_threads(fit.threads)
-    fabric = make_fabric(fit)
+    fabric = make_fabric(fit, in_stages=isinstance(config.model, TwoStageConfig))
     fabric.launch()
-    if fabric.device.type == "cpu" and fabric.is_global_zero and cpu_precision(fit) != fit.precision:
+    if not fabric.is_global_zero:
+        console.quiet = True
+    if fabric.device.type == "cpu" and cpu_precision(fit) != fit.precision:
         console.print(
             f"fit.precision: {cpu_precision(fit)}; {fit.precision} would be slower on this CPU", highlight=False
         )
     # All that can be wrong with the new run is said before a restart deletes the old one.
     prepared = prepare(config)
-    if fit.initial_run is not None and not (resume and is_complete(folder)):
+    goes_on = resume and (is_complete(folder) or checkpoint.is_begun(folder))  # with weights of its own
+    if fit.initial_run is not None and not goes_on:
         begin_with(prepared.module, fit.initial_run)
     with _prepared_folder(fabric, prepared, folder, console, resume=resume, restart=restart):
         if is_complete(folder):
@@ -95,9 +101,11 @@ def train(
         return loop.run()
 
 
-def make_fabric(fit: Fit) -> Fabric:
+def make_fabric(fit: Fit, *, in_stages: bool = False) -> Fabric:
     """The devices that a configuration asks for.
 
+    Args:
+        in_stages: some steps leave weights out, whose gradients the other devices must not wait for.
     Raises:
         DeviceError: they are not there.
     """
@@ -108,7 +116,9 @@ def make_fabric(fit: Fit) -> Fabric:
         raise DeviceError(f"fit.accelerator is cuda, but no CUDA device is usable here{built}: use cpu or auto")
     if accelerator == "cuda" and fit.devices > present:
         raise DeviceError(f"fit.devices is {fit.devices}, but this machine has {present} CUDA device(s)")
-    strategy = "ddp" if fit.devices > 1 else "auto"
+    strategy = "auto"
+    if fit.devices > 1:
+        strategy = "ddp_find_unused_parameters_true" if in_stages else "ddp"
     precision = fit.precision if accelerator == "cuda" else cpu_precision(fit)
     return Fabric(accelerator=accelerator, devices=fit.devices, precision=precision, strategy=strategy)
 
@@ -239,19 +249,22 @@ class Loop:
 
     def _accumulate(self, terms: dict[str, Tensor]) -> None:
         """Sums stay on the device: reading them at every step would wait for it."""
-        window = self.progress.window
+        window, counts = self.progress.window, self.progress.window_counts
         for name, value in terms.items():
             window[name] = window[name] + value if name in window else value.clone()
-        self.progress.window_steps += 1
+            counts[name] = counts.get(name, 0) + 1
 
     def _close_window(self) -> dict[str, float]:
-        means = {name: float(value) / self.progress.window_steps for name, value in self.progress.window.items()}
+        """Means of the terms, each over the steps that had it."""
+        counts = self.progress.window_counts
+        means = {name: float(value) / counts[name] for name, value in self.progress.window.items()}
         self._require_finite(self.progress.window.items())
-        self.progress.window, self.progress.window_steps = {}, 0
+        self.progress.window, self.progress.window_counts = {}, {}
         return means
 
     def _require_finite(self, named: Iterable[tuple[str, Tensor]]) -> None:
-        """Of the sums of the terms, which tell of all steps but the last one's change of the weights, and of these.
+        """Check sums of loss terms, or weights, for NaN and infinity. The sums do not show the last weight update, so
+        weights are checked too.
 
         Raises:
             RunFailed: one of them is infinite or not a number.
@@ -330,7 +343,10 @@ class Loop:
         self.optimiser.load_state_dict(state["optimiser"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.progress = Progress(**state["progress"])
+        progress = state["progress"]
+        if "window_steps" in progress:  # an older checkpoint: one count for all terms
+            progress["window_counts"] = dict.fromkeys(progress["window"], progress.pop("window_steps"))
+        self.progress = Progress(**progress)
         self.progress.window = {name: v.to(self.fabric.device) for name, v in self.progress.window.items()}
         self.console.print(f"resumed at step {self.progress.step:,}", highlight=False, soft_wrap=True)
 

@@ -71,7 +71,7 @@ def encode(model: EquiVAE, images: Tensor) -> Encoded:
     for chunk in _chunks(images, model):
         own = model.invariant(chunk)
         r.append(own.cpu())
-        v.append(model.covariant(own, chunk)[0].cpu())
+        v.append(model.posterior(own, chunk)[0].cpu())
     return Encoded(torch.cat(r), torch.cat(v))
 
 
@@ -123,7 +123,7 @@ def elbo_terms(model: EquiVAE, data: LabelledImages, seed: int) -> tuple[float, 
     nats, kl = 0.0, torch.zeros(model.config.v_dim)
     for chunk, labels in zip(_chunks(data.images, model), torch.split(data.labels, CHUNK), strict=True):
         r = model.classes.prototypes[labels.to(chunk.device)]
-        mean, log_variance = model.covariant(r, chunk)
+        mean, log_variance = model.posterior(r, chunk)
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         v = mean + torch.exp(0.5 * log_variance) * noise
         nats += float(model.reconstruction(chunk, r, v).sum())
@@ -141,7 +141,7 @@ def elbo_predictions(model: EquiVAE, data: LabelledImages, class_shares: Tensor,
         scores = []
         for prototype, prior in zip(model.classes.prototypes, torch.log(class_shares).tolist(), strict=True):
             r = prototype.expand(len(chunk), -1)
-            mean, log_variance = model.covariant(r, chunk)
+            mean, log_variance = model.posterior(r, chunk)
             v = mean + torch.exp(0.5 * log_variance) * noise
             kl = kl_per_dimension(mean, log_variance).sum(1)
             scores.append(prior - model.reconstruction(chunk, r, v) - kl)

@@ -34,7 +34,7 @@ _Network = TypeVar("_Network", bound=nn.Module)
 def exactly(images: Tensor) -> AbstractContextManager[object]:
     """Coordinates need all their digits: no reduced precision in here."""
     device = images.device.type
-    # Where there is none to switch off nothing is: the exporter makes a graph within the graph of a switch.
+    # Without active autocast do nothing: the exporter turns the switch into a nested graph.
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 

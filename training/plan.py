@@ -89,7 +89,9 @@ class Plan:
         return min(fit.batch // unit, images) * unit
 
     def _share(self, images: int, growth: int, whose: str, least: int = 1) -> int:
-        """The most images a device and step that `images` suffice for when the batch is largest."""
+        """Images per device and step at the first batch, so that `images` still suffice after it has grown `growth`
+        times.
+        """
         share = images // (growth * self.fit.devices)
         if share < least:
             raise ConfigError(

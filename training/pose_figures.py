@@ -71,10 +71,11 @@ def error_against_angle(model: PoseModel, data: LabelledImages, limits: Limits, 
     before = baselines.identity(upright) if model.config.supervised else poses(model, upright).matrix
     found = measures.error_matrices(before, poses(model, shown).matrix, known)
     errors, angles = measures.rotation_errors(found).numpy(), measures.rotation_degrees(known).numpy()
-    edges = np.arange(-limits.degrees, limits.degrees + 1, BIN_DEGREES)
+    edges = np.linspace(-limits.degrees, limits.degrees, max(1, round(2 * limits.degrees / BIN_DEGREES)) + 1)
+    width = edges[1] - edges[0]
     which = np.clip(np.digitize(angles, edges) - 1, 0, len(edges) - 2)
     filled = [index for index in range(len(edges) - 1) if (which == index).any()]
-    middles = edges[filled] + BIN_DEGREES / 2
+    middles = edges[filled] + width / 2
     figure = Figure((8, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for share, name, style in ((0.5, "median", "-"), (0.9, "90 % quantile", "--")):
@@ -89,7 +90,7 @@ def error_against_angle(model: PoseModel, data: LabelledImages, limits: Limits, 
     axes.grid(alpha=0.3)
     flips = axes.twinx()
     shares = [100 * float((errors[which == index] > FLIP_DEGREES).mean()) for index in filled]
-    flips.bar(middles, shares, width=0.8 * BIN_DEGREES, color=SECOND, alpha=0.3, label="over 90 degrees")
+    flips.bar(middles, shares, width=0.8 * width, color=SECOND, alpha=0.3, label="over 90 degrees")
     flips.set_ylabel("over 90 degrees, %")
     kind = "absolute" if model.config.supervised else "relative"
     axes.set_title(f"{kind} error of the rotation", fontsize=11)

@@ -53,7 +53,8 @@ def prepare(config: Config) -> Prepared:
     try:
         module = build(config.model, splits.input, len(splits.class_names))
     except (ValueError, RuntimeError) as error:  # sizes that fit neither one another nor the pictures
-        raise ConfigError(f"model: {first_line(error)}") from error
+        said = first_line(error)
+        raise ConfigError(said if said.startswith("model.") else f"model: {said}") from error
     try:
         module.prepare(splits.train)
     except ValueError as error:
@@ -63,10 +64,11 @@ def prepare(config: Config) -> Prepared:
 
 def _check_complements(model: object, fit: Fit) -> None:
     """Not for the configuration itself to say: finished runs that were lucky can still be read."""
-    if isinstance(model, EquiVAEConfig) and model.complements == "in_batch" and fit.order == "shuffled":
-        raise ConfigError(
-            "model.complements: in_batch needs fit.order: balanced; shuffled, an image may be alone of its class"
-        )
+    if not isinstance(model, EquiVAEConfig) or fit.order == "balanced":
+        return
+    asking = "model.complements: in_batch" if model.complements == "in_batch" else "model.class_mean_weight"
+    if model.complements == "in_batch" or model.class_mean_weight:
+        raise ConfigError(f"{asking} needs fit.order: balanced; shuffled, an image may be alone of its class")
 
 
 def begin_with(module: torch.nn.Module, run: Path) -> None:

@@ -46,7 +46,7 @@ CHUNK = 500  # inputs a forward pass where no gradient is kept
 JUDGE_FILE = "judge.pt"
 JUDGE_BATCH = 128
 JUDGE_STEPS = 1200
-JUDGE_EPOCHS = 20  # at most, but for the next: on scikit-learn's digits 60 make it no better
+JUDGE_EPOCHS = 20  # upper limit, unless JUDGE_LEAST_STEPS needs more; on scikit-learn's digits 60 make it no better
 JUDGE_LEAST_STEPS = 200  # of a hundred pictures, twenty epochs are twenty steps
 
 

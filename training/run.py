@@ -211,7 +211,7 @@ def _differences(one: Any, other: Any, name: str = "") -> Iterator[str]:
 
 def save_model(
     folder: Path, config: Config, splits: Splits, model: Model, metrics: dict[str, float], step: int, minutes: float
-) -> Path:
+) -> None:
     """Write the finished model; the last act of a run."""
     preprocessing = splits.preprocessing if config.model.group is None else turning_frame(splits)
     content = {
@@ -226,7 +226,6 @@ def save_model(
         "minutes": minutes,
     }
     write_atomically(folder / MODEL_FILE, serialise(content))
-    return folder / MODEL_FILE
 
 
 def load_run(folder: Path) -> LoadedRun:

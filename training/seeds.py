@@ -21,6 +21,7 @@ from training.datasets import LabelledImages, Splits
 from training.errors import ConfigError, RunError
 from training.fit import cpu_precision, train
 from training.measures import encode
+from training.models.equivae_config import EquiVAEConfig
 from training.run import LoadedRun, default_folder, load_run
 from training.scores import percent
 
@@ -47,11 +48,22 @@ def run_seeds(
         benchmark_epochs: of an EquiVAE, also train the other classifiers of the paper's tables: the neural head on
             f_inv and, for so many epochs (0: not at all), the benchmark CNN. Each row's figures then have
             `error_neural_head` and `error_benchmark_cnn` (%).
+    Raises:
+        ConfigError: said before the first training: several devices, no test part, or classifiers of another model.
     """
     console = console or Console(stderr=True)
     if config.fit.devices > 1:
         raise ConfigError("seeds: one device a run (fit.devices: 1); start the command once a device instead")
     make_folder(output.parent)
+    if benchmark_epochs is not None and not isinstance(config.model, EquiVAEConfig):
+        raise ConfigError(
+            f"seeds: the other classifiers (--benchmark-epochs) belong to an equivae, not to a {config.model.kind}"
+        )
+    if test:
+        splits = datasets.load(config.data)
+        if splits.test is None:
+            raise ConfigError(f"seeds: the data set {splits.name} has no test part to measure on")
+        del splits  # training reads it again: not twice in memory
     digest = _as_trained(config).digest()
     parts = ("validation", "test") if test else ("validation",)
 
@@ -102,8 +114,7 @@ def _run_seed(
     if "test" in parts or benchmark_epochs is not None:
         splits = run.splits()
         if "test" in parts:
-            if splits.test is None:
-                raise ConfigError(f"seeds: the data set {splits.name} has no test part to measure on")
+            assert splits.test is not None  # `run_seeds` has looked
             figures["test"] = run.model.validate(splits.train, splits.test)
         if benchmark_epochs is not None:
             for part, errors in _other_classifiers(run, splits, parts, benchmark_epochs).items():

@@ -1,4 +1,4 @@
-"""Pictures of a model of orientation: each upright picture moved by a known transform, and how that is found again.
+"""Known transforms of upright pictures, and the error of the pose a model finds in them.
 
 Matrices [N,2,3] are those of training/lie.py: canonical frame -> observed picture.
 """

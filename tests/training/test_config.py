@@ -81,6 +81,8 @@ def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path) -> None:
         ("  kind: equivae", "  kind: symmetry\n  encoder: {angles: 16}", 7, ["dilation 8", "once around the 8 places"]),
         ("  kind: equivae", f"  kind: mcevae_paper\n  pose_seed: {2**32}", 7, ["pose_seed", "less than"]),
         ("  kind: equivae", f"  kind: mcevae\n  turn_seed: {2**63}", 7, ["turn_seed", "less than"]),
+        ("  kind: equivae", "  kind: symmetry_two_stage\n  group: SO2\n  shift: .3", 5, ["SO2 has no shift: use SE2"]),
+        ("  kind: equivae", "  kind: symmetry_two_stage\n  scale: .5", 5, ["SE2 has no scale: use AFF5"]),
         ("    kind: cosine", "    kind: cosin", 11, ["fit.schedule", "cosin", "'cosine'"]),
         ("    kind: cosine", "    kind: cosine\n    warm: 1", 13, ["fit.schedule.warm", "unknown key"]),
         ("  source: digits", "  source: digit", 3, ["data", "'digits'"]),

@@ -155,8 +155,8 @@ def test_a_huge_file_is_refused_before_it_is_read(root: Path, monkeypatch: pytes
 
 
 def test_more_than_fits_into_memory_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_dataset, "_memory_bytes", lambda: 2 * 20 * 64 - 1)
-    with pytest.raises(DataError, match="20 files, as images of 8 x 8 x 1 .*more than half"):
+    monkeypatch.setattr(folder_dataset, "_memory_bytes", lambda: 3 * 20 * 64 - 1)
+    with pytest.raises(DataError, match="20 files, as images of 8 x 8 x 1 .*more than a third"):
         datasets.load(config(root))
 
 

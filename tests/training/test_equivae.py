@@ -13,7 +13,7 @@ from torch import Tensor
 from contract.manifest import InputSpec
 from training.augment import augment, outliers
 from training.augment_config import AugmentConfig
-from training.complements import draw_complements, in_batch_weights
+from training.complements import Grouped, draw_complements, in_batch_weights
 from training.datasets import LabelledImages
 from training.distances import (
     class_quantiles,
@@ -100,7 +100,7 @@ def test_drawn_complements_are_others_of_the_class_without_repetition() -> None:
     indices = torch.arange(18)
     sizes = set()
     for seed in range(60):
-        chosen = draw_complements(labels, indices, 7, seeded(seed))
+        chosen = draw_complements(Grouped(labels), indices, 7, seeded(seed))
         sizes.add(chosen.shape[1])
         assert torch.equal(labels[chosen], labels[:, None].expand_as(chosen))
         assert not bool((chosen == indices[:, None]).any())
@@ -112,7 +112,7 @@ def test_every_complement_is_equally_likely() -> None:
     labels = torch.tensor([0, 1, 0, 0, 1, 0, 0])
     counts = torch.zeros(7)
     for seed in range(600):
-        chosen = draw_complements(labels, torch.full((50,), 2), 1, seeded(seed))
+        chosen = draw_complements(Grouped(labels), torch.full((50,), 2), 1, seeded(seed))
         counts += torch.bincount(chosen.flatten(), minlength=7)
     expected = torch.tensor([1, 0, 0, 1, 0, 1, 1]) * 600 * 50 / 4
     torch.testing.assert_close(counts, expected, rtol=0.04, atol=0.5)
@@ -169,7 +169,7 @@ def test_paper_loss_is_the_elbo_written_out(data: LabelledImages) -> None:
         x = data.images[index].double() / 255
         hidden = torch.stack([model.body(c[None].float())[0] for c in batch["complements"][index]])
         r = model.head(hidden.mean(0, keepdim=True))
-        mean, log_variance = model.covariant(r, x[None].float())
+        mean, log_variance = model.posterior(r, x[None].float())
         deviation = torch.exp(log_variance / 2)
         probability = model.decode(r, mean + deviation * noise[index])[0].double()
         nats -= float((x * probability.log() + (1 - x) * (1 - probability).log()).sum())
@@ -251,7 +251,7 @@ def test_every_term_of_ours_is_in_the_loss(data: LabelledImages) -> None:
 def test_swap_term_teaches_the_decoder_and_q_but_not_the_judge(data: LabelledImages) -> None:
     model = make(OURS)
     labels = data.labels[:30]
-    v = model.covariant(torch.zeros(30, 4), data.images[:30].float() / 255)[0]
+    v = model.posterior(torch.zeros(30, 4), data.images[:30].float() / 255)[0]
     before = model.body[0].layers[0].norm.running_mean.clone()  # type: ignore[union-attr, operator]
     model._swap_term(torch.randn(30, 4), v, labels, torch.randn(CLASSES, 4), seeded()).backward()
     assert all(parameter.grad is None for part in (model.body, model.head) for parameter in part.parameters())
@@ -349,7 +349,7 @@ def test_a_small_validation_set_does_not_make_every_other_picture_novel(
     def novel(images: torch.Tensor) -> float:
         return float((model.classify(images)[3] > 0.99).float().mean())
 
-    nearest, label = squared_distances(model.embed(few), model.classes.prototypes).min(1)
+    nearest, label = squared_distances(model.embed(few.images), model.classes.prototypes).min(1)
     model.classes.distance_knots.copy_(class_quantiles(torch.log(nearest), label, CLASSES, 101))
     by_six_alone = novel(others)
     train = replace(data, unlabelled=(255 * unsorted).round().byte().repeat(4, 1, 1, 1)) if unlabelled else data
@@ -378,7 +378,7 @@ def test_outliers_are_novel_and_novelty_grows_with_distance(ours: EquiVAE) -> No
 def test_recombine_takes_v_with_the_styles_own_r(data: LabelledImages) -> None:
     model = make(SMALL).eval()
     content, style = data.images[:4].float() / 255, data.images[4:8].float() / 255
-    v = model.covariant(model.invariant(style), style)[0]
+    v = model.posterior(model.invariant(style), style)[0]
     torch.testing.assert_close(model.recombine(content, style), model.decode(model.invariant(content), v))
 
 
@@ -456,6 +456,10 @@ def test_paper_default_has_the_size_of_app_b() -> None:
         ({"augment": {}, "complements": "encoded"}, "in_batch"),
         ({"complements": "in_batch", "outlier_share": 0.1}, "go together"),
         ({"complements": "in_batch", "swap_weight": 1}, "distance_weight"),
+        (
+            {"complements": "in_batch", "outlier_share": 0.1, "reject_distance": 9},
+            "outlier_share needs distance_weight",
+        ),
         ({"encoder": {"filters": [8], "strides": [1, 2]}}, "1 filters but 2 strides"),
         ({"encoder": {"filters": [8], "strides": [1], "unpadded": 2}}, "unpadded is 2, of 1 convolutions"),
         ({"latent": 3}, "latent"),

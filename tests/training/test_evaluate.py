@@ -139,7 +139,7 @@ def test_elbo_terms_by_hand(model: EquiVAE, splits: Splits) -> None:
     with torch.no_grad():
         for index, label in enumerate(part.labels):
             r, image = model.classes.prototypes[label][None], images[index][None]
-            mean, log_variance = model.covariant(r, image)
+            mean, log_variance = model.posterior(r, image)
             posterior = torch.distributions.Normal(mean, torch.exp(log_variance / 2))
             prior = torch.distributions.Normal(torch.zeros(3), torch.ones(3))
             divergence += torch.distributions.kl_divergence(posterior, prior)[0]
@@ -158,7 +158,7 @@ def test_elbo_classifier_takes_the_class_of_the_highest_bound(model: EquiVAE, sp
     with torch.no_grad():
         for label in range(10):
             r, images = model.classes.prototypes[label].repeat(5, 1), part.images.float() / 255
-            mean, log_variance = model.covariant(r, images)
+            mean, log_variance = model.posterior(r, images)
             kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1)
             bounds[:, label] = -model.reconstruction(images, r, mean + (log_variance / 2).exp() * noise) - kl
     assert chosen.tolist() == bounds.argmax(1).tolist()

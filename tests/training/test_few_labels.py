@@ -147,7 +147,7 @@ def test_eq_6_is_the_sum_over_every_class_written_out(data: LabelledImages) -> N
     for n, image in enumerate(images):
         q = torch.softmax(model.logits(image[None])[0], 0)
         for y in range(10):
-            mean, log_variance = model.covariant(r[y : y + 1], image[None])
+            mean, log_variance = model.posterior(r[y : y + 1], image[None])
             v = mean + torch.exp(0.5 * log_variance) * noise[n, y]
             elbo = -model.reconstruction(image[None], r[y : y + 1], v)[0] - kl_per_dimension(mean, log_variance).sum()
             total -= float(q[y] * (elbo - torch.log(q[y] / (1 / 10))))

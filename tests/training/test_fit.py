@@ -43,6 +43,18 @@ ENCODED = (
     "fit.schedule={kind: batch-doubling, after_epochs: [1]}",
 )
 
+IN_STAGES: dict[str, Any] = {
+    "name": "staged",
+    "recipe": "test",
+    "data": {"source": "digits", "canvas": 12},
+    "model": {
+        "kind": "symmetry_two_stage",
+        "encoder": {"radii": 4, "angles": 16, "width": 8, "kernel": 3, "dilations": [1]},
+        "flow": {"features": [8, 8], "hidden": [8], "bins": 4, "transforms": 1},
+    },
+    "fit": {"steps": 6, "batch": 16, "select": "flow", "accelerator": "cpu", "threads": 1},
+}
+
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_run(folder).model.state_dict()
@@ -247,10 +259,47 @@ def test_two_processes_share_the_batch(make_config: MakeConfig, tmp_path: Path, 
     path.write_text(yaml.safe_dump(small))
     done = subprocess.run(command(path, tmp_path / "two"), capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("validation error") == 1  # of two processes the first alone tells
     run = load_run(tmp_path / "two")
     assert run.step == 20 and run.config.fit.devices == 2
     alone = train(load_config(path, ["fit.devices=1"]), tmp_path / "one")
     assert run.metrics["reconstruction"] == pytest.approx(alone.metrics["reconstruction"], rel=0.1)
+
+
+def test_two_processes_share_a_model_of_which_a_stage_leaves_weights_out(tmp_path: Path) -> None:
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(IN_STAGES | {"fit": IN_STAGES["fit"] | {"devices": 2}}))
+    for last in ("", "is complete already"):
+        done = subprocess.run(command(path, tmp_path / "two", "--resume"), capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("after ") == 1 and done.stdout.count(last or "step 6  epoch") == 1
+    assert load_run(tmp_path / "two").step == 6
+
+
+def test_a_logged_mean_is_over_the_steps_that_had_the_term(write: Callable[..., Path], tmp_path: Path) -> None:
+    def rows(every: int) -> list[dict[str, Any]]:
+        folder = tmp_path / str(every)
+        train(load_config(write(IN_STAGES), [f"fit.log_steps={every}"]), folder, console=Console(quiet=True))
+        return [row for row in read_metrics(folder) if row["split"] == "train"]
+
+    single, (together,) = rows(1), rows(6)
+    for name in ("loss", "mse", "flow"):
+        values = [row[name] for row in single if name in row]
+        assert len(values) == {"loss": 6, "mse": 4, "flow": 2}[name]
+        assert together[name] == pytest.approx(sum(values) / len(values), rel=1e-5)
+
+
+def test_a_checkpoint_with_one_count_for_all_terms_is_resumed(interrupted: tuple[Config, Path]) -> None:
+    config, folder = interrupted
+    state = checkpoint.find(folder).state
+    assert state is not None
+    counts = state["progress"].pop("window_counts")
+    assert set(counts.values()) == {4}  # of steps 11 to 14
+    state["progress"]["window_steps"] = 4
+    checkpoint.save(folder, 14, state)
+    for path in sorted(folder.glob("checkpoint-*.pt"), key=lambda path: path.stat().st_mtime_ns)[:-1]:
+        path.unlink()
+    goes_on_bit_for_bit(config, folder)
 
 
 # --- interruption ---------------------------------------------------------------------------------------------------

@@ -43,6 +43,17 @@ def test_pictures_and_errors_repeat_and_follow_the_seed(finished_pose_run: Path,
         assert files[0] == files[1] != files[2]
 
 
+@pytest.mark.parametrize(("degrees", "bins"), [(4, 1), (47, 9), (90, 18)])
+def test_bins_of_angles_are_equal_and_cover_the_range(finished_pose_run: Path, degrees: float, bins: int) -> None:
+    run = load_run(finished_pose_run)
+    figure = pose_figures.error_against_angle(run.model, run.splits().validation, Limits(degrees), 0)
+    bars = figure.axes[1].patches
+    width = 2 * degrees / bins
+    assert len(bars) == bins
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in bars]
+    np.testing.assert_allclose(middles, -degrees + width * (np.arange(bins) + 0.5), atol=1e-6)
+
+
 def test_rows_of_pictures_are_named(finished_pose_run: Path) -> None:
     run = load_run(finished_pose_run)
     (axes,) = pose_figures.pictures(run.model, run.splits().validation, Limits(90), 0).axes

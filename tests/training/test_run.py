@@ -148,6 +148,22 @@ def test_a_run_can_begin_with_the_weights_of_another(
         train(make_config("fit.initial=nowhere"), tmp_path / "none", console=Console(quiet=True))
 
 
+def test_only_a_run_without_weights_of_its_own_needs_those_it_begins_with(
+    make_config: MakeConfig, finished_run: Path, tmp_path: Path
+) -> None:
+    initial, run = tmp_path / "initial", tmp_path / "run"
+    shutil.copytree(finished_run, initial)
+    config = make_config(f"fit.initial={initial}", "fit.steps=7")
+    train(config, run, console=Console(quiet=True))
+    (run / "model.pt").unlink()  # as a kill after the last checkpoint leaves it
+    shutil.rmtree(initial)
+    assert train(config, run, resume=True, console=Console(quiet=True)).step == 7
+    for path in (*run.glob("checkpoint-*.pt"), run / "model.pt"):
+        path.unlink()
+    with pytest.raises(RunError, match="initial does not exist"):
+        train(config, run, resume=True, console=Console(quiet=True))
+
+
 def test_digests_do_not_change_with_keys_that_came_later(make_config: MakeConfig) -> None:
     assert make_config("fit.initial=null", "data.canvas=null").digest() == make_config().digest()
     assert make_config("fit.initial=somewhere").digest() != make_config().digest()

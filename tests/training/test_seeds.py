@@ -160,3 +160,20 @@ def test_what_cannot_be_run_or_read_says_why(make_config: MakeConfig, tmp_path: 
         assert output.read_text() == text
     with pytest.raises(ConfigError, match="one device"):
         run_seeds(make_config("fit.devices=2"), [1], tmp_path / "other.jsonl", tmp_path / "runs")
+
+
+def test_figures_that_cannot_be_had_are_refused_before_any_training(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    for path in (tmp_path / "pictures" / kind / f"{i}.png" for kind in ("cat", "dog") for i in range(8)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(path)
+    untested = make_config(f"data={{source: folder, path: {tmp_path / 'pictures'}, size: 8}}", "fit.batch=8")
+    other = make_config("model={kind: symmetry}", "fit.select=elbo", "fit.order=shuffled")
+    called, output = trained(monkeypatch), tmp_path / "seeds.jsonl"
+    with pytest.raises(ConfigError, match="pictures has no test part"):
+        run_seeds(untested, [1], output, tmp_path / "runs", test=True)
+    with pytest.raises(ConfigError, match="belong to an equivae, not to a symmetry"):
+        run_seeds(other, [1], output, tmp_path / "runs", benchmark_epochs=0)
+    assert called == [] and not output.exists()

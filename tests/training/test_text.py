@@ -184,6 +184,12 @@ def test_missing_fonts_name_the_packages(folder: str, tmp_path: Path) -> None:
         load(TextData(source="text", path=tmp_path / folder, train=8, validation=8, test=8))
 
 
+def test_fonts_may_lie_in_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(DataError, match=f"text: {tmp_path}/fonts lacks the fonts"):
+        load(TextData(source="text", path=Path("~/fonts"), train=8, validation=8, test=8))
+
+
 def test_an_unknown_script_is_named() -> None:
     with pytest.raises(DataError, match="klingon"):
         load(TextData(source="text", more={"klingon": 2.0}))

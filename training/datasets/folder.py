@@ -188,11 +188,11 @@ def _read(
 ) -> LabelledImages:
     """The pictures among files, each with its label."""
     shape = (len(files), config.channels, config.size, config.size)
-    if math.prod(shape) > _memory_bytes() // 2:
+    if math.prod(shape) > _memory_bytes() // 3:  # to be divided they are copied
         size = f"{config.size} x {config.size} x {config.channels}"
         raise DataError(
             f"folder: {base} holds {len(files):,} files, as images of {size} {math.prod(shape) / 2**30:,.0f} GiB: "
-            "more than half of this machine's memory; choose a smaller data.size"
+            "more than a third of this machine's memory; choose a smaller data.size"
         )
     images = torch.empty(shape, dtype=torch.uint8)
     labels: list[int] = []
@@ -203,7 +203,8 @@ def _read(
         else:
             images[len(labels)] = image
             labels.append(label)
-    return LabelledImages(images[: len(labels)].clone(), torch.tensor(labels, dtype=torch.int64), names)
+    kept = images if len(labels) == len(files) else images[: len(labels)].clone()
+    return LabelledImages(kept, torch.tensor(labels, dtype=torch.int64), names)
 
 
 def _memory_bytes() -> int:

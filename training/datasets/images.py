@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contract.manifest import InputSpec, Preprocessing
+from training.complements import Grouped
 from training.errors import DataError
 
 
@@ -52,6 +53,10 @@ class LabelledImages:
     def by_class(self) -> tuple[Tensor, ...]:
         """Indices of every class's images, ascending: K tensors int64 [N_k]."""
         return tuple(torch.nonzero(self.labels == k).flatten() for k in range(self.num_classes))
+
+    @cached_property
+    def grouped(self) -> Grouped:
+        return Grouped(self.labels)
 
     def chunks(self, count: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Images [N,C,H,W] in [0,1] and labels [N] on a device, `count` at a time."""

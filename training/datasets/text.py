@@ -25,7 +25,7 @@ from contract.manifest import InputSpec, Preprocessing
 from contract.preprocess import prepare
 from training.config import TextData
 from training.datasets.images import LabelledImages, Splits
-from training.datasets.storage import data_root
+from training.datasets.storage import data_root, expanded
 from training.datasets.text_crops import Look, draw_look, draw_mask, load_font, require_shaping, take_picture
 from training.datasets.text_fonts import SCRIPTS, Part, Script, find_fonts
 from training.datasets.text_words import MADE_UP, TEXTS, draw_text, vocabulary
@@ -133,7 +133,9 @@ def load(config: TextData) -> Splits:
 
 def _part(config: TextData, part: Part, count: int, spec: InputSpec) -> LabelledImages:
     """One part, `CHUNK` crops at a time: what was drawn before a kill, or for fewer crops, is not drawn again."""
-    fonts: Fonts = {script: dict(families) for script, families in find_fonts(config.path, part, SCRIPTS).items()}
+    fonts: Fonts = {
+        script: dict(families) for script, families in find_fonts(expanded(config.path), part, SCRIPTS).items()
+    }
     key = _key(config, part, fonts)
     chunks: list[Arrays] = []
     options: dict[str, Any] = {"made_up": config.made_up, "more": config.more} if part == "train" else {}

@@ -138,7 +138,7 @@ class EquiVAE(Model):
         images = data.images[indices].float() / 255
         labels = data.labels[indices]
         if self.config.complements == "encoded":
-            chosen = draw_complements(data.labels, indices, self.config.max_complements, generator)
+            chosen = draw_complements(data.grouped, indices, self.config.max_complements, generator)
             return {"images": images, "labels": labels, "complements": data.images[chosen].float() / 255}
         encoded = images if self.config.augment is None else augment(images, self.config.augment, generator)
         if self.config.outlier_share:
@@ -252,11 +252,6 @@ class EquiVAE(Model):
         """f_inv with m = 1: [N,C,H,W] -> r [N,D]"""
         return self.head(self.body(images))
 
-    def covariant(self, r: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """q(v|r,x): mu and log variance, both [N,V]"""
-        mean, log_variance = self.posterior(r, images)
-        return mean, log_variance
-
     def decode(self, r: Tensor, v: Tensor) -> Tensor:
         """The mean of p(x|r,v): [N,D], [N,V] -> images [N,C,H,W] in [0,1]"""
         output = self.decoder(r, v)
@@ -284,9 +279,15 @@ class EquiVAE(Model):
         return embeddings, *self.classes(embeddings)
 
     def recombine(self, content: Tensor, style: Tensor) -> Tensor:
-        """The class of one picture in the style of another, decode(r(content), mu(r(style), style)) (Fig. 5b)."""
-        mean, _ = self.covariant(self.invariant(style), style)
-        return self.decode(self.invariant(content), mean)
+        """The class of one picture in the style of another, decode(r(content), mu(r(style), style)) (Fig. 5b).
+
+        One pass of f_inv over both: in a graph, two would share their weights, and a weight used twice keeps its batch
+        norm as a node of its own.
+        """
+        both = torch.stack([content, style], 1).reshape(-1, *content.shape[1:])
+        content_r, style_r = self.invariant(both).reshape(content.shape[0], 2, -1).unbind(1)
+        style_v, _ = self.posterior(style_r, style)
+        return self.decode(content_r, style_v)
 
     # --- over a data set ------------------------------------------------------------------------------------------
 
@@ -308,7 +309,7 @@ class EquiVAE(Model):
             own = self.invariant(images)
             wrong += float((squared_distances(own, prototypes).argmin(1) != labels).sum())
             r = own if self.config.complements == "own" else prototypes[labels]
-            mean, log_variance = self.covariant(r, images)
+            mean, log_variance = self.posterior(r, images)
             nats += float(self.reconstruction(images, r, mean).sum())
             kl += kl_per_dimension(mean, log_variance).sum(0).cpu()
         self.train(was_training)
@@ -324,12 +325,8 @@ class EquiVAE(Model):
         }
 
     @torch.no_grad()
-    def embed(self, data: LabelledImages) -> Tensor:
-        """f_inv of every image [N,D], in the mode that the model is in."""
-        return self._embed_pixels(data.images)
-
-    def _embed_pixels(self, images: Tensor) -> Tensor:
-        """uint8 [N,C,H,W] -> [N,D]"""
+    def embed(self, images: Tensor) -> Tensor:
+        """f_inv of images uint8 [N,C,H,W], in the mode that the model is in: [N,D]"""
         device = self.pixel_mean.device
         return torch.cat([self.invariant(part.to(device).float() / 255).float() for part in torch.split(images, CHUNK)])
 
@@ -339,7 +336,7 @@ class EquiVAE(Model):
         Raises:
             ValueError: a class has no image.
         """
-        return prototypes_of(self.embed(data), data.labels, self.num_classes)
+        return prototypes_of(self.embed(data.images), data.labels, self.num_classes)
 
     @torch.no_grad()
     def calibrate(self, train: LabelledImages, validation: LabelledImages) -> None:
@@ -349,15 +346,15 @@ class EquiVAE(Model):
         quantiles of how far good pictures lie, those of the validation set where it is large: see `_of_known_classes`.
         """
         self.eval()
-        known = [self._embed_pixels(images) for images in self._of_known_classes(train, validation)]
-        self.classes.fit(self.class_means(train), self.embed(validation), validation.labels, known)
+        known = [self.embed(images) for images in self._of_known_classes(train, validation)]
+        self.classes.fit(self.class_means(train), self.embed(validation.images), validation.labels, known)
 
     def _of_known_classes(self, train: LabelledImages, validation: LabelledImages) -> Iterator[Tensor]:
-        """Pictures beside a validation set too small to tell how far good ones may lie: some uint8 [M,C,H,W] at a time.
+        """Extra pictures for the distance quantiles if the validation set has fewer than ENOUGH: unlabelled ones, else
+        strongly augmented training pictures. Too few make half of all good pictures look novel.
 
-        Quantiles need no labels, so those without one serve. Where these are too few as well, or there are none, copies
-        of training images do, changed more strongly than in training, since to that the model has fitted its means:
-        with them novelty is slow to call a picture novel, where by a handful of pictures half of the good ones are.
+        Returns:
+            uint8 [M,C,H,W], some at a time.
         """
         count, draw = len(validation), torch.Generator().manual_seed(0)
         if count < ENOUGH and train.unlabelled is not None:

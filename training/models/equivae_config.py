@@ -77,7 +77,9 @@ class FewLabelsConfig(ModelSection):
     widths: tuple[Size, ...] = (128, 64)
     dropout: float = Field(default=0.5, ge=0, lt=1)
     unlabelled_batch: int = Field(default=32, ge=1, description="unlabelled images a step")
-    decoded: int | None = Field(default=None, ge=1, description="of them, those that Eq. 6 takes; null: all")
+    decoded: int | None = Field(
+        default=None, ge=1, description="how many of them enter Eq. 6 (one decoder pass per class each); null: all"
+    )
     unlabelled_weight: float = Field(default=1.0, ge=0, description="1 is Eq. 7")
     labels_first: float = Field(
         default=0.0, ge=0, le=1, description="share of the training in which q(y|x) learns of labels alone"
@@ -148,6 +150,8 @@ class EquiVAEConfig(ModelSection):
             raise ValueError("swap_weight needs distance_weight: it uses that classifier")
         if bool(self.outlier_share) != (self.reject_distance is not None):
             raise ValueError("outlier_share and reject_distance go together")
+        if self.outlier_share and not self.distance_weight:
+            raise ValueError("outlier_share needs distance_weight: outliers enter no other term of the loss")
         few = self.few_labels
         if few is not None and few.consistency_weight and (few.strong is None or self.augment is None):
             raise ValueError("few_labels.consistency_weight needs strong and, for the weak copies, augment")

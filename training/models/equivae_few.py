@@ -83,7 +83,7 @@ class Classifier(nn.Module):
 class FewLabelEquiVAE(EquiVAE):
     """EquiVAE whose training set has `unlabelled` images; what is served is the same."""
 
-    shares: Tensor  # of the classes in the guesses of late [K]
+    shares: Tensor  # running mean of the guessed class probabilities [K]
 
     def __init__(self, config: EquiVAEConfig, input: InputSpec, num_classes: int) -> None:
         super().__init__(config, input, num_classes)
@@ -127,7 +127,7 @@ class FewLabelEquiVAE(EquiVAE):
             # One image a class is passed over as if it were x: another one each step.
             skipped = [int(torch.randint(len(members), (1,), generator=generator)) for members in data.by_class]
             anchors = torch.stack([members[k] for members, k in zip(data.by_class, skipped, strict=True)])
-            drawn = draw_complements(data.labels, anchors, self.config.max_complements, generator)
+            drawn = draw_complements(data.grouped, anchors, self.config.max_complements, generator)
             batch["of_classes"] = data.images[drawn].float() / 255
         if self.few.consistency_weight:
             assert self.config.augment is not None and self.few.strong is not None

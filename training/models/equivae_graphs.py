@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from training.models.base import Graph
@@ -46,16 +45,8 @@ class Classify(Graph):
 
 
 class Recombine(_EquiVAEGraph):
-    """`EquiVAE.recombine` with one pass of f_inv over both pictures.
-
-    Two passes would share their weights, and a weight used twice keeps its batch norm as a node of its own.
-    """
-
     inputs = ("content", "style")
     outputs = ("image",)
 
     def forward(self, content: Tensor, style: Tensor) -> Tensor:
-        both = torch.stack([content, style], 1).reshape(-1, *content.shape[1:])
-        content_r, style_r = self.model.invariant(both).reshape(content.shape[0], 2, -1).unbind(1)
-        style_v, _ = self.model.covariant(style_r, style)
-        return self.model.decode(content_r, style_v)
+        return self.model.recombine(content, style)

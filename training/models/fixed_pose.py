@@ -32,6 +32,11 @@ class FixedPoseModel(Model):
     config: group, rotation_degrees, shift, pose_seed, clusters.
     """
 
+    protocol = (
+        "every image turned, and in SE(2) moved, once within the training range; every latent at its mean",
+        "reconstruction (cross-entropy) and kl in nats an image, mse a pixel",
+    )
+
     config: Any
     side: int
     centroids: Tensor

@@ -242,7 +242,9 @@ class Inference(Model):
         return Pose(coefficients, stds, matrices[:, 0], matrices, weights)
 
     def _under_prior(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        """q(tau) within the range [N,B], and the same by which modes are chosen, where the smaller turn is likelier."""
+        """Posterior within the training range [N,B]; and the same times a prior for small turns, used only to rank
+        modes.
+        """
         limit, spread = math.radians(self.config.rotation_degrees), math.radians(self.config.frame_spread_degrees)
         posterior = seen.log_posterior.exp()
         if limit >= math.pi:

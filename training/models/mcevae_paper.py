@@ -114,11 +114,6 @@ def _pose_head(features: int, outputs: int) -> nn.Sequential:
 class MCEVAEPaper(FixedPoseModel):
     """Images are float32 [N,C,S,S] in [0,1] at every public method, S a multiple of 4."""
 
-    protocol = (
-        "every image turned, and in SE(2) moved, once within the training range; every latent at its mean",
-        "reconstruction (cross-entropy) and kl in nats an image, mse a pixel",
-    )
-
     def __init__(self, config: MCEVAEPaperConfig, input: InputSpec, num_classes: int) -> None:
         super().__init__()
         self.config, self.input = config, input

@@ -64,11 +64,6 @@ class CoordinateDecoder(nn.Module):
 class PlainVAE(FixedPoseModel):
     """Images are float32 [N,C,S,S] in [0,1] at every public method."""
 
-    protocol = (
-        "every image turned, and in SE(2) moved, once within the training range; every latent at its mean",
-        "reconstruction (cross-entropy) and kl in nats an image, mse a pixel",
-    )
-
     def __init__(self, config: PlainVAEConfig, input: InputSpec, num_classes: int) -> None:
         super().__init__()
         self.config, self.input = config, input

@@ -1,7 +1,7 @@
 """The symmetry-transformation model of rotations, by the ELBO of its first paper (Allingham, Antoran, Padhy, Nalisnick
 and Hernandez-Lobato, "Learning generative models with invariance to symmetries", NeurIPS workshop 2022).
 
-    x [N,C,S,S] --polar map, circular convolutions, mean over the angle--> q(z|x), invariant to rotation
+    x [N,C,S,S] --polar map, circular convolutions, mean and maximum over the angle--> q(z|x), invariant to rotation
     z --decoder--> prototype x^ --dense, circular spline flow--> p(eta|x^)
     x, x^ --correlation over the angle--> log p(x|x^, eta) at every bin of the circle
 

@@ -126,3 +126,11 @@ class TwoStageConfig(ModelSection):
     recanonicalised: int = Field(default=5, ge=2, description="prototypes of one picture in the second stage")
     consistency: float = Field(default=1.0, ge=0, description="weight of the difference of their log densities")
     sigma: float = Field(default=0.15, gt=0, description="deviation of a pixel, for the weights of the modes")
+
+    @model_validator(mode="after")
+    def _moves_of_the_group(self) -> TwoStageConfig:
+        if self.group == "SO2" and self.shift:
+            raise ValueError("group SO2 has no shift: use SE2 or AFF5")
+        if self.group != "AFF5" and self.scale:
+            raise ValueError(f"group {self.group} has no scale: use AFF5")
+        return self

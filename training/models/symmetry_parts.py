@@ -27,7 +27,8 @@ SMOOTHINGS = (1.0, 4.0, 16.0, 64.0, 256.0)  # temperatures of the likelihood tha
 
 
 class InvariantEncoder(nn.Module):
-    """q(z|x) from a polar map: circular convolutions, then the mean over the angle, which no rotation changes.
+    """q(z|x) from a polar map: circular convolutions, then mean and maximum over the angle, which no rotation
+    changes.
 
     Shape: [N,inputs,A] -> mean and log variance, both [N,dim]
     """
@@ -121,7 +122,7 @@ class Smoothed(Protocol):
 
 
 def fit_smoothing(model: Smoothed, data: LabelledImages, limit: float) -> None:
-    """Set how much smoother than the model's the served likelihood is, and the factor of the deviation.
+    """Fit two served constants: the temperature of the likelihood and the factor of the standard deviation.
 
     Pixels of a picture are not independent, so that the plain posterior lies on one bin and its mode, a mean over the
     bins, is no finer than they are. The smoothing is the one with the least mean error between views turned by

@@ -286,7 +286,8 @@ class SymmetryTwoStage(Model):
         prototype = resample(images, found.matrix)
         density = self._rotation_density(prototype)
         polar = self.correlator.polar(prototype)
-        # How much x^ turned by each bin looks like itself, and how likely the pose is that it would mean.
+        # Log-likelihood that x^ turned by each bin's angle gives the same picture; below, the flow's log density of the
+        # pose that implies.
         likeness = -0.5 * self.correlator(polar, polar) / (config.sigma**2 * self.smoothing)
         bins = bin_angles(config.encoder.angles).to(eta)
         near = self._density_about(density, bins, eta[:, 0])
