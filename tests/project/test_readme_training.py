@@ -20,6 +20,10 @@ from training import probes
 from training.__main__ import app
 
 PROGRAM = ".venv/bin/python -m training "
+SMALL_POSE_NETS = (
+    "--set model.modes=1 --set model.pose.width=8 --set model.pose.dilations=[1] --set model.pose.radii=6 "
+    "--set model.encoder.filters=[8] --set model.encoder.strides=[2]"
+)
 
 
 @pytest.mark.timeout(300)
@@ -41,12 +45,12 @@ def test_training_on_a_folder_of_ones_own(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(probes, "neural_head", partial(probes.neural_head, steps=20))
     monkeypatch.setattr(probes, "JUDGE_EPOCHS", 1)
-    # The commands stand as they are but for their length: few steps on small pictures show the path whole, and one
-    # mode the export.
+    # The commands stand as they are but for their length: few steps of small nets on small pictures show the path
+    # whole, and one mode the export.
     train = " --set fit.steps=12 --set data.size=8 --set data.channels=1"
     short = {
-        "train": train if "evaluate" in verbs else f"{train} --set model.modes=1",
-        "evaluate": " --benchmark-epochs 0 --samples 20",
+        "train": train if "evaluate" in verbs else f"{train} {SMALL_POSE_NETS}",
+        "evaluate": " --benchmark-epochs 0 --samples 20 --photographs 1",
         "export": "",
     }
     digits = load_digits()

@@ -212,7 +212,8 @@ def test_the_decoders_last_convolution_is_one_however_it_is_computed(channels: i
 def test_calibration_goes_on_where_every_picture_is_a_flip(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a few validation pictures that happens; flips say nothing of the deviation."""
     monkeypatch.setattr(mcevae, "FLIP_DEGREES", 0)
-    data = LabelledImages(torch.randint(256, (4, 1, 16, 16), generator=seeded()).byte(), torch.arange(4), tuple("0123"))
+    pictures = torch.randint(256, (10, 1, 16, 16), generator=seeded()).byte()
+    data = LabelledImages(pictures, torch.arange(10), tuple("0123456789"))
     model = make()
     model.calibrate(data, data)
     assert float(model.std_factor) == 1 and bool(model.frame_std.isfinite().all())

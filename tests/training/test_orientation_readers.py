@@ -58,8 +58,8 @@ def bars(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 )
 def test_turned_bars_are_read(make: Callable[[], nn.Module], steps: int) -> None:
     network = make()
+    fit_reader(network, *bars(18), 90, steps=steps, seed=0)
     pictures, labels = bars(45)
-    fit_reader(network, pictures, labels, 90, steps=steps, seed=0)
     angles = torch.rand(45, generator=torch.Generator().manual_seed(1)) * 180 - 90
     shown = observe(pictures.float() / 255, rotation_matrices(angles))
     assert float((predict(network, shown) == labels).float().mean()) > 0.8

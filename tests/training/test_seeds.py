@@ -83,7 +83,8 @@ def test_test_figures_only_where_they_are_asked_for(make_config: MakeConfig, tmp
     splits = run.splits()
     assert splits.test is not None
     assert row["test"] == run.model.validate(splits.train, splits.test)
-    assert run_seeds(config, [1], output, tmp_path / "runs") == [row] or len(output.read_text().splitlines()) == 2
+    run_seeds(config, [1], output, tmp_path / "runs")
+    assert len(output.read_text().splitlines()) == 2
 
 
 def test_the_papers_other_classifiers_join_the_figures_of_a_finished_run(

@@ -37,6 +37,7 @@ SMALL: dict[str, Any] = {
     "z_dim": 8,
     "modes": 2,
     "samples": 5,
+    "anchored": 0.8,  # with less the frame of so short a run is upside down with one seed in a few
     "encoder": {"radii": 6, "angles": 64, "width": 24, "kernel": 3, "dilations": [1], "hidden": 32},
     "decoder": {"hidden": 48, "filters": [12, 12, 8]},
     "flow": {"features": [24, 8], "hidden": [16], "bins": 8, "transforms": 1},
@@ -63,7 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
         "data": {"source": "digits", "canvas": 12, "exclude": ["1", "4", "5", "6", "7", "9"]},
         "model": SMALL,
         "fit": {
-            "steps": 350,
+            "steps": 200,
             "batch": 64,
             "optimiser": {"kind": "adamw", "learning_rate": 0.005},
             "schedule": {"kind": "cosine"},

@@ -200,6 +200,12 @@ def test_its_graphs_give_what_torch_gives(trained: Upright) -> None:
     assert np.allclose(rectified, wanted.rectified, atol=1e-4)
 
 
+@pytest.mark.timeout(400)
+def test_a_convolutional_net_exports_at_any_batch() -> None:
+    exported = export_graphs({"transform": graphs("upright", model_of(CONVOLUTIONAL))["transform"]}, SPEC)
+    assert exported.graphs["transform"].inputs[0].shape == ("N", 1, 32, 32) and max(exported.parity.values()) < 1e-4
+
+
 def test_the_shipped_configuration_is_small_enough() -> None:
     config = load_config(CONFIGS / "upright-text.yaml")
     assert isinstance(config.model, UprightConfig)

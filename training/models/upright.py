@@ -71,7 +71,7 @@ class Convolutional(nn.Module):
         self, images: Tensor, turns: Tensor | None = None, draws: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         logits = self.head(self.body(images)).float()
-        return torch.log_softmax(logits, 1), logits.new_zeros(len(logits))
+        return torch.log_softmax(logits, 1), 0 * logits[:, 0]  # of zeros an exported graph has a fixed number
 
 
 EXTRACTORS: dict[str, Callable[..., nn.Module]] = {"lifted": Lifted, "polar": Polar, "convolutional": Convolutional}
