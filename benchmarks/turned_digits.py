@@ -116,9 +116,10 @@ def corners(client: httpx.Client) -> list[dict[str, Any]]:
     kinds = [(fill, expand) for fill in FILLS for expand in (True, False)]
     rows = []
     for name in PHOTOGRAPHS:
-        found = iter(correlations(client, name, [(degrees, *kind) for kind in kinds for degrees in ANGLES]))
+        copies = [(degrees, *kind) for kind in kinds for degrees in ANGLES]
+        found = dict(zip(copies, correlations(client, name, copies), strict=True))
         for fill, expand in kinds:
-            values = [next(found) for _ in ANGLES]
+            values = [found[degrees, fill, expand] for degrees in ANGLES]
             alike = sum(value >= ALIKE for value in values)
             row = {"photograph": name, "fill": fill, "expand": expand, "alike": alike, "of": len(values)}
             rows.append(row | {"least": min(values)})

@@ -115,7 +115,7 @@ class _Evaluation:
         self.report.figures.append(Figure(name, float(value), unit, where, count, self.options.seed, how))
 
     def distances(self) -> None:
-        scores = measures.class_scores(self.model, self.data)
+        scores = measures.class_scores(measures.serve(self.model, self.data.images), self.data.labels.numpy())
         self.add("error_distance", scores["error"], "%", "nearest class mean of the training split, f_inv with m = 1")
         other = measures.hidden_mean_error(self.model, self.splits.train, self.data)
         self.add("error_distance_hidden_mean", other, "%", "the same, class means of the hidden units through the head")
@@ -191,9 +191,10 @@ class _Evaluation:
             if not len(part):
                 continue
             images = read_from_pages(part.images, kind, self.loaded.input, preprocessing, self.options.seed)
-            wrong = measures.serve(self.model, images).distances.argmin(1) != part.labels.numpy()
-            plain = measures.class_scores(self.model, part)["error"]
-            error = percent(wrong)
+            error, plain = (
+                measures.class_scores(measures.serve(self.model, shown), part.labels.numpy())["error"]
+                for shown in (images, part.images)
+            )
             self.report.details.setdefault("pages", {})[name] = {"error": error, "plain": plain, "n": len(part)}
             how = f"{kind.how}, {kind.width} x {kind.height}; the same images plain: {plain:.2f} %"
             self.add(f"error_{name}", error, "%", how, n=len(part))

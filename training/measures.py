@@ -18,6 +18,7 @@ from training.distances import squared_distances
 from training.latent import kl_per_dimension
 from training.models.equivae import EquiVAE
 from training.models.equivae_few import FewLabelEquiVAE
+from training.models.mcevae import MCEVAE
 from training.probes import Judge, as_float, predict
 from training.scores import auroc, expected_calibration_error, percent
 
@@ -58,10 +59,10 @@ class Served:
     novelty: np.ndarray
 
 
-def _chunks(images: Tensor, model: EquiVAE) -> Iterator[Tensor]:
+def _chunks(images: Tensor, model: EquiVAE | MCEVAE) -> Iterator[Tensor]:
     """[N,C,H,W], uint8 or in [0,1] -> float chunks in [0,1] on the model's device."""
     for chunk in torch.split(images, CHUNK):
-        yield as_float(chunk.to(model.classes.prototypes.device))
+        yield as_float(chunk.to(next(model.parameters()).device))
 
 
 @torch.no_grad()
@@ -76,15 +77,14 @@ def encode(model: EquiVAE, images: Tensor) -> Encoded:
 
 
 @torch.no_grad()
-def serve(model: EquiVAE, images: Tensor) -> Served:
-    """Images [N,C,H,W], uint8 or in [0,1]; of a calibrated model."""
+def serve(model: EquiVAE | MCEVAE, images: Tensor) -> Served:
+    """Images [N,C,H,W], uint8 or in [0,1]; of a calibrated model that knows the means of its classes."""
     parts = [[value.cpu().numpy() for value in model.classify(chunk)] for chunk in _chunks(images, model)]
     return Served(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def class_scores(model: EquiVAE, data: LabelledImages) -> dict[str, float]:
-    """Error (%) by distance to the class means and the calibration of the served probabilities."""
-    served, labels = serve(model, data.images), data.labels.numpy()
+def class_scores(served: Served, labels: np.ndarray) -> dict[str, float]:
+    """Error (%) by distance to the class means and the calibration of the served probabilities, of labels [N]."""
     own = served.probabilities[np.arange(len(labels)), labels]
     return {
         "error": percent(served.distances.argmin(1) != labels),

@@ -23,28 +23,19 @@ from training import probes
 from training.datasets import LabelledImages, Splits
 from training.errors import RunError
 from training.lie import inverse, resample
-from training.measures import NOVEL
+from training.measures import NOVEL, class_scores, serve
 from training.mixture import matched_accuracy
 from training.models.mcevae import MCEVAE
 from training.models.mcevae_inference import Canonical, Pose
 from training.orientation import baselines, measures
 from training.orientation.classifier import Classifier, served_classifier
-from training.orientation.looks import (
-    LatentModel,
-    PoseModel,
-    canonicals,
-    class_scores,
-    clusters,
-    latents,
-    look_at_orbits,
-    poses,
-)
+from training.orientation.looks import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
 from training.orientation.measures import Errors
 from training.orientation.rotnet import rotnet_digits
 from training.orientation.views import Limits, even_degrees, limits_of, lost_ink, observe, rotation_matrices
 from training.report import Figure, Options, Report, describe
 from training.run import LoadedRun
-from training.scores import expected_calibration_error, percent
+from training.scores import percent
 from training.turned import PROBE_DEGREES
 
 __all__ = ["PoseEvaluation"]
@@ -331,9 +322,8 @@ class PoseEvaluation:
         """What `classify` serves, of a model that knows the means of its classes."""
         if not isinstance(self.model, MCEVAE) or self.model.classes is None:
             return
-        probabilities, novelty = class_scores(self.model, self.as_trained.pictures)
-        labels, how = self.labels.numpy(), f"pictures under {self.limits}"
-        wrong = percent(probabilities.argmax(1) != labels)
-        self.add("error_distance", wrong, "%", f"nearest class mean of z_c, training split; {how}")
-        self.add("ece", expected_calibration_error(probabilities, labels), "", f"probabilities served, 15 bins; {how}")
-        self.add("false_alarms", percent(novelty > NOVEL), "%", f"novelty > {NOVEL}; {how}")
+        served = serve(self.model, self.as_trained.pictures)
+        scores, how = class_scores(served, self.labels.numpy()), f"pictures under {self.limits}"
+        self.add("error_distance", scores["error"], "%", f"nearest class mean of z_c, training split; {how}")
+        self.add("ece", scores["ece"], "", f"probabilities served, 15 bins; {how}")
+        self.add("false_alarms", percent(served.novelty > NOVEL), "%", f"novelty > {NOVEL}; {how}")

@@ -6,27 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from training.lie import resample
-from training.models.mcevae import MCEVAE
 from training.models.mcevae_inference import Canonical, Pose
 from training.orientation.measures import orbit_errors
 from training.orientation.views import observe
 
-__all__ = [
-    "LatentModel",
-    "Orbits",
-    "PoseModel",
-    "canonicals",
-    "class_scores",
-    "clusters",
-    "latents",
-    "look_at_orbits",
-    "poses",
-]
+__all__ = ["LatentModel", "Orbits", "PoseModel", "canonicals", "clusters", "latents", "look_at_orbits", "poses"]
 
 CHUNK = 500
 
@@ -89,12 +77,6 @@ def latents(model: LatentModel, images: Tensor) -> tuple[Tensor, Tensor]:
 def clusters(model: LatentModel, images: Tensor) -> Tensor:
     """Probabilities of the clusters: [N,K]"""
     return _over(model, lambda chunk: (model.clusters(chunk),), images)[0]
-
-
-def class_scores(model: MCEVAE, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of the classes [N,K] and novelty [N], as they are served."""
-    _, _, probabilities, novelty = _over(model, model.classify, images)
-    return probabilities.numpy(), novelty.numpy()
 
 
 @dataclass(frozen=True)
