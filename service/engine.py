@@ -183,7 +183,8 @@ class Engine:
         largest that does is `max_batch` and all runs are inline. Otherwise larger batches run in the thread, and only
         those up to `inline_batch` run inline.
 
-        Sizes above a `max_batch` that is inline are never run, and not warmed.
+        Sizes above a `max_batch` that is inline are never run, and not warmed. Neither are those on the CPU between the
+        first that takes too long and `max_batch`: no choice hangs on them, and a first run there costs no more.
 
         Raises:
             EngineError: a batch does not run, or not to the manifest's shapes.
@@ -193,6 +194,8 @@ class Engine:
         for size in _buckets(options.max_batch):
             if short and chosen >= _ENOUGH_IN_A_BATCH and _GROWTH * own > options.inline_seconds:
                 break
+            if not short and not self._bindings and size < options.max_batch:
+                continue
             limit = options.inline_seconds if short else 0.0 if self._bindings else math.inf
             own, seconds = self._time_run(size, limit)
             if short and own > limit:
