@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -245,6 +246,7 @@ def write_model_folder(store: Path, card: ModelCard, contents: Mapping[str, byte
         pydantic.ValidationError: `contents` lacks a file that the card names.
     """
     model_folder = store / card.name
+    is_first = not model_folder.exists()
     model_folder.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=model_folder))
     try:
@@ -274,6 +276,9 @@ def write_model_folder(store: Path, card: ModelCard, contents: Mapping[str, byte
             return model_folder / str(version)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        if is_first:  # a model's folder without a version is one that the service refuses
+            with suppress(OSError):  # meanwhile another writer has begun in it
+                model_folder.rmdir()
         raise
 
 

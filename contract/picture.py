@@ -259,7 +259,7 @@ def _faults(name: str) -> Iterator[None]:
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
-        raise PictureTooLargeError(str(error)) from error
+        raise PictureTooLargeError(f"a frame of the {name} file is far larger than its header says") from error
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
         raise CorruptPictureError(f"the {name} file is cut short or damaged: {reason[:200]}") from error

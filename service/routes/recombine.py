@@ -21,9 +21,10 @@ _PIXELS_A_VALUE = 10  # decoded in the time that one value of a picture takes to
 
 
 def good(inputs: Sequence[images.ModelInput | errors.Problem]) -> list[images.ModelInput]:
-    """All of them, or the first problem raised: half an answer is none here."""
-    for item in inputs:
+    """Content and style, or the first problem raised, with the name of its picture: half an answer is none here."""
+    for name, item in zip(("content", "style"), inputs, strict=True):
         if isinstance(item, errors.Problem):
+            item.detail = f"{name}: {item.detail}"
             raise item
     return [item for item in inputs if not isinstance(item, errors.Problem)]
 

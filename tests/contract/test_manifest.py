@@ -98,7 +98,13 @@ def test_a_folder_is_readable_by_other_users(folder: Path) -> None:
 def test_nothing_is_left_after_a_failed_write(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"golden.npz is used but not listed"):
         write_model_folder(tmp_path, card(), {"embed.onnx": b"graph"})
-    assert list((tmp_path / "equivae-test").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_versions_before_it(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"golden.npz is used but not listed"):
+        write_model_folder(tmp_path, card(), {"embed.onnx": b"graph"})
+    assert list((tmp_path / "equivae-test").iterdir()) == [folder]
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -113,7 +119,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(tmp_path), str(root)], cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode != 0 and "File too large" in done.stderr
-    assert list((tmp_path / "equivae-test").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

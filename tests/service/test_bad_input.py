@@ -194,6 +194,13 @@ def test_decompression_bomb_of_fewer_pixels_than_the_data_inflates_to(client: ht
     assert post(client, header[:start] + data + header[end:]).status_code in (200, 400)
 
 
+def test_decompression_bomb_in_a_frame_of_a_small_picture(client: httpx.Client) -> None:
+    small = tiny.encode(np.zeros((8, 8), np.uint8), "GIF")
+    frame = small.index(b"," + struct.pack("<HHHH", 0, 0, 8, 8)) + 5
+    bomb = small[:frame] + struct.pack("<HH", 60_000, 60_000) + small[frame + 4 :]
+    assert "a frame of the GIF file" in refused(post(client, bomb), 413, "too-many-pixels")["detail"]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 100_000), (3, 8)])
 def test_a_side_too_small(client: httpx.Client, size: tuple[int, int]) -> None:
     refused(post(client, tiny.encode(np.zeros(size, np.uint8))), 422, "image-too-small")
@@ -331,6 +338,14 @@ def test_missing_style_or_content(client: httpx.Client, given: str) -> None:
         post_json(client, json.dumps({given: GOOD}), "/recombine"),
     ):
         assert missing in refused(response, 422, "missing-part")["detail"]
+
+
+@pytest.mark.parametrize("bad", ["content", "style"])
+def test_recombine_says_which_picture_is_bad(client: httpx.Client, bad: str) -> None:
+    files = {"content": tiny.png(), "style": tiny.png(), bad: tiny.png()[:30]}
+    encoded = {name: {"data": base64.b64encode(data).decode()} for name, data in files.items()}
+    for response in (client.post("/recombine", files=files), post_json(client, json.dumps(encoded), "/recombine")):
+        assert refused(response, 400, "corrupt-image")["detail"].startswith(f"{bad}: ")
 
 
 @pytest.mark.parametrize(
