@@ -26,6 +26,7 @@ _LEAST_SECONDS = 0.001  # below it a deadline has passed before anything can be 
 _LEAST_HANG_SECONDS = 1.0  # a busy machine may leave a process out for as long as less
 _LEAST_POLL_SECONDS = 0.01
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2}(,\d{1,2})*)?")
 _COLLECTOR = re.compile(r"https?://([^\s/?#@]*@)?([a-zA-Z0-9._-]+|\[[0-9a-fA-F:]+\])(:\d{1,5})?(/[^\s?#]*)?")
 
 
@@ -171,7 +172,6 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         default="auto",
-        pattern=r"^(auto|cpu|cuda(:\d{1,2}(,\d{1,2})*)?)$",
         description="Where graphs run: cpu; cuda, cuda:1 or cuda:0,1 (every graph on each, one thread a device), which "
         "has to be had or the service does not start; auto: cuda:0 where it can be had, else the CPU, which "
         "/readyz says, and the log and equipoise_device_fallback where ONNX Runtime's CUDA build is installed.",
@@ -252,6 +252,13 @@ class Settings(BaseSettings):
         least = _LEAST_HANG_SECONDS if info.field_name == "hang_seconds" else _LEAST_POLL_SECONDS
         if 0 < value < least:
             raise ValueError(f"Input should be 0 (off) or at least {least:g}")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _of_device(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError("a device is auto, cpu, cuda, or cuda with the numbers of its GPUs: cuda:1, cuda:0,1")
         return value
 
     @field_validator("otel_endpoint")

@@ -45,6 +45,7 @@ def test_an_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("EQUIPOISE_INLINE_MILLISECONDS", "60001", "less than or equal to 60000"),
         ("EQUIPOISE_REQUEST_TIMEOUT_SECONDS", "inf", "EQUIPOISE_REQUEST_TIMEOUT_SECONDS=inf: Input should be a finite"),
         ("EQUIPOISE_INLINE_MILLISECONDS", "nan", "Input should be a finite number"),
+        ("EQUIPOISE_DEVICE", "tpu", "EQUIPOISE_DEVICE=tpu: a device is auto, cpu, cuda, or cuda with the numbers"),
         ("EQUIPOISE_CORS_ORIGINS", "foo bar", "EQUIPOISE_CORS_ORIGINS=foo bar: 'foo bar' is no origin"),
         ("EQUIPOISE_CORS_ORIGINS", "https://a.example,", "'' is no origin"),
         ("EQUIPOISE_CORS_ORIGINS", "https://a.example/", "without a path"),
