@@ -33,8 +33,8 @@ from training.flow import PoseDensity, PoseFlow, WrappedNormal
 from training.latent import ACTIVE_NATS, HALF_LOG_2_PI, kl_per_dimension, sample
 from training.lie import exponential, resample
 from training.models.base import Model
-from training.models.mcevae_inference import Canonical, Pose
 from training.models.mcevae_parts import Decoder
+from training.models.pose import Canonical, Pose
 from training.models.rotation import bin_angles, calibrated, deviation, find_modes
 from training.models.symmetry_config import SymmetryConfig
 from training.models.symmetry_parts import CHUNK, Correlator, InvariantEncoder, fit_smoothing, variants

@@ -24,8 +24,8 @@ from training.augment import outliers
 from training.lie import exponential
 from training.models.base import Model
 from training.models.lifted import DRAWS, Lifted
-from training.models.mcevae_inference import Canonical, Pose, without_decoder
 from training.models.polar import AngleNet, PolarSampler
+from training.models.pose import Canonical, Pose, without_decoder
 from training.models.rotation import bin_angles, calibrated, coverage_factor, deviation, find_modes, wrapped
 from training.models.upright_config import ConvolutionalConfig, PolarConfig, UprightConfig
 from training.networks import ConvBody, exactly, he_initialise

@@ -26,7 +26,7 @@ from training.lie import inverse, resample
 from training.measures import NOVEL, class_scores, serve
 from training.mixture import matched_accuracy
 from training.models.mcevae import MCEVAE
-from training.models.mcevae_inference import Canonical, Pose
+from training.models.pose import Canonical, Pose
 from training.orientation import baselines, measures
 from training.orientation.classifier import Classifier, served_classifier
 from training.orientation.looks import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
