@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from training.lie import compose, inverse, resample
-from training.models.rotation import wrapped
+from training.models.pose import Pose
+from training.rotation import wrapped
 
 __all__ = [
     "FLIP_DEGREES",
@@ -58,19 +59,6 @@ def move(
     return (resample(images - background, inverse(matrix), mode) + background).clamp(0, 1)
 
 
-class FoundPose(Protocol):
-    """What a model finds in N pictures, see training/models/mcevae.py."""
-
-    @property
-    def coefficients(self) -> Tensor: ...
-
-    @property
-    def coefficients_std(self) -> Tensor: ...
-
-    @property
-    def matrix(self) -> Tensor: ...
-
-
 class RelativeError(NamedTuple):
     """Of N pictures and the same pictures turned on: the error of the angle between both [N] and both standard
     deviations [N,2], in degrees, and the error of the middle [N,2] in normalised units.
@@ -82,7 +70,7 @@ class RelativeError(NamedTuple):
 
 
 def relative_error(
-    pose: Callable[[Tensor], FoundPose],
+    pose: Callable[[Tensor], Pose],
     images: Tensor,
     limit: float,
     source: torch.Generator,

@@ -24,10 +24,10 @@ from training.graphs import export_graphs
 from training.lie import exponential
 from training.models.lifted_config import LiftedConfig
 from training.models.registry import graphs
-from training.models.rotation import wrapped
 from training.models.upright import Upright
 from training.models.upright_config import ConvolutionalConfig, PolarConfig, UprightConfig
 from training.orientation.rotnet import as_rotnet_draws
+from training.rotation import wrapped
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 SPEC = InputSpec(channels=1, height=32, width=32)

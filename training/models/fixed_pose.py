@@ -15,7 +15,7 @@ from training.fixed_poses import draw_fixed_poses, pose_images
 from training.lie import exponential
 from training.models.base import Model
 from training.models.pose import Pose
-from training.models.rotation import UNIFORM_STD
+from training.rotation import UNIFORM_STD
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages

@@ -45,8 +45,8 @@ from training.latent import ACTIVE_NATS, gaussian_nats, kl_per_dimension, sample
 from training.models.lifted import DRAWS
 from training.models.mcevae_config import MCEVAEConfig
 from training.models.mcevae_inference import Inference, Seen
-from training.models.rotation import bin_angles, coverage_factor, find_modes, range_prior, wrapped
 from training.networks import exactly
+from training.rotation import bin_angles, coverage_factor, find_modes, range_prior, wrapped
 from training.turned import (
     FLIP_DEGREES,
     PROBE_DEGREES,

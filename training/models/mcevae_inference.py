@@ -26,8 +26,8 @@ from training.models.mcevae_parts import Decoder, Encoder
 from training.models.moments import Moments, moments
 from training.models.polar import AngleNet, PolarSampler
 from training.models.pose import Canonical, Pose
-from training.models.rotation import bin_angles, deviation, find_modes, range_prior, wrapped
 from training.networks import exactly
+from training.rotation import bin_angles, deviation, find_modes, range_prior, wrapped
 from training.turned import similarity
 
 __all__ = ["Inference", "Seen"]

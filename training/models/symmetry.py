@@ -35,10 +35,10 @@ from training.lie import exponential, resample
 from training.models.base import Model
 from training.models.mcevae_parts import Decoder
 from training.models.pose import Canonical, Pose
-from training.models.rotation import bin_angles, calibrated, deviation, find_modes
 from training.models.symmetry_config import SymmetryConfig
 from training.models.symmetry_parts import CHUNK, Correlator, InvariantEncoder, fit_smoothing, variants
 from training.networks import dense, exactly, he_initialise
+from training.rotation import bin_angles, calibrated, deviation, find_modes
 from training.turned import PROBE_DEGREES, error_figures, move, relative_error, similarity, uniform
 
 if TYPE_CHECKING:

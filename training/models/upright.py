@@ -26,10 +26,10 @@ from training.models.base import Model
 from training.models.lifted import DRAWS, Lifted
 from training.models.polar import AngleNet, PolarSampler
 from training.models.pose import Canonical, Pose, without_decoder
-from training.models.rotation import bin_angles, calibrated, coverage_factor, deviation, find_modes, wrapped
 from training.models.upright_config import ConvolutionalConfig, PolarConfig, UprightConfig
 from training.networks import ConvBody, exactly, he_initialise
 from training.orientation.rotnet import as_rotnet_draws
+from training.rotation import bin_angles, calibrated, coverage_factor, deviation, find_modes, wrapped
 from training.turned import FLIP_DEGREES, error_figures, move, similarity, uniform
 
 if TYPE_CHECKING:
