@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from training.datasets.rotnet import THRESHOLD, rotnet_digits
 from training.errors import RunError
 from training.orientation import baselines
 from training.orientation.classifier import served_classifier
 from training.orientation.measures import error_matrices, rotation_degrees, rotation_errors
-from training.orientation.rotnet import THRESHOLD, rotnet_digits
 from training.orientation.views import Limits, observe, rotation_matrices
 
 STORE = Path(__file__).resolve().parents[2] / "model_store"

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from training import probes
 from training.datasets import LabelledImages, Splits
+from training.datasets.rotnet import rotnet_digits
 from training.errors import RunError
 from training.lie import inverse, resample
 from training.measures import NOVEL, class_scores, serve
@@ -31,7 +32,6 @@ from training.orientation import baselines, measures
 from training.orientation.classifier import Classifier, served_classifier
 from training.orientation.looks import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
 from training.orientation.measures import Errors
-from training.orientation.rotnet import rotnet_digits
 from training.orientation.views import Limits, even_degrees, limits_of, lost_ink, observe, rotation_matrices
 from training.report import Figure, Options, Report, describe
 from training.run import LoadedRun
