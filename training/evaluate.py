@@ -14,10 +14,10 @@ import torch
 from rich.console import Console
 
 from training import measures, probes
-from training.checkpoint import make_folder, write_atomically
 from training.datasets import LabelledImages, Splits
 from training.datasets.images import first_of_each_class
 from training.errors import DataError, RunError
+from training.files import make_folder, write_atomically
 from training.held_out import held_out_class, without_class
 from training.latent import ACTIVE_NATS
 from training.models.equivae_few import FewLabelEquiVAE

@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from training.checkpoint import make_folder
 from training.datasets import LabelledImages
 from training.evaluate import elbo_curves
+from training.files import make_folder
 from training.measures import Encoded, encode, recombine_images
 from training.models.equivae import EquiVAE
 from training.models.registry import KINDS

@@ -23,8 +23,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.checkpoint import serialise, write_atomically
 from training.datasets import LabelledImages, Splits
+from training.files import serialise, write_atomically
 from training.models.equivae import EquiVAE
 
 __all__ = [

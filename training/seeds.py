@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 
 from training import datasets, probes
-from training.checkpoint import make_folder, write_atomically
 from training.config import Config
 from training.datasets import LabelledImages, Splits
 from training.errors import ConfigError, RunError
+from training.files import make_folder, write_atomically
 from training.fit import cpu_precision, train
 from training.measures import encode
 from training.models.equivae_config import EquiVAEConfig

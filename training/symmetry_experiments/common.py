@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from contract.manifest import InputSpec
-from training.checkpoint import write_atomically
+from training.files import write_atomically
 from training.graphs import digit_pictures
 from training.models.symmetry import Symmetry
 from training.models.symmetry_config import SymmetryConfig
