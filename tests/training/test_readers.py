@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.readers import LiftedReader, Turned, fit_reader
 from training.orientation.measures import wrapped_degrees
-from training.orientation.readers import LiftedReader, Turned, fit_reader
 from training.orientation.views import observe, rotation_matrices
 from training.probes import predict, small_cnn
 
