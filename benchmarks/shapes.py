@@ -3,7 +3,7 @@
     python -m benchmarks.shapes model_store/equivae-mnist/3 model_store/equivae-digits/1 \
         model_store/equivae-mnist-100labels/2 model_store/equivae-mnist-colour/2 --json results/shapes.json
 
-The rings of the evaluation (training/negatives.py) are two or three within each other, since one may well be a zero,
+The rings of the evaluation (training/evaluation/negatives.py) are two or three within each other, since one may well be a zero,
 and all of its shapes are drawn in the model's own frame, which passes as it is. Most here are drawn on larger pages and
 come to the model as a request's picture does: by the contract's `prepare`, which enlarges a small shape to the size of
 a digit.

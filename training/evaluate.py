@@ -13,21 +13,22 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from training import measures, probes
+from training import measures
 from training.datasets import LabelledImages, Splits
 from training.datasets.images import first_of_each_class
 from training.errors import DataError, RunError
+from training.evaluation import probes
+from training.evaluation.held_out import held_out_class, without_class
+from training.evaluation.pages import PAGES, read_from_pages
+from training.evaluation.report import Figure, Options, Report, describe, print_report
+from training.evaluation.scores import percent
 from training.files import make_folder, write_atomically
-from training.held_out import held_out_class, without_class
 from training.latent import ACTIVE_NATS
 from training.models.equivae_few import FewLabelEquiVAE
 from training.models.registry import KINDS
 from training.orientation.card import PoseEvaluation
-from training.pages import PAGES, read_from_pages
 from training.preparation import prepare
-from training.report import Figure, Options, Report, describe, print_report
 from training.run import LoadedRun, load_run, read_metrics
-from training.scores import percent
 
 __all__ = ["EVALUATION_FILE", "QUICK_FILE", "Options", "Report", "evaluate"]
 

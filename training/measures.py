@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training import negatives
 from training.datasets import LabelledImages
 from training.distances import squared_distances
+from training.evaluation import negatives
+from training.evaluation.probes import Judge, as_float, predict
+from training.evaluation.scores import auroc, expected_calibration_error, percent
 from training.latent import kl_per_dimension
 from training.models.equivae import EquiVAE
 from training.models.equivae_few import FewLabelEquiVAE
 from training.models.mcevae import MCEVAE
-from training.probes import Judge, as_float, predict
-from training.scores import auroc, expected_calibration_error, percent
 
 __all__ = [
     "NOVEL",

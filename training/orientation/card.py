@@ -19,10 +19,12 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from training import probes
 from training.datasets import LabelledImages, Splits
 from training.datasets.rotnet import rotnet_digits
 from training.errors import RunError
+from training.evaluation import probes
+from training.evaluation.report import Figure, Options, Report, describe
+from training.evaluation.scores import percent
 from training.lie import inverse, resample
 from training.measures import NOVEL, class_scores, serve
 from training.mixture import matched_accuracy
@@ -33,9 +35,7 @@ from training.orientation.classifier import Classifier, served_classifier
 from training.orientation.looks import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
 from training.orientation.measures import Errors
 from training.orientation.views import Limits, even_degrees, limits_of, lost_ink, observe, rotation_matrices
-from training.report import Figure, Options, Report, describe
 from training.run import LoadedRun
-from training.scores import percent
 from training.turned import PROBE_DEGREES
 
 __all__ = ["PoseEvaluation"]
