@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from training import datasets
 from training.config import MnistData
 from training.datasets import LabelledImages
+from training.evaluation.pose_measures import wrapped_degrees
 from training.evaluation.probes import fit_classifier, predict, seeded, small_cnn
 from training.evaluation.scores import percent
+from training.evaluation.views import observe, rotation_matrices
 from training.lie import resample
-from training.orientation.measures import wrapped_degrees
-from training.orientation.views import observe, rotation_matrices
 from training.turned import move, similarity, uniform
 
 RANGE = 90.0  # degrees, of the turns in training

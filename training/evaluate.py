@@ -20,13 +20,13 @@ from training.errors import DataError, RunError
 from training.evaluation import probes
 from training.evaluation.held_out import held_out_class, without_class
 from training.evaluation.pages import PAGES, read_from_pages
+from training.evaluation.pose import PoseEvaluation
 from training.evaluation.report import Figure, Options, Report, describe, print_report
 from training.evaluation.scores import percent
 from training.files import make_folder, write_atomically
 from training.latent import ACTIVE_NATS
 from training.models.equivae_few import FewLabelEquiVAE
 from training.models.registry import KINDS
-from training.orientation.card import PoseEvaluation
 from training.preparation import prepare
 from training.run import LoadedRun, load_run, read_metrics
 

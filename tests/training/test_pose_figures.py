@@ -13,8 +13,8 @@ from rich.console import Console
 
 from benchmarks import pose_pictures
 from training import pose_figures
+from training.evaluation.views import Limits, observe
 from training.figures import draw_figures
-from training.orientation.views import Limits, observe
 from training.plots import save
 from training.run import load_run
 

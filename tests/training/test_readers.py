@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from benchmarks.readers import LiftedReader, Turned, fit_reader
+from training.evaluation.pose_measures import wrapped_degrees
 from training.evaluation.probes import predict, small_cnn
-from training.orientation.measures import wrapped_degrees
-from training.orientation.views import observe, rotation_matrices
+from training.evaluation.views import observe, rotation_matrices
 
 
 @pytest.fixture(autouse=True)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from training.datasets import LabelledImages
+from training.evaluation.pose_measures import orbit_errors, psnr
 from training.evaluation.report import describe
+from training.evaluation.views import even_degrees, observe, rotation_matrices
 from training.flow import PoseFlow, WrappedNormal
 from training.lie import inverse, resample
 from training.models.symmetry import Symmetry
 from training.networks import dense
-from training.orientation.measures import orbit_errors, psnr
-from training.orientation.views import even_degrees, observe, rotation_matrices
 from training.plots import ACCENT, Figure, grid_figure, save
 from training.rotation import wrapped
 from training.run import load_run

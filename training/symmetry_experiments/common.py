@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from contract.manifest import InputSpec
+from training.evaluation.views import rotation_matrices
 from training.files import write_atomically
 from training.graphs import digit_pictures
 from training.models.symmetry import Symmetry
 from training.models.symmetry_config import SymmetryConfig
-from training.orientation.views import rotation_matrices
 from training.turned import move
 
 __all__ = ["SIDE", "fitted", "keep", "minimise", "one_digit", "turned"]

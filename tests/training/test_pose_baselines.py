@@ -13,10 +13,10 @@ from sklearn.datasets import load_digits
 
 from training.datasets.rotnet import THRESHOLD, rotnet_digits
 from training.errors import RunError
-from training.orientation import baselines
-from training.orientation.classifier import served_classifier
-from training.orientation.measures import error_matrices, rotation_degrees, rotation_errors
-from training.orientation.views import Limits, observe, rotation_matrices
+from training.evaluation import pose_baselines as baselines
+from training.evaluation.pose_measures import error_matrices, rotation_degrees, rotation_errors
+from training.evaluation.upright_classifier import served_classifier
+from training.evaluation.views import Limits, observe, rotation_matrices
 
 STORE = Path(__file__).resolve().parents[2] / "model_store"
 

@@ -9,10 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from training.evaluation.pose_measures import orbit_errors
+from training.evaluation.views import observe
 from training.lie import resample
 from training.models.pose import Canonical, Pose
-from training.orientation.measures import orbit_errors
-from training.orientation.views import observe
 
 __all__ = ["LatentModel", "Orbits", "PoseModel", "canonicals", "clusters", "latents", "look_at_orbits", "poses"]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from training.evaluation.scores import percent
+from training.evaluation.views import ink
 from training.lie import compose, inverse
-from training.orientation.views import ink
 from training.turned import FLIP_DEGREES
 
 __all__ = [

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.evaluation.probes import seeded
+from training.evaluation.views import ink, rotation_matrices
 from training.latent import kl_per_dimension, sample
 from training.mixture import matched_accuracy
 from training.networks import DenseDecoder, dense, he_initialise
-from training.orientation.views import ink, rotation_matrices
 
 __all__ = ["identity", "k_means_accuracy", "principal_axis", "vae_features"]
 
