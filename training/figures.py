@@ -18,11 +18,7 @@ from torch import Tensor
 
 from training.datasets import LabelledImages
 from training.evaluate import elbo_curves
-from training.files import make_folder
-from training.measures import Encoded, encode, recombine_images
-from training.models.equivae import EquiVAE
-from training.models.registry import KINDS
-from training.plots import (
+from training.evaluation.plots import (
     ACCENT,
     CLASSES_SHOWN,
     SECOND,
@@ -35,7 +31,11 @@ from training.plots import (
     show,
     tiles,
 )
-from training.pose_figures import pose_figures
+from training.evaluation.pose_figures import pose_figures
+from training.files import make_folder
+from training.measures import Encoded, encode, recombine_images
+from training.models.equivae import EquiVAE
+from training.models.registry import KINDS
 from training.run import LoadedRun, load_run
 
 __all__ = ["draw_figures"]

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from training import figures, plots
+from training import figures
 from training.datasets.images import first_of_each_class
 from training.errors import RunError, TrainingError
+from training.evaluation import plots
 from training.figures import draw_figures, pooled_embeddings
 from training.measures import encode
 from training.models.equivae import EquiVAE
@@ -90,11 +91,11 @@ def test_figures_are_functions_of_the_seed(finished_run: Path, tmp_path: Path) -
     assert files[0] == files[1] != files[2]
 
 
-@pytest.mark.parametrize("module", ["training.figures", "training.pose_figures"])
+@pytest.mark.parametrize("module", ["training.figures", "training.evaluation.pose_figures"])
 def test_missing_matplotlib_is_explained(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for loaded in ("training.plots", module):
+    for loaded in ("training.evaluation.plots", module):
         monkeypatch.delitem(sys.modules, loaded, raising=False)
     with pytest.raises(TrainingError, match=r"pip install '\.\[figures\]'"):
         importlib.import_module(module)

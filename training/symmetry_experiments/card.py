@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from training.datasets import LabelledImages
+from training.evaluation.plots import ACCENT, Figure, grid_figure, save
 from training.evaluation.pose_measures import orbit_errors, psnr
 from training.evaluation.report import describe
 from training.evaluation.views import even_degrees, observe, rotation_matrices
@@ -23,7 +24,6 @@ from training.flow import PoseFlow, WrappedNormal
 from training.lie import inverse, resample
 from training.models.symmetry import Symmetry
 from training.networks import dense
-from training.plots import ACCENT, Figure, grid_figure, save
 from training.rotation import wrapped
 from training.run import load_run
 from training.symmetry_experiments.common import keep, minimise

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.evaluation.plots import ACCENT, SECOND, Figure, save
 from training.models.symmetry import Symmetry
 from training.networks import dense
-from training.plots import ACCENT, SECOND, Figure, save
 from training.rotation import find_modes, wrapped
 from training.symmetry_experiments.common import SIDE, fitted, keep, one_digit, turned
 
