@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 
 from contract.manifest import Manifest, read_manifest
 from contract.preprocess import prepare
-from training.measures import NOVEL
+from training.evaluation.equivae_measures import NOVEL
 
 FRAME_RADII = np.arange(2, 13.1, 0.5)  # 28ths of the frame's side
 FRAME_WIDTHS = np.arange(1, 4.1, 0.5)

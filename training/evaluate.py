@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from training import measures
 from training.datasets import LabelledImages, Splits
 from training.datasets.images import first_of_each_class
 from training.errors import DataError, RunError
+from training.evaluation import equivae_measures as measures
 from training.evaluation import probes
 from training.evaluation.held_out import held_out_class, without_class
 from training.evaluation.pages import PAGES, read_from_pages

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from training.datasets import LabelledImages
 from training.evaluate import elbo_curves
+from training.evaluation.equivae_measures import Encoded, encode, recombine_images
 from training.evaluation.plots import (
     ACCENT,
     CLASSES_SHOWN,
@@ -33,7 +34,6 @@ from training.evaluation.plots import (
 )
 from training.evaluation.pose_figures import pose_figures
 from training.files import make_folder
-from training.measures import Encoded, encode, recombine_images
 from training.models.equivae import EquiVAE
 from training.models.registry import KINDS
 from training.run import LoadedRun, load_run

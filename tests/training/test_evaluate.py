@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 
 from training import evaluate as module
-from training import measures
 from training.datasets import Splits
 from training.distances import ClassMeans
 from training.errors import DataError, RunError
 from training.evaluate import Options, Report, evaluate
+from training.evaluation import equivae_measures as measures
 from training.evaluation import probes
 from training.evaluation.held_out import held_out_class
 from training.models.equivae import EquiVAE

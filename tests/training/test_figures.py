@@ -20,8 +20,8 @@ from training import figures
 from training.datasets.images import first_of_each_class
 from training.errors import RunError, TrainingError
 from training.evaluation import plots
+from training.evaluation.equivae_measures import encode
 from training.figures import draw_figures, pooled_embeddings
-from training.measures import encode
 from training.models.equivae import EquiVAE
 from training.run import load_run
 

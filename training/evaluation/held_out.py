@@ -6,9 +6,9 @@ from rich.console import Console
 
 from training.config import Config
 from training.errors import DataError
+from training.evaluation.equivae_measures import NOVEL, serve
 from training.evaluation.scores import auroc, percent
 from training.fit import train
-from training.measures import NOVEL, serve
 from training.run import LoadedRun, load_run
 
 __all__ = ["held_out_class", "without_class"]

@@ -25,6 +25,7 @@ from training.errors import RunError
 from training.evaluation import pose_baselines as baselines
 from training.evaluation import pose_measures as measures
 from training.evaluation import probes
+from training.evaluation.equivae_measures import NOVEL, class_scores, serve
 from training.evaluation.pose_measures import Errors
 from training.evaluation.pose_models import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
 from training.evaluation.report import Figure, Options, Report, describe
@@ -32,7 +33,6 @@ from training.evaluation.scores import percent
 from training.evaluation.upright_classifier import Classifier, served_classifier
 from training.evaluation.views import Limits, even_degrees, limits_of, lost_ink, observe, rotation_matrices
 from training.lie import inverse, resample
-from training.measures import NOVEL, class_scores, serve
 from training.mixture import matched_accuracy
 from training.models.mcevae import MCEVAE
 from training.models.pose import Canonical, Pose
