@@ -3,10 +3,10 @@
     python -m benchmarks.shapes model_store/equivae-mnist/3 model_store/equivae-digits/1 \
         model_store/equivae-mnist-100labels/2 model_store/equivae-mnist-colour/2 --json results/shapes.json
 
-The rings of the evaluation (training/evaluation/negatives.py) are two or three within each other, since one may well be a zero,
-and all of its shapes are drawn in the model's own frame, which passes as it is. Most here are drawn on larger pages and
-come to the model as a request's picture does: by the contract's `prepare`, which enlarges a small shape to the size of
-a digit.
+The rings of the evaluation (training/evaluation/negatives.py) are two or three within each other, since one may well be
+a zero, and all of its shapes are drawn in the model's own frame, which passes as it is. Most here are drawn on larger
+pages and come to the model as a request's picture does: by the contract's `prepare`, which enlarges a small shape to
+the size of a digit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 
 from contract.manifest import Manifest, read_manifest
 from contract.preprocess import prepare
-from training.evaluation.equivae_measures import NOVEL
+from training.evaluation.classification import NOVEL
 
 FRAME_RADII = np.arange(2, 13.1, 0.5)  # 28ths of the frame's side
 FRAME_WIDTHS = np.arange(1, 4.1, 0.5)

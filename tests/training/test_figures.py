@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from training import figures
 from training.datasets.images import first_of_each_class
 from training.errors import RunError, TrainingError
+from training.evaluation import equivae_figures as figures
 from training.evaluation import plots
+from training.evaluation.equivae_figures import pooled_embeddings
 from training.evaluation.equivae_measures import encode
-from training.figures import draw_figures, pooled_embeddings
+from training.figures import draw_figures
 from training.models.equivae import EquiVAE
 from training.run import load_run
 
@@ -91,7 +92,7 @@ def test_figures_are_functions_of_the_seed(finished_run: Path, tmp_path: Path) -
     assert files[0] == files[1] != files[2]
 
 
-@pytest.mark.parametrize("module", ["training.figures", "training.evaluation.pose_figures"])
+@pytest.mark.parametrize("module", ["training.evaluation.equivae_figures", "training.evaluation.pose_figures"])
 def test_missing_matplotlib_is_explained(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

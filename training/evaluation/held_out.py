@@ -6,7 +6,7 @@ from rich.console import Console
 
 from training.config import Config
 from training.errors import DataError
-from training.evaluation.equivae_measures import NOVEL, serve
+from training.evaluation.classification import NOVEL, serve
 from training.evaluation.scores import auroc, percent
 from training.fit import train
 from training.run import LoadedRun, load_run

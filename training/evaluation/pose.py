@@ -25,7 +25,7 @@ from training.errors import RunError
 from training.evaluation import pose_baselines as baselines
 from training.evaluation import pose_measures as measures
 from training.evaluation import probes
-from training.evaluation.equivae_measures import NOVEL, class_scores, serve
+from training.evaluation.classification import NOVEL, class_scores, serve
 from training.evaluation.pose_measures import Errors
 from training.evaluation.pose_models import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
 from training.evaluation.report import Figure, Options, Report, describe
