@@ -14,7 +14,7 @@ from training.evaluation import probes
 from training.evaluation.classification import class_scores, serve
 from training.evaluation.held_out import held_out_class, without_class
 from training.evaluation.pages import PAGES, read_from_pages
-from training.evaluation.report import Figure, Options, Report, describe
+from training.evaluation.report import Measurement, Options, Report, describe
 from training.evaluation.scores import percent
 from training.latent import ACTIVE_NATS
 from training.models.equivae_few import FewLabelEquiVAE
@@ -64,7 +64,7 @@ class EquiVAEEvaluation:
 
     def add(self, name: str, value: float, unit: str, how: str, n: int | None = None, split: str | None = None) -> None:
         count, where = n or len(self.data), split or self.options.split
-        self.report.figures.append(Figure(name, float(value), unit, where, count, self.options.seed, how))
+        self.report.figures.append(Measurement(name, float(value), unit, where, count, self.options.seed, how))
 
     def distances(self) -> None:
         scores = class_scores(serve(self.model, self.data.images), self.data.labels.numpy())

@@ -28,7 +28,7 @@ from training.evaluation import probes
 from training.evaluation.classification import NOVEL, class_scores, serve
 from training.evaluation.pose_measures import Errors
 from training.evaluation.pose_models import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
-from training.evaluation.report import Figure, Options, Report, describe
+from training.evaluation.report import Measurement, Options, Report, describe
 from training.evaluation.scores import percent
 from training.evaluation.upright_classifier import Classifier, served_classifier
 from training.evaluation.views import Limits, even_degrees, limits_of, lost_ink, observe, rotation_matrices
@@ -104,7 +104,7 @@ class PoseEvaluation:
 
     def add(self, name: str, value: float, unit: str, how: str, n: int | None = None) -> None:
         options, count = self.options, n or len(self.data)
-        self.report.figures.append(Figure(name, float(value), unit, options.split, count, options.seed, how))
+        self.report.figures.append(Measurement(name, float(value), unit, options.split, count, options.seed, how))
 
     # --- what is shown --------------------------------------------------------------------------------------------
 
