@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
@@ -13,6 +11,7 @@ from torch.nn import functional as F
 from training.evaluation.probes import seeded
 from training.evaluation.views import ink, rotation_matrices
 from training.latent import kl_per_dimension, sample
+from training.minimise import minimise
 from training.mixture import matched_accuracy
 from training.networks import DenseDecoder, dense, he_initialise
 
@@ -74,14 +73,11 @@ def vae_features(train: Tensor, images: Tensor, seed: int, steps: int) -> Tensor
     with seeded(seed):
         network = _VAE(train.shape[1], train.shape[-1])
         generator = torch.Generator().manual_seed(seed)
-        optimiser = torch.optim.AdamW(network.parameters(), 1e-3)
-        for step in range(steps):
-            for group in optimiser.param_groups:
-                group["lr"] = 1e-3 * (1 + math.cos(math.pi * step / steps)) / 2
+
+        def loss(step: int) -> Tensor:
             chosen = torch.randint(len(train), (min(128, len(train)),), generator=generator)
-            loss = network.loss(train[chosen], generator)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            return network.loss(train[chosen], generator)
+
+        minimise(torch.optim.AdamW(network.parameters(), 1e-3), steps, loss)
     with torch.no_grad():
         return torch.cat([network.mean(network.encoder(part)) for part in torch.split(images, 1000)])

@@ -22,11 +22,12 @@ from training.evaluation.report import describe
 from training.evaluation.views import even_degrees, observe, rotation_matrices
 from training.flow import PoseFlow, WrappedNormal
 from training.lie import inverse, resample
+from training.minimise import minimise
 from training.models.symmetry import Symmetry
 from training.networks import dense
 from training.rotation import wrapped
 from training.run import load_run
-from training.symmetry_experiments.common import keep, minimise
+from training.symmetry_experiments.common import keep
 from training.turned import FLIP_DEGREES, uniform
 
 CHUNK = 250
