@@ -22,6 +22,7 @@ __all__ = [
     "RelativeError",
     "error_figures",
     "move",
+    "move_by_two",
     "relative_error",
     "similarity",
     "uniform",
@@ -29,6 +30,8 @@ __all__ = [
 
 PROBE_DEGREES = 60.0  # pictures are turned by up to this for the figures named _60, whatever the model's range
 FLIP_DEGREES = 90.0  # an error above this is a flip
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 def uniform(count: int, limit: float, generator: torch.Generator, columns: int = 1) -> Tensor:
@@ -48,15 +51,27 @@ def similarity(rotation: Tensor, shift: Tensor | None = None, scale: Tensor | fl
     return torch.cat([linear, shift[:, :, None]], 2)
 
 
-def move(
-    images: Tensor, matrix: Tensor, background: Tensor | float = 0.0, mode: Literal["bilinear", "bicubic"] = "bilinear"
-) -> Tensor:
+def move(images: Tensor, matrix: Tensor, background: Tensor | float = 0.0, mode: Interpolation = "bilinear") -> Tensor:
     """What an upright picture looks like under the matrix: [N,C,S,S], [N,2,3] -> [N,C,S,S] in [0,1]
 
     Args:
         background: [N,C,1,1] or one value for all, of what comes in from outside the frame.
     """
     return (resample(images - background, inverse(matrix), mode) + background).clamp(0, 1)
+
+
+def move_by_two(images: Tensor, matrix: Tensor, bicubic: Tensor, background: Tensor | float = 0.0) -> Tensor:
+    """`move`, each picture with one of two interpolations: the pixels of one kernel would tell the turn.
+
+    Args:
+        bicubic: bool [N], which picture is interpolated so; the others are bilinear.
+    """
+    moved = torch.empty_like(images)
+    parts: list[tuple[Tensor, Interpolation]] = [(bicubic, "bicubic"), (~bicubic, "bilinear")]
+    for part, mode in parts:
+        level = background[part] if isinstance(background, Tensor) else background
+        moved[part] = move(images[part], matrix[part], level, mode)
+    return moved
 
 
 class RelativeError(NamedTuple):

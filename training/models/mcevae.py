@@ -53,6 +53,7 @@ from training.turned import (
     RelativeError,
     error_figures,
     move,
+    move_by_two,
     relative_error,
     similarity,
     uniform,
@@ -128,11 +129,8 @@ class MCEVAE(Inference):
             scale = scale * (1 + uniform(count, config.nuisance_scale, generator))
             shift = 2 * uniform(count, config.shift + config.nuisance_shift, generator, columns=2)
             matrix = similarity(rotation, shift, scale)
-            # Each view has its own interpolation: the pixels of one kernel would tell the turn.
-            half = torch.rand(count, generator=generator) < 0.5
-            moved = torch.empty_like(images)
-            for part, mode in ((half, "bilinear"), (~half, "bicubic")):
-                moved[part] = move(images[part], matrix[part], background[part], mode)  # type: ignore[arg-type]
+            bicubic = torch.rand(count, generator=generator) >= 0.5
+            moved = move_by_two(images, matrix, bicubic, background)
             if config.binary_share:
                 chosen = torch.rand((count, 1, 1, 1), generator=generator) < config.binary_share
                 grey = 0.1 + 0.5 * torch.rand((count, 1, 1, 1), generator=generator)
