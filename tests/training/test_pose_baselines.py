@@ -39,6 +39,8 @@ def test_principal_axis_of_turned_bars() -> None:
     assert float(rotation_errors(error_matrices(upright, found, known)).max()) < 0.5
     dark_ink = baselines.principal_axis(1 - observe(bars(40), known))
     torch.testing.assert_close(dark_ink, found, rtol=0, atol=1e-3)
+    blank = torch.zeros(1, 1, 12, 12)
+    assert torch.equal(baselines.principal_axis(blank), baselines.identity(blank))
 
 
 def test_k_means_finds_separate_clouds_and_not_noise() -> None:

@@ -23,9 +23,9 @@ from training.models.lifted import Lifted
 from training.models.lifted_config import LiftedConfig
 from training.models.mcevae_config import MCEVAEConfig
 from training.models.mcevae_parts import Decoder, Encoder
-from training.models.moments import Moments, moments
 from training.models.polar import AngleNet, PolarSampler
 from training.models.pose import Canonical, Pose
+from training.moments import Moments, moments
 from training.networks import exactly
 from training.rotation import bin_angles, deviation, find_modes, range_prior, wrapped
 from training.turned import similarity
