@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 
 from training.datasets.digits import load
-from training.scores import expected_calibration_error
+from training.evaluation.scores import expected_calibration_error
 
 DRAWS = 1000
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.pose_figures import pose_figures
+from training.evaluation.pose_figures import pose_figures
 from training.run import load_run
 
 SHOWN = ("pictures", "tsne-z_c")

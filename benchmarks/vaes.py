@@ -23,11 +23,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from training.errors import TrainingError
+from training.evaluation.plots import grid_figure, one_a_class, save, scatter_on
+from training.evaluation.pose_figures import t_sne
+from training.evaluation.pose_models import LatentModel, canonicals, clusters, latents
+from training.evaluation.views import limits_of, observe
 from training.mixture import matched_accuracy
-from training.orientation.looks import LatentModel, canonicals, clusters, latents
-from training.orientation.views import limits_of, observe
-from training.plots import grid_figure, one_a_class, save, scatter_on
-from training.pose_figures import t_sne
 from training.run import LoadedRun, load_run, read_metrics
 
 MAPPED = 2000  # pictures of a map

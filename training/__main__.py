@@ -313,8 +313,8 @@ def evaluate(
 ) -> None:
     """Measure a finished run, print the table and write it as JSON."""
     with explained():
-        from training.evaluate import Options
         from training.evaluate import evaluate as measure
+        from training.evaluation.report import Options
 
         use_data_folder(data)
         options = Options(

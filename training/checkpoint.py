@@ -4,14 +4,10 @@ A checkpoint is written aside, flushed to the disk and renamed to `checkpoint-<s
 is the start of the SHA-256 of its bytes: what the name promises the content must keep, or the one before it is used.
 """
 
-import errno
 import hashlib
 import io
-import os
 import pickle
 import re
-import secrets
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +15,10 @@ from typing import Any
 import torch
 
 from training.errors import RunError, RunFailed
+from training.files import serialise, write_atomically
 
 KEPT = 2
 _NAME = re.compile(r"^checkpoint-(\d{9})-([0-9a-f]{16})\.pt$")
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -31,55 +27,6 @@ class Found:
 
     state: dict[str, Any] | None
     damaged: tuple[str, ...]
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of what is to be written, before any work is done for it.
-
-    Raises:
-        RunError: it is a file, lies in one, or may not be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be used as a folder: {error.strerror}") from error
-
-
-def reason_of(error: OSError) -> str:
-    """Why something cannot be written, in a few words."""
-    return "the disk is full" if error.errno in _DISK_FULL else error.strerror or str(error)
-
-
-def write_atomically(target: Path, content: bytes) -> None:
-    """Replace `target` by the whole content or leave it as it was.
-
-    Raises:
-        RunFailed: no space, no permission, ...; the message says so and nothing is left behind.
-    """
-    # A name of its own, for others may write the same file; not tempfile's, whose files only their owner may read.
-    aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with aside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise RunFailed(f"{target} cannot be written: {reason_of(error)}") from error
-    finally:  # also where the user interrupts
-        with suppress(OSError):
-            aside.unlink()
-
-
-def serialise(state: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
 
 
 def _existing(folder: Path) -> list[Path]:

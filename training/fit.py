@@ -22,6 +22,7 @@ from training.average import Average
 from training.config import Config, Fit, Precision
 from training.datasets.images import first_of_each_class
 from training.errors import DeviceError, RunError, RunFailed
+from training.files import write_atomically
 from training.models.base import Model
 from training.models.symmetry_config import TwoStageConfig
 from training.plan import Stream, derived_seed, generator
@@ -143,7 +144,7 @@ def _prepared_folder(
                 console.print(f"fit.batch: {batch} instead of {asked}: {why}", highlight=False)
             if splits.skipped:
                 listing = folder / SKIPPED_FILE
-                checkpoint.write_atomically(listing, "\n".join((*splits.skipped, "")).encode())
+                write_atomically(listing, "\n".join((*splits.skipped, "")).encode())
                 console.print(
                     f"{len(splits.skipped):,} files or folders left out, listed in {listing}",
                     markup=False,

@@ -17,7 +17,7 @@ import zuko
 from torch import Tensor, nn
 from zuko.flows import NCSF, NSF
 
-from training.models.rotation import wrapped
+from training.rotation import wrapped
 
 __all__ = ["PoseDensity", "PoseFlow", "WrappedNormal"]
 

@@ -11,8 +11,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from training.checkpoint import reason_of, write_atomically
 from training.errors import RunFailed
+from training.files import reason_of, write_atomically
 from training.run import METRICS_FILE, read_metrics
 
 SHOWN_TERMS = 4  # how many stand beside the bar; all of them stand in metrics.jsonl

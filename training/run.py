@@ -28,10 +28,10 @@ import yaml
 
 from contract.manifest import InputSpec, Preprocessing
 from training import datasets
-from training.checkpoint import serialise, write_atomically
 from training.config import Config, restore_config
 from training.datasets import Splits
 from training.errors import DataError, RunError, first_line
+from training.files import serialise, write_atomically
 from training.framing import turning_frame
 from training.models.base import Model
 from training.models.equivae import EquiVAE

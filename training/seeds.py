@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from training import datasets, probes
-from training.checkpoint import make_folder, write_atomically
+from training import datasets
 from training.config import Config
 from training.datasets import LabelledImages, Splits
 from training.errors import ConfigError, RunError
+from training.evaluation import probes
+from training.evaluation.equivae_measures import encode
+from training.evaluation.scores import percent
+from training.files import make_folder, write_atomically
 from training.fit import cpu_precision, train
-from training.measures import encode
 from training.models.equivae_config import EquiVAEConfig
 from training.run import LoadedRun, default_folder, load_run
-from training.scores import percent
 
 
 def run_seeds(

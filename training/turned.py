@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from training.lie import compose, inverse, resample
-from training.models.rotation import wrapped
+from training.models.pose import Pose
+from training.rotation import wrapped
 
 __all__ = [
     "FLIP_DEGREES",
@@ -21,6 +22,7 @@ __all__ = [
     "RelativeError",
     "error_figures",
     "move",
+    "move_by_two",
     "relative_error",
     "similarity",
     "uniform",
@@ -28,6 +30,8 @@ __all__ = [
 
 PROBE_DEGREES = 60.0  # pictures are turned by up to this for the figures named _60, whatever the model's range
 FLIP_DEGREES = 90.0  # an error above this is a flip
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 def uniform(count: int, limit: float, generator: torch.Generator, columns: int = 1) -> Tensor:
@@ -47,9 +51,7 @@ def similarity(rotation: Tensor, shift: Tensor | None = None, scale: Tensor | fl
     return torch.cat([linear, shift[:, :, None]], 2)
 
 
-def move(
-    images: Tensor, matrix: Tensor, background: Tensor | float = 0.0, mode: Literal["bilinear", "bicubic"] = "bilinear"
-) -> Tensor:
+def move(images: Tensor, matrix: Tensor, background: Tensor | float = 0.0, mode: Interpolation = "bilinear") -> Tensor:
     """What an upright picture looks like under the matrix: [N,C,S,S], [N,2,3] -> [N,C,S,S] in [0,1]
 
     Args:
@@ -58,17 +60,18 @@ def move(
     return (resample(images - background, inverse(matrix), mode) + background).clamp(0, 1)
 
 
-class FoundPose(Protocol):
-    """What a model finds in N pictures, see training/models/mcevae.py."""
+def move_by_two(images: Tensor, matrix: Tensor, bicubic: Tensor, background: Tensor | float = 0.0) -> Tensor:
+    """`move`, each picture with one of two interpolations: the pixels of one kernel would tell the turn.
 
-    @property
-    def coefficients(self) -> Tensor: ...
-
-    @property
-    def coefficients_std(self) -> Tensor: ...
-
-    @property
-    def matrix(self) -> Tensor: ...
+    Args:
+        bicubic: bool [N], which picture is interpolated so; the others are bilinear.
+    """
+    moved = torch.empty_like(images)
+    parts: list[tuple[Tensor, Interpolation]] = [(bicubic, "bicubic"), (~bicubic, "bilinear")]
+    for part, mode in parts:
+        level = background[part] if isinstance(background, Tensor) else background
+        moved[part] = move(images[part], matrix[part], level, mode)
+    return moved
 
 
 class RelativeError(NamedTuple):
@@ -82,7 +85,7 @@ class RelativeError(NamedTuple):
 
 
 def relative_error(
-    pose: Callable[[Tensor], FoundPose],
+    pose: Callable[[Tensor], Pose],
     images: Tensor,
     limit: float,
     source: torch.Generator,

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from service.settings import Settings
 from tests.project.readme import EXAMPLES, ROOT, compare_text, environment
 from tests.server import running_server
-from training import probes
 from training.__main__ import app
+from training.evaluation import probes
 
 PROGRAM = ".venv/bin/python -m training "
 SMALL_POSE_NETS = (

@@ -20,7 +20,7 @@ from training import datasets
 from training.config import DigitsData, MnistData
 from training.datasets.colour import over_photographs
 from training.datasets.images import Splits
-from training.pages import draw_page
+from training.evaluation.pages import draw_page
 
 STORE = Path(__file__).parents[2] / "model_store"
 FOLDERS = sorted(folder for model in STORE.iterdir() for folder in model.iterdir())

@@ -12,12 +12,15 @@ import torch
 from rich.console import Console
 
 from training import evaluate as module
-from training import measures, probes
 from training.datasets import Splits
 from training.distances import ClassMeans
 from training.errors import DataError, RunError
-from training.evaluate import Options, Report, evaluate
-from training.held_out import held_out_class
+from training.evaluate import evaluate
+from training.evaluation import equivae, negatives, probes
+from training.evaluation import equivae_measures as measures
+from training.evaluation.classification import serve
+from training.evaluation.held_out import held_out_class
+from training.evaluation.report import Options, Report
 from training.models.equivae import EquiVAE
 from training.run import LoadedRun, load_run
 
@@ -46,7 +49,7 @@ def reported(run: Path) -> tuple[Report, str]:
     """The report and what was printed; pages, the judge and the neural head are made small."""
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PAGES_READ", 10)
+        patch.setattr(equivae, "PAGES_READ", 10)
         patch.setattr(probes.independent_cnn, "__defaults__", (0, 20))
         patch.setattr(probes.neural_head, "__defaults__", (100,))
         report = evaluate(run, options=QUICK, console=Console(file=said, width=200))
@@ -108,7 +111,7 @@ def test_curves_hold_the_terms_apart(reported: tuple[Report, str]) -> None:
 
 def test_test_split_is_read_only_when_asked_for(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("elbo", "generation", "probes", "novelty", "pages", "benchmark"):
-        monkeypatch.setattr(module._Evaluation, name, lambda self: None)
+        monkeypatch.setattr(equivae.EquiVAEEvaluation, name, lambda self: None)
     target = tmp_path / "deep" / "report.json"
     report = evaluate(run, target, Options(split="test"), Console(file=io.StringIO()))
     assert {figure.split for figure in report.figures} == {"test"}
@@ -219,12 +222,12 @@ def test_swaps_never_pair_an_image_with_itself(monkeypatch: pytest.MonkeyPatch) 
 
 def test_novelty_table_against_scores_by_hand(model: EquiVAE, splits: Splits) -> None:
     found = measures.novelty(model, splits.validation, 30, seed=0)
-    known = measures.serve(model, splits.validation.images).novelty
+    known = serve(model, splits.validation.images).novelty
     assert found["known"]["false_alarms"] == pytest.approx(100 * np.mean(known > 0.99))
-    noise = measures.serve(model, measures.negatives.draw("noise", model.input, 30, 0)).novelty
+    noise = serve(model, negatives.draw("noise", model.input, 30, 0)).novelty
     wins = (noise[:, None] > known).mean() + 0.5 * (noise[:, None] == known).mean()
     assert found["noise"]["auroc"] == pytest.approx(wins)
-    assert set(found) == {"known", "all", *measures.negatives.KINDS}
+    assert set(found) == {"known", "all", *negatives.KINDS}
 
 
 def test_held_out_class_trains_without_it_and_keeps_the_model(run: Path) -> None:
@@ -249,7 +252,7 @@ def test_held_out_class_trains_without_it_and_keeps_the_model(run: Path) -> None
 def test_a_class_that_cannot_be_held_out_is_told_before_anything_is_measured(
     run: Path, monkeypatch: pytest.MonkeyPatch, held_out: str, words: str
 ) -> None:
-    monkeypatch.setattr(module._Evaluation, "distances", lambda self: pytest.fail("measured first"))
+    monkeypatch.setattr(equivae.EquiVAEEvaluation, "distances", lambda self: pytest.fail("measured first"))
     loaded = load_run(run)
     whole = loaded.splits()
     if held_out == "4":  # 20 labels divide among ten classes, not among nine
@@ -266,7 +269,7 @@ def test_a_reader_of_the_table_who_has_left_does_not_cost_the_report(
     def closed(*_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr(module._Evaluation, "run", lambda self: self.report)
+    monkeypatch.setattr(equivae.EquiVAEEvaluation, "run", lambda self: self.report)
     monkeypatch.setattr(module, "print_report", closed)
     with pytest.raises(BrokenPipeError):
         evaluate(run, tmp_path / "report.json", console=Console(file=io.StringIO()))
@@ -277,6 +280,6 @@ def test_one_picture_has_nothing_to_swap_with(run: Path, monkeypatch: pytest.Mon
     loaded = load_run(run)
     one = loaded.splits().validation.subset(torch.arange(1))
     monkeypatch.setattr(probes, "independent_cnn", lambda *_: probes.Judge(Bright(), 0.0))
-    evaluation = module._Evaluation(loaded, loaded.splits(), one, QUICK, Console(file=io.StringIO()))
+    evaluation = equivae.EquiVAEEvaluation(loaded, loaded.splits(), one, QUICK, Console(file=io.StringIO()))
     evaluation.generation()
     assert [figure.name for figure in evaluation.report.figures] == ["judge_error", "intended_prior_samples"]

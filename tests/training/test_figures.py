@@ -16,11 +16,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from training import figures, plots
 from training.datasets.images import first_of_each_class
 from training.errors import RunError, TrainingError
-from training.figures import draw_figures, pooled_embeddings
-from training.measures import encode
+from training.evaluation import equivae_figures as figures
+from training.evaluation import plots
+from training.evaluation.equivae_figures import pooled_embeddings
+from training.evaluation.equivae_measures import encode
+from training.figures import draw_figures
 from training.models.equivae import EquiVAE
 from training.run import load_run
 
@@ -90,11 +92,11 @@ def test_figures_are_functions_of_the_seed(finished_run: Path, tmp_path: Path) -
     assert files[0] == files[1] != files[2]
 
 
-@pytest.mark.parametrize("module", ["training.figures", "training.pose_figures"])
+@pytest.mark.parametrize("module", ["training.evaluation.equivae_figures", "training.evaluation.pose_figures"])
 def test_missing_matplotlib_is_explained(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for loaded in ("training.plots", module):
+    for loaded in ("training.evaluation.plots", module):
         monkeypatch.delitem(sys.modules, loaded, raising=False)
     with pytest.raises(TrainingError, match=r"pip install '\.\[figures\]'"):
         importlib.import_module(module)

@@ -9,7 +9,7 @@ from torch import Tensor
 from training.lie import exponential, inverse, resample
 from training.models.lifted import DRAWS, Lifted
 from training.models.lifted_config import LiftedConfig
-from training.models.rotation import wrapped
+from training.rotation import wrapped
 from training.turned import move, similarity
 
 SIDE = 48

@@ -22,7 +22,7 @@ from training.export import export_run
 from training.fit import train
 from training.lie import compose, inverse
 from training.models.registry import build, graphs
-from training.models.rotation import wrapped
+from training.rotation import wrapped
 from training.run import LoadedRun, load_run
 from training.turned import move, similarity, uniform
 

@@ -20,7 +20,7 @@ from training.models import mcevae
 from training.models.mcevae import MCEVAE
 from training.models.mcevae_config import DecoderConfig, MCEVAEConfig
 from training.models.mcevae_parts import Decoder
-from training.models.rotation import wrapped
+from training.rotation import wrapped
 from training.turned import move, similarity
 
 

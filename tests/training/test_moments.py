@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.models.moments import arctan2, moments
+from training.moments import arctan2, moments
 from training.turned import move, similarity
 
 SIDE = 48

@@ -7,13 +7,13 @@ from contract.manifest import InputSpec
 from training import datasets
 from training.config import DigitsData
 from training.datasets import LabelledImages
+from training.evaluation.pose_models import LatentModel
 from training.graphs import export_graphs
 from training.lie import exponential, inverse, resample
 from training.models.fixed_pose import cross_entropy
 from training.models.plain_vae import PlainVAE
 from training.models.plain_vae_config import PlainVAEConfig
 from training.models.registry import graphs, whole
-from training.orientation.looks import LatentModel
 
 METHODS = ("beta", "affine", "spatial")
 INPUT = InputSpec(channels=1, height=12, width=12)

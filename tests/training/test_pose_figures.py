@@ -12,10 +12,10 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks import pose_pictures
-from training import pose_figures
+from training.evaluation import pose_figures
+from training.evaluation.plots import save
+from training.evaluation.views import Limits, observe
 from training.figures import draw_figures
-from training.orientation.views import Limits, observe
-from training.plots import save
 from training.run import load_run
 
 NAMES = {"pictures", "angles", "clusters", "tsne-z_c"}

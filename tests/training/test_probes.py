@@ -9,12 +9,12 @@ import torch
 
 from benchmarks.calibration import by_chance
 from contract.manifest import InputSpec
-from training import negatives, pages, probes
 from training.datasets import LabelledImages, Splits, digits
+from training.evaluation import negatives, pages, probes
+from training.evaluation.pages import DARKEST, PAGES, draw_page, draw_photograph, read_from_pages
+from training.evaluation.scores import auroc, expected_calibration_error
 from training.models.equivae import EquiVAE
 from training.models.equivae_config import EquiVAEConfig
-from training.pages import DARKEST, PAGES, draw_page, draw_photograph, read_from_pages
-from training.scores import auroc, expected_calibration_error
 
 
 @pytest.fixture(scope="module")

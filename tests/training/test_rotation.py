@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.models.polar import AngleNet, PolarSampler
-from training.models.rotation import bin_angles, coverage_factor, deviation, find_modes, range_prior, wrapped
+from training.rotation import bin_angles, coverage_factor, deviation, find_modes, range_prior, wrapped
 from training.turned import move, similarity
 
 BINS = 64

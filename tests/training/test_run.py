@@ -12,9 +12,9 @@ import torch
 import yaml
 from rich.console import Console
 
-from training import checkpoint
 from training.config import Config, load_config
 from training.errors import RunError, TrainingError
+from training.files import write_atomically
 from training.fit import train
 from training.run import load_run, open_folder
 
@@ -104,12 +104,12 @@ def test_two_processes_may_write_one_file(tmp_path: Path, monkeypatch: pytest.Mo
 
     def fsync(handle: int) -> None:
         monkeypatch.setattr(os, "fsync", genuine)
-        checkpoint.write_atomically(target, b"the other's")
+        write_atomically(target, b"the other's")
         genuine(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
     (tmp_path / "plain").touch()
-    checkpoint.write_atomically(target, b"ours")
+    write_atomically(target, b"ours")
     assert target.read_bytes() == b"ours" and sorted(os.listdir(tmp_path)) == ["judge.pt", "plain"]
     assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
 

@@ -24,10 +24,10 @@ from training.lie import resample
 from training.models import symmetry_parts
 from training.models.base import Graph
 from training.models.registry import graphs, whole
-from training.models.rotation import wrapped
 from training.models.symmetry import Symmetry
 from training.models.symmetry_config import PolarEncoderConfig, SymmetryConfig
 from training.models.symmetry_parts import Correlator, InvariantEncoder
+from training.rotation import wrapped
 from training.run import LoadedRun, load_run
 from training.turned import RelativeError, move, similarity
 

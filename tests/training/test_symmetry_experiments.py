@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.models.rotation import bin_angles, wrapped
 from training.models.symmetry import Symmetry
+from training.rotation import bin_angles, wrapped
 from training.symmetry_experiments import conjectures, efficiency
 from training.symmetry_experiments.common import SIDE, fitted, keep, one_digit, turned
 

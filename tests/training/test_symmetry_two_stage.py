@@ -13,9 +13,9 @@ from training.datasets import digits as small_digits
 from training.graphs import export_graphs
 from training.lie import DIMENSIONS, compose, exponential, inverse, resample
 from training.models.registry import graphs, whole
-from training.models.rotation import wrapped
 from training.models.symmetry_config import TwoStageConfig
 from training.models.symmetry_two_stage import SymmetryTwoStage
+from training.rotation import wrapped
 from training.turned import move, similarity
 
 SMALL: dict[str, Any] = {

@@ -17,6 +17,7 @@ from contract.preprocess import prepare
 from training.config import load_config
 from training.datasets import LabelledImages
 from training.datasets import digits as small_digits
+from training.datasets.rotnet import as_rotnet_draws
 from training.datasets.text import PREPROCESSING
 from training.datasets.text_crops import Look, draw_mask, load_font, take_picture
 from training.errors import ConfigError
@@ -24,10 +25,9 @@ from training.graphs import export_graphs
 from training.lie import exponential
 from training.models.lifted_config import LiftedConfig
 from training.models.registry import graphs
-from training.models.rotation import wrapped
 from training.models.upright import Upright
 from training.models.upright_config import ConvolutionalConfig, PolarConfig, UprightConfig
-from training.orientation.rotnet import as_rotnet_draws
+from training.rotation import wrapped
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 SPEC = InputSpec(channels=1, height=32, width=32)

@@ -14,8 +14,8 @@ from contract.geometry import Group
 from training.fixed_poses import draw_fixed_poses, pose_images
 from training.lie import exponential
 from training.models.base import Model
-from training.models.mcevae_inference import Pose
-from training.models.rotation import UNIFORM_STD
+from training.models.pose import Pose
+from training.rotation import UNIFORM_STD
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from training.lie import compose, exponential, resample
 from training.models.lifted_config import LiftedConfig
-from training.models.moments import Moments, moments
+from training.moments import Moments, moments
 from training.networks import ResidualConv, exactly, he_initialise, strided_sides
 
 __all__ = ["DRAWS", "Lifted"]

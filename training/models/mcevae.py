@@ -45,14 +45,15 @@ from training.latent import ACTIVE_NATS, gaussian_nats, kl_per_dimension, sample
 from training.models.lifted import DRAWS
 from training.models.mcevae_config import MCEVAEConfig
 from training.models.mcevae_inference import Inference, Seen
-from training.models.rotation import bin_angles, coverage_factor, find_modes, range_prior, wrapped
 from training.networks import exactly
+from training.rotation import bin_angles, coverage_factor, find_modes, range_prior, wrapped
 from training.turned import (
     FLIP_DEGREES,
     PROBE_DEGREES,
     RelativeError,
     error_figures,
     move,
+    move_by_two,
     relative_error,
     similarity,
     uniform,
@@ -128,11 +129,8 @@ class MCEVAE(Inference):
             scale = scale * (1 + uniform(count, config.nuisance_scale, generator))
             shift = 2 * uniform(count, config.shift + config.nuisance_shift, generator, columns=2)
             matrix = similarity(rotation, shift, scale)
-            # Each view has its own interpolation: the pixels of one kernel would tell the turn.
-            half = torch.rand(count, generator=generator) < 0.5
-            moved = torch.empty_like(images)
-            for part, mode in ((half, "bilinear"), (~half, "bicubic")):
-                moved[part] = move(images[part], matrix[part], background[part], mode)  # type: ignore[arg-type]
+            bicubic = torch.rand(count, generator=generator) >= 0.5
+            moved = move_by_two(images, matrix, bicubic, background)
             if config.binary_share:
                 chosen = torch.rand((count, 1, 1, 1), generator=generator) < config.binary_share
                 grey = 0.1 + 0.5 * torch.rand((count, 1, 1, 1), generator=generator)

@@ -10,7 +10,7 @@ from training.models.base import Graph
 from training.models.equivae_graphs import Classify
 from training.models.fixed_pose import FixedPoseModel
 from training.models.mcevae import MCEVAE
-from training.models.mcevae_inference import Canonical, Pose
+from training.models.pose import Canonical, Pose
 
 __all__ = ["Canonicalize", "Embed", "Transform", "Whole", "WholeWithClasses"]
 

@@ -23,49 +23,19 @@ from training.models.lifted import Lifted
 from training.models.lifted_config import LiftedConfig
 from training.models.mcevae_config import MCEVAEConfig
 from training.models.mcevae_parts import Decoder, Encoder
-from training.models.moments import Moments, moments
 from training.models.polar import AngleNet, PolarSampler
-from training.models.rotation import bin_angles, deviation, find_modes, range_prior, wrapped
+from training.models.pose import Canonical, Pose
+from training.moments import Moments, moments
 from training.networks import exactly
+from training.rotation import bin_angles, deviation, find_modes, range_prior, wrapped
 from training.turned import similarity
 
-__all__ = ["Canonical", "Inference", "Pose", "Seen", "without_decoder"]
+__all__ = ["Inference", "Seen"]
 
 # Of two modes that fit a picture equally well the smaller turn is the likelier: concentration of a von Mises prior. Of
 # validation digits turned by up to 60 degrees it took the flips from 0.42 to 0.16 %; above 3, those at 90 degrees rise.
 TILT = 2.0
 RING = 0.85  # the background is the mean of a picture between this share of the inscribed circle and the circle
-
-
-class Pose(NamedTuple):
-    """The transform of N pictures, canonical frame -> observed picture.
-
-    coefficients [N,G] of the group's exponential (training/lie.py), their standard deviation [N,G], matrix [N,2,3] of
-    the best mode; modes [N,M,2,3] with weights [N,M] that sum to 1, best first.
-    """
-
-    coefficients: Tensor
-    coefficients_std: Tensor
-    matrix: Tensor
-    modes: Tensor
-    weights: Tensor
-
-
-class Canonical(NamedTuple):
-    """A pose, the decoder's picture and the input resampled through the pose's matrix, both [N,C,S,S] in [0,1], and of
-    a model that has one the invariant embedding [N,D].
-    """
-
-    pose: Pose
-    canonical: Tensor
-    rectified: Tensor
-    embedding: Tensor | None = None
-
-
-def without_decoder(images: Tensor, pose: Pose) -> Canonical:
-    """Of a model that decodes nothing: the rectified picture is the canonical one too."""
-    rectified = resample(images, pose.matrix).clamp(0, 1)
-    return Canonical(pose, rectified, rectified)
 
 
 class Seen(NamedTuple):

@@ -51,8 +51,8 @@ from contract.manifest import InputSpec
 from training.latent import kl_per_dimension, sample
 from training.lie import DIMENSIONS, exponential, inverse, resample
 from training.models.fixed_pose import FixedPoseModel, cross_entropy, one_mode
-from training.models.mcevae_inference import Canonical, Pose
 from training.models.mcevae_paper_config import MCEVAEPaperConfig
+from training.models.pose import Canonical, Pose
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages

@@ -23,8 +23,8 @@ from contract.manifest import InputSpec
 from training.latent import kl_per_dimension, sample
 from training.lie import DIMENSIONS, exponential, grid, inverse, resample
 from training.models.fixed_pose import FixedPoseModel, cross_entropy, one_mode
-from training.models.mcevae_inference import Canonical, Pose
 from training.models.plain_vae_config import PlainVAEConfig
+from training.models.pose import Canonical, Pose
 from training.networks import DenseDecoder, dense, he_initialise
 
 __all__ = ["PlainVAE"]

@@ -33,13 +33,13 @@ from training.flow import PoseDensity, PoseFlow, WrappedNormal
 from training.latent import ACTIVE_NATS, HALF_LOG_2_PI, kl_per_dimension, sample
 from training.lie import exponential, resample
 from training.models.base import Model
-from training.models.mcevae_inference import Canonical, Pose
 from training.models.mcevae_parts import Decoder
-from training.models.rotation import bin_angles, calibrated, deviation, find_modes
+from training.models.pose import Canonical, Pose
 from training.models.symmetry_config import SymmetryConfig
 from training.models.symmetry_parts import CHUNK, Correlator, InvariantEncoder, fit_smoothing, variants
 from training.networks import dense, exactly, he_initialise
-from training.turned import PROBE_DEGREES, error_figures, move, relative_error, similarity, uniform
+from training.rotation import bin_angles, calibrated, deviation, find_modes
+from training.turned import PROBE_DEGREES, error_figures, move, move_by_two, relative_error, similarity, uniform
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
@@ -96,13 +96,8 @@ class Symmetry(Model):
     def batch(self, data: LabelledImages, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Pictures as they are seen, each under the turn that it has: views [B,C,S,S]"""
         images = data.images[indices].float() / 255
-        matrix = similarity(self.turns[indices])
-        # Each picture with one of two interpolations: the pixels of one kernel would tell the turn.
         bicubic = torch.rand(len(indices), generator=generator) < 0.5
-        views = torch.empty_like(images)
-        views[bicubic] = move(images[bicubic], matrix[bicubic], mode="bicubic")
-        views[~bicubic] = move(images[~bicubic], matrix[~bicubic])
-        return {"views": views}
+        return {"views": move_by_two(images, similarity(self.turns[indices]), bicubic)}
 
     def loss(
         self, batch: dict[str, Tensor], generator: torch.Generator | None = None, progress: float = 0.0

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from contract.geometry import Group
 from training.lie import compose, exponential, inverse
 from training.models.polar import CircularConv, PolarSampler
-from training.models.rotation import coverage_factor
+from training.models.pose import Pose
 from training.models.symmetry_config import PolarEncoderConfig
 from training.networks import dense
-from training.turned import FoundPose, relative_error
+from training.rotation import coverage_factor
+from training.turned import relative_error
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
@@ -118,7 +119,7 @@ class Smoothed(Protocol):
     smoothing: Tensor
     std_factor: Tensor
 
-    def pose(self, images: Tensor) -> FoundPose: ...
+    def pose(self, images: Tensor) -> Pose: ...
 
 
 def fit_smoothing(model: Smoothed, data: LabelledImages, limit: float) -> None:

@@ -34,13 +34,13 @@ from contract.manifest import InputSpec
 from training.flow import PoseFlow
 from training.lie import DIMENSIONS, compose, exponential, inverse, resample
 from training.models.base import Model
-from training.models.mcevae_inference import Canonical, Pose, without_decoder
-from training.models.moments import moments
 from training.models.polar import AngleNet
-from training.models.rotation import bin_angles, calibrated, deviation, find_modes, wrapped
+from training.models.pose import Canonical, Pose, without_decoder
 from training.models.symmetry_config import TwoStageConfig
 from training.models.symmetry_parts import CHUNK, Correlator, fit_smoothing, variants
+from training.moments import moments
 from training.networks import ConvBody, dense, exactly, he_initialise
+from training.rotation import bin_angles, calibrated, deviation, find_modes, wrapped
 from training.turned import PROBE_DEGREES, error_figures, move, relative_error, similarity, uniform
 
 if TYPE_CHECKING:

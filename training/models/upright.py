@@ -21,16 +21,16 @@ from torch import Tensor, nn
 
 from contract.manifest import InputSpec
 from training.augment import outliers
+from training.datasets.rotnet import as_rotnet_draws
 from training.lie import exponential
 from training.models.base import Model
 from training.models.lifted import DRAWS, Lifted
-from training.models.mcevae_inference import Canonical, Pose, without_decoder
 from training.models.polar import AngleNet, PolarSampler
-from training.models.rotation import bin_angles, calibrated, coverage_factor, deviation, find_modes, wrapped
+from training.models.pose import Canonical, Pose, without_decoder
 from training.models.upright_config import ConvolutionalConfig, PolarConfig, UprightConfig
 from training.networks import ConvBody, exactly, he_initialise
-from training.orientation.rotnet import as_rotnet_draws
-from training.turned import FLIP_DEGREES, error_figures, move, similarity, uniform
+from training.rotation import bin_angles, calibrated, coverage_factor, deviation, find_modes, wrapped
+from training.turned import FLIP_DEGREES, error_figures, move, move_by_two, similarity, uniform
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
@@ -130,8 +130,7 @@ class Upright(Model):
         for quarter in range(4):
             chosen = ~resampled & (quarters == quarter)
             views[chosen] = torch.rot90(images[chosen], quarter, (2, 3))
-        views[resampled & bicubic] = move(images[resampled & bicubic], matrix[resampled & bicubic], mode="bicubic")
-        views[resampled & ~bicubic] = move(images[resampled & ~bicubic], matrix[resampled & ~bicubic])
+        views[resampled] = move_by_two(images[resampled], matrix[resampled], bicubic[resampled])
         turns = turns + rotation
         if config.rotnet_share:
             drawn = torch.rand(count, generator=generator) < config.rotnet_share

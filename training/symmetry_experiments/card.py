@@ -16,17 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from training.datasets import LabelledImages
+from training.evaluation.plots import ACCENT, Figure, grid_figure, save
+from training.evaluation.pose_measures import orbit_errors, psnr
+from training.evaluation.report import describe
+from training.evaluation.views import even_degrees, observe, rotation_matrices
 from training.flow import PoseFlow, WrappedNormal
 from training.lie import inverse, resample
-from training.models.rotation import wrapped
+from training.minimise import minimise
 from training.models.symmetry import Symmetry
 from training.networks import dense
-from training.orientation.measures import orbit_errors, psnr
-from training.orientation.views import even_degrees, observe, rotation_matrices
-from training.plots import ACCENT, Figure, grid_figure, save
-from training.report import describe
+from training.rotation import wrapped
 from training.run import load_run
-from training.symmetry_experiments.common import keep, minimise
+from training.symmetry_experiments.common import keep
 from training.turned import FLIP_DEGREES, uniform
 
 CHUNK = 250

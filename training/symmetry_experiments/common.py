@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from contract.manifest import InputSpec
-from training.checkpoint import write_atomically
+from training.evaluation.views import rotation_matrices
+from training.files import write_atomically
 from training.graphs import digit_pictures
+from training.minimise import minimise
 from training.models.symmetry import Symmetry
 from training.models.symmetry_config import SymmetryConfig
-from training.orientation.views import rotation_matrices
 from training.turned import move
 
-__all__ = ["SIDE", "fitted", "keep", "minimise", "one_digit", "turned"]
+__all__ = ["SIDE", "fitted", "keep", "one_digit", "turned"]
 
 SIDE = 28
 SMALL: dict[str, Any] = {
@@ -67,26 +68,6 @@ def fitted(
     optimiser = torch.optim.AdamW(model.parameters(), 5e-3)
     minimise(optimiser, steps, lambda step: model.loss(batch, generator, step / steps)["loss"], clip=100)
     return model.eval()
-
-
-def minimise(
-    optimiser: torch.optim.Optimizer, steps: int, loss: Callable[[int], Tensor], clip: float | None = None
-) -> None:
-    """Minimise loss(step) in so many steps, the optimiser's learning rate falling to 0 along half a cosine.
-
-    Args:
-        clip: the gradient's largest norm; None: any.
-    """
-    (group,) = optimiser.param_groups
-    rate = group["lr"]
-    for step in range(steps):
-        group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
-        value = loss(step)
-        optimiser.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(group["params"], clip)
-        optimiser.step()
 
 
 def keep(path: Path, name: str, figures: dict[str, Any]) -> None:

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.models.rotation import find_modes, wrapped
+from training.evaluation.plots import ACCENT, SECOND, Figure, save
 from training.models.symmetry import Symmetry
 from training.networks import dense
-from training.plots import ACCENT, SECOND, Figure, save
+from training.rotation import find_modes, wrapped
 from training.symmetry_experiments.common import SIDE, fitted, keep, one_digit, turned
 
 SEEN = torch.tensor([-30.0, 0.0, 30.0])

@@ -22,12 +22,13 @@ from contract.manifest import verify
 from training import datasets
 from training.config import restore_config
 from training.datasets import LabelledImages
+from training.evaluation.views import observe, rotation_matrices
 from training.latent import kl_per_dimension, sample
 from training.lie import inverse, resample
+from training.minimise import minimise
 from training.models.symmetry_config import SymmetryConfig
 from training.networks import ConvBody, DenseDecoder, dense, he_initialise
-from training.orientation.views import observe, rotation_matrices
-from training.symmetry_experiments.common import keep, minimise
+from training.symmetry_experiments.common import keep
 from training.turned import uniform
 
 CHUNK, BATCH = 250, 128

@@ -1,6 +1,6 @@
 """The card of a model that estimates a pose: every measure on one split, with baselines beside it.
 
-Pictures start upright and are shown under known transforms (training/orientation/views.py). A model of unknown turns
+Pictures start upright and are shown under known transforms (training/evaluation/views.py). A model of unknown turns
 has a frame of its own, so its errors are relative: between a picture as it is and the same picture transformed. A model
 that was told what is upright has absolute errors too. Of a data set whose pictures are turned already, by known angles,
 there is nothing else to measure.
@@ -19,23 +19,24 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from training import probes
 from training.datasets import LabelledImages, Splits
+from training.datasets.rotnet import rotnet_digits
 from training.errors import RunError
+from training.evaluation import pose_baselines as baselines
+from training.evaluation import pose_measures as measures
+from training.evaluation import probes
+from training.evaluation.classification import NOVEL, class_scores, serve
+from training.evaluation.pose_measures import Errors
+from training.evaluation.pose_models import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
+from training.evaluation.report import Measurement, Options, Report, describe
+from training.evaluation.scores import percent
+from training.evaluation.upright_classifier import Classifier, served_classifier
+from training.evaluation.views import Limits, even_degrees, limits_of, lost_ink, observe, rotation_matrices
 from training.lie import inverse, resample
-from training.measures import NOVEL, class_scores, serve
 from training.mixture import matched_accuracy
 from training.models.mcevae import MCEVAE
-from training.models.mcevae_inference import Canonical, Pose
-from training.orientation import baselines, measures
-from training.orientation.classifier import Classifier, served_classifier
-from training.orientation.looks import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
-from training.orientation.measures import Errors
-from training.orientation.rotnet import rotnet_digits
-from training.orientation.views import Limits, even_degrees, limits_of, lost_ink, observe, rotation_matrices
-from training.report import Figure, Options, Report, describe
+from training.models.pose import Canonical, Pose
 from training.run import LoadedRun
-from training.scores import percent
 from training.turned import PROBE_DEGREES
 
 __all__ = ["PoseEvaluation"]
@@ -103,7 +104,7 @@ class PoseEvaluation:
 
     def add(self, name: str, value: float, unit: str, how: str, n: int | None = None) -> None:
         options, count = self.options, n or len(self.data)
-        self.report.figures.append(Figure(name, float(value), unit, options.split, count, options.seed, how))
+        self.report.figures.append(Measurement(name, float(value), unit, options.split, count, options.seed, how))
 
     # --- what is shown --------------------------------------------------------------------------------------------
 

@@ -8,11 +8,12 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from training.datasets import LabelledImages
+from training.evaluation import pose_baselines as baselines
+from training.evaluation import pose_measures as measures
+from training.evaluation.plots import ACCENT, SECOND, Figure, grid_figure, one_a_class, scatter
+from training.evaluation.pose_models import LatentModel, PoseModel, canonicals, clusters, latents, poses
+from training.evaluation.views import Limits, limits_of, observe, rotation_matrices
 from training.lie import inverse, resample
-from training.orientation import baselines, measures
-from training.orientation.looks import LatentModel, PoseModel, canonicals, clusters, latents, poses
-from training.orientation.views import Limits, limits_of, observe, rotation_matrices
-from training.plots import ACCENT, SECOND, Figure, grid_figure, one_a_class, scatter
 from training.run import LoadedRun
 from training.turned import FLIP_DEGREES
 

@@ -23,8 +23,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.checkpoint import serialise, write_atomically
 from training.datasets import LabelledImages, Splits
+from training.files import serialise, write_atomically
+from training.minimise import minimise
 from training.models.equivae import EquiVAE
 
 __all__ = [
@@ -80,15 +81,13 @@ def fit_classifier(
         labels: int64 [N]
     """
     optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=1e-2, fused=True)
-    network.train()
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 50) * (1 + math.cos(math.pi * step / steps)) / 2
+
+    def loss(step: int) -> Tensor:
         chosen = torch.randint(len(labels), (min(batch, len(labels)),), generator=generator).to(inputs.device)
-        loss = F.cross_entropy(network(as_float(inputs[chosen])), labels[chosen])
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        return F.cross_entropy(network(as_float(inputs[chosen])), labels[chosen])
+
+    network.train()
+    minimise(optimiser, steps, loss, warm_up=50)
     return network.eval()
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.checkpoint import make_folder, write_atomically
 from training.datasets import LabelledImages
 from training.errors import TrainingError
+from training.files import make_folder, write_atomically
 
 try:
     import matplotlib

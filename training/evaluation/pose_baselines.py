@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.evaluation.probes import seeded
+from training.evaluation.views import ink, rotation_matrices
 from training.latent import kl_per_dimension, sample
+from training.minimise import minimise
 from training.mixture import matched_accuracy
+from training.moments import moments
 from training.networks import DenseDecoder, dense, he_initialise
-from training.orientation.views import ink, rotation_matrices
-from training.probes import seeded
 
 __all__ = ["identity", "k_means_accuracy", "principal_axis", "vae_features"]
 
@@ -32,15 +32,9 @@ def principal_axis(images: Tensor) -> Tensor:
 
     An axis has no direction: the angle lies in [-90,90).
     """
-    mass = ink(images.double())
-    side = mass.shape[-1]
-    centres = (2 * torch.arange(side, dtype=torch.float64) + 1) / side - 1
-    total = mass.sum((1, 2)).clamp_min(1e-12)
-    x = centres[None, :] - ((mass * centres[None, :]).sum((1, 2)) / total)[:, None, None]
-    y = centres[:, None] - ((mass * centres[:, None]).sum((1, 2)) / total)[:, None, None]
-    horizontal, vertical, mixed = ((mass * product).sum((1, 2)) for product in (x * x, y * y, x * y))
-    # A vertical bar turned by t has 2 mixed = m sin 2t and vertical - horizontal = m cos 2t.
-    return rotation_matrices(torch.rad2deg(torch.atan2(2 * mixed, vertical - horizontal) / 2).float())
+    level, falling = moments(ink(images.double())).elongation.unbind(1)
+    # A vertical bar turned by t has falling = m sin 2t, level = -m cos 2t; -level of no ink would be -0, half a turn.
+    return rotation_matrices(torch.rad2deg(torch.atan2(falling, 0 - level) / 2).float())
 
 
 def k_means_accuracy(features: Tensor, labels: Tensor, clusters: int, seed: int) -> float:
@@ -74,14 +68,11 @@ def vae_features(train: Tensor, images: Tensor, seed: int, steps: int) -> Tensor
     with seeded(seed):
         network = _VAE(train.shape[1], train.shape[-1])
         generator = torch.Generator().manual_seed(seed)
-        optimiser = torch.optim.AdamW(network.parameters(), 1e-3)
-        for step in range(steps):
-            for group in optimiser.param_groups:
-                group["lr"] = 1e-3 * (1 + math.cos(math.pi * step / steps)) / 2
+
+        def loss(step: int) -> Tensor:
             chosen = torch.randint(len(train), (min(128, len(train)),), generator=generator)
-            loss = network.loss(train[chosen], generator)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            return network.loss(train[chosen], generator)
+
+        minimise(torch.optim.AdamW(network.parameters(), 1e-3), steps, loss)
     with torch.no_grad():
         return torch.cat([network.mean(network.encoder(part)) for part in torch.split(images, 1000)])

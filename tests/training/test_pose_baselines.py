@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from training.datasets.rotnet import THRESHOLD, rotnet_digits
 from training.errors import RunError
-from training.orientation import baselines
-from training.orientation.classifier import served_classifier
-from training.orientation.measures import error_matrices, rotation_degrees, rotation_errors
-from training.orientation.rotnet import THRESHOLD, rotnet_digits
-from training.orientation.views import Limits, observe, rotation_matrices
+from training.evaluation import pose_baselines as baselines
+from training.evaluation.pose_measures import error_matrices, rotation_degrees, rotation_errors
+from training.evaluation.upright_classifier import served_classifier
+from training.evaluation.views import Limits, observe, rotation_matrices
 
 STORE = Path(__file__).resolve().parents[2] / "model_store"
 
@@ -39,6 +39,8 @@ def test_principal_axis_of_turned_bars() -> None:
     assert float(rotation_errors(error_matrices(upright, found, known)).max()) < 0.5
     dark_ink = baselines.principal_axis(1 - observe(bars(40), known))
     torch.testing.assert_close(dark_ink, found, rtol=0, atol=1e-3)
+    blank = torch.zeros(1, 1, 12, 12)
+    assert torch.equal(baselines.principal_axis(blank), baselines.identity(blank))
 
 
 def test_k_means_finds_separate_clouds_and_not_noise() -> None:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from training.orientation.measures import wrapped_degrees
-from training.orientation.readers import LiftedReader, Turned, fit_reader
-from training.orientation.views import observe, rotation_matrices
-from training.probes import predict, small_cnn
+from benchmarks.readers import LiftedReader, Turned, fit_reader
+from training.evaluation.pose_measures import wrapped_degrees
+from training.evaluation.probes import predict, small_cnn
+from training.evaluation.views import observe, rotation_matrices
 
 
 @pytest.fixture(autouse=True)

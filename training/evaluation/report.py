@@ -11,7 +11,7 @@ from rich.table import Table
 
 from training.run import LoadedRun
 
-__all__ = ["Figure", "Options", "Report", "describe", "print_report"]
+__all__ = ["Measurement", "Options", "Report", "describe", "print_report"]
 
 WIDE = 120  # columns of a terminal from which on the table says how every figure was measured; the JSON always does
 
@@ -44,7 +44,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Measurement:
     """One number. n: images it is a mean over; how: the protocol in a few words."""
 
     name: str
@@ -61,7 +61,7 @@ class Report:
     """All figures of one run; `details` holds what is longer than a number."""
 
     model: dict[str, Any]
-    figures: list[Figure] = field(default_factory=list)
+    figures: list[Measurement] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
     def value(self, name: str) -> float:

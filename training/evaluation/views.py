@@ -43,7 +43,7 @@ class Limits:
 
 
 def limits_of(config: Any) -> Limits:
-    """The range of a model's training pictures, from its configuration (see `looks.PoseModel`)."""
+    """The range of a model's training pictures, from its configuration (see `pose_models.PoseModel`)."""
     shift = config.shift if config.group != "SO2" else 0.0
     return Limits(config.rotation_degrees, shift, config.scale if config.group == "SIM2" else 0.0)
 

@@ -5,27 +5,24 @@ The model is in evaluation mode and calibrated. Pictures go through it in chunks
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training import negatives
 from training.datasets import LabelledImages
 from training.distances import squared_distances
+from training.evaluation import negatives
+from training.evaluation.classification import CHUNK, NOVEL, chunks, serve
+from training.evaluation.probes import Judge, predict
+from training.evaluation.scores import auroc, percent
 from training.latent import kl_per_dimension
 from training.models.equivae import EquiVAE
 from training.models.equivae_few import FewLabelEquiVAE
-from training.models.mcevae import MCEVAE
-from training.probes import Judge, as_float, predict
-from training.scores import auroc, expected_calibration_error, percent
 
 __all__ = [
-    "NOVEL",
     "Encoded",
-    "class_scores",
     "elbo_predictions",
     "elbo_terms",
     "encode",
@@ -34,11 +31,7 @@ __all__ = [
     "intended_swaps",
     "novelty",
     "recombine_images",
-    "serve",
 ]
-
-CHUNK = 500
-NOVEL = 0.99  # a score above this is called novel
 
 
 @dataclass(frozen=True)
@@ -49,27 +42,11 @@ class Encoded:
     v: Tensor
 
 
-@dataclass(frozen=True)
-class Served:
-    """What `classify` answers: embedding [N,D], distances [N,K], probabilities [N,K], novelty [N]."""
-
-    embedding: np.ndarray
-    distances: np.ndarray
-    probabilities: np.ndarray
-    novelty: np.ndarray
-
-
-def _chunks(images: Tensor, model: EquiVAE | MCEVAE) -> Iterator[Tensor]:
-    """[N,C,H,W], uint8 or in [0,1] -> float chunks in [0,1] on the model's device."""
-    for chunk in torch.split(images, CHUNK):
-        yield as_float(chunk.to(next(model.parameters()).device))
-
-
 @torch.no_grad()
 def encode(model: EquiVAE, images: Tensor) -> Encoded:
     """Images [N,C,H,W], uint8 or in [0,1]."""
     r, v = [], []
-    for chunk in _chunks(images, model):
+    for chunk in chunks(images, model):
         own = model.invariant(chunk)
         r.append(own.cpu())
         v.append(model.posterior(own, chunk)[0].cpu())
@@ -77,38 +54,21 @@ def encode(model: EquiVAE, images: Tensor) -> Encoded:
 
 
 @torch.no_grad()
-def serve(model: EquiVAE | MCEVAE, images: Tensor) -> Served:
-    """Images [N,C,H,W], uint8 or in [0,1]; of a calibrated model that knows the means of its classes."""
-    parts = [[value.cpu().numpy() for value in model.classify(chunk)] for chunk in _chunks(images, model)]
-    return Served(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def class_scores(served: Served, labels: np.ndarray) -> dict[str, float]:
-    """Error (%) by distance to the class means and the calibration of the served probabilities, of labels [N]."""
-    own = served.probabilities[np.arange(len(labels)), labels]
-    return {
-        "error": percent(served.distances.argmin(1) != labels),
-        "ece": expected_calibration_error(served.probabilities, labels),
-        "nll": float(-np.log(np.maximum(own, 1e-12)).mean()),
-    }
-
-
-@torch.no_grad()
 def classifier_error(model: FewLabelEquiVAE, data: LabelledImages) -> float:
     """Error (%) of argmax q(y|x)."""
-    predicted = torch.cat([model.logits(chunk).argmax(1).cpu() for chunk in _chunks(data.images, model)])
+    predicted = torch.cat([model.logits(chunk).argmax(1).cpu() for chunk in chunks(data.images, model)])
     return percent((predicted != data.labels).numpy())
 
 
 @torch.no_grad()
 def hidden_mean_error(model: EquiVAE, train: LabelledImages, data: LabelledImages) -> float:
     """Error (%) where a class's r_y is the head on the class's mean hidden units, the other reading of Eq. 2."""
-    hidden = torch.cat([model.body(chunk) for chunk in _chunks(train.images, model)])
+    hidden = torch.cat([model.body(chunk) for chunk in chunks(train.images, model)])
     labels = train.labels.to(hidden.device)
     means = torch.stack([hidden[labels == k].mean(0) for k in range(model.num_classes)])
     prototypes = model.head(means)
     distances = torch.cat(
-        [squared_distances(model.invariant(chunk), prototypes) for chunk in _chunks(data.images, model)]
+        [squared_distances(model.invariant(chunk), prototypes) for chunk in chunks(data.images, model)]
     )
     return percent((distances.argmin(1).cpu() != data.labels).numpy())
 
@@ -121,7 +81,7 @@ def elbo_terms(model: EquiVAE, data: LabelledImages, seed: int) -> tuple[float, 
     """
     generator = torch.Generator().manual_seed(seed)
     nats, kl = 0.0, torch.zeros(model.config.v_dim)
-    for chunk, labels in zip(_chunks(data.images, model), torch.split(data.labels, CHUNK), strict=True):
+    for chunk, labels in zip(chunks(data.images, model), torch.split(data.labels, CHUNK), strict=True):
         r = model.classes.prototypes[labels.to(chunk.device)]
         mean, log_variance = model.posterior(r, chunk)
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
@@ -136,7 +96,7 @@ def elbo_predictions(model: EquiVAE, data: LabelledImages, class_shares: Tensor,
     """argmax_y of the ELBO [N]: every class tried as y, one draw of v with the same noise for all of them (Eq. 4)."""
     generator = torch.Generator().manual_seed(seed)
     predictions = []
-    for chunk in _chunks(data.images, model):
+    for chunk in chunks(data.images, model):
         noise = torch.randn((len(chunk), model.config.v_dim), generator=generator).to(chunk.device)
         scores = []
         for prototype, prior in zip(model.classes.prototypes, torch.log(class_shares).tolist(), strict=True):

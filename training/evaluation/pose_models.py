@@ -9,10 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from training.evaluation.pose_measures import orbit_errors
+from training.evaluation.views import observe
 from training.lie import resample
-from training.models.mcevae_inference import Canonical, Pose
-from training.orientation.measures import orbit_errors
-from training.orientation.views import observe
+from training.models.pose import Canonical, Pose
 
 __all__ = ["LatentModel", "Orbits", "PoseModel", "canonicals", "clusters", "latents", "look_at_orbits", "poses"]
 
@@ -21,7 +21,7 @@ CHUNK = 500
 
 @runtime_checkable
 class PoseModel(Protocol):
-    """What a model of poses offers for images [N,C,S,S] in [0,1]; answers as in training/models/mcevae_inference.py.
+    """What a model of poses offers for images [N,C,S,S] in [0,1]; answers as in training/models/pose.py.
 
     config: group, supervised, rotation_degrees, shift and, of SIM2, scale: the transforms of its training pictures.
     """

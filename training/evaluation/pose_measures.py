@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.evaluation.scores import percent
+from training.evaluation.views import ink
 from training.lie import compose, inverse
-from training.orientation.views import ink
-from training.scores import percent
 from training.turned import FLIP_DEGREES
 
 __all__ = [

@@ -14,15 +14,17 @@ import torch
 from rich.console import Console
 
 from tests.training.conftest import SMALL_POSE
-from training import export, probes
+from training import export
 from training.datasets import Splits
 from training.errors import RunError
 from training.evaluate import EVALUATION_FILE, QUICK_FILE, evaluate
+from training.evaluation import pose as card
+from training.evaluation import pose_measures as measures
+from training.evaluation import probes
+from training.evaluation.report import Options, Report
+from training.evaluation.views import Limits, observe
 from training.lie import inverse, resample
 from training.mixture import matched_accuracy
-from training.orientation import card, measures
-from training.orientation.views import Limits, observe
-from training.report import Options, Report
 from training.run import LoadedRun, load_run
 
 BASELINES = {"identity_error_60", "principal_axis_error_60", "clustering_k_means_pixels", "clustering_k_means_vae"}

@@ -9,9 +9,9 @@ from scipy import ndimage, stats
 from torch import Tensor
 
 from contract import geometry
-from training.orientation import measures
-from training.orientation.measures import Errors
-from training.orientation.views import Limits, even_degrees, lost_ink, observe, rotation_matrices
+from training.evaluation import pose_measures as measures
+from training.evaluation.pose_measures import Errors
+from training.evaluation.views import Limits, even_degrees, lost_ink, observe, rotation_matrices
 
 
 def seeded(seed: int = 0) -> torch.Generator:

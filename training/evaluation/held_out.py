@@ -6,10 +6,10 @@ from rich.console import Console
 
 from training.config import Config
 from training.errors import DataError
+from training.evaluation.classification import NOVEL, serve
+from training.evaluation.scores import auroc, percent
 from training.fit import train
-from training.measures import NOVEL, serve
 from training.run import LoadedRun, load_run
-from training.scores import auroc, percent
 
 __all__ = ["held_out_class", "without_class"]
 

@@ -1,1 +1,0 @@
-"""What is measured on a model that estimates a pose: views, measures, baselines and the card that holds them."""
