@@ -97,7 +97,7 @@ def _squares(count: int, height: int, width: int, share: float, generator: torch
     return (~(inside & chosen)).float().unsqueeze(1)
 
 
-def outliers(images: Tensor, generator: torch.Generator) -> Tensor:
+def outliers(images: Tensor, generator: torch.Generator, as_content: float = 0.0) -> Tensor:
     """Images that belong to no class, for outlier exposure (Hendrycks et al. 2019), one a given image.
 
     Drawn in equal shares: smooth noise of random coarseness and contrast, from grain to clouds; waves and checks of
@@ -107,6 +107,8 @@ def outliers(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Args:
         images: [N,C,H,W] in [0,1]
+        as_content: the share of them that comes as the content of a larger picture does, heaps of shapes among them:
+            what differs from its paper is ink, softened, and brought to the size of the data's.
     Returns:
         [N,C,H,W] in [0,1]
     """
@@ -120,9 +122,84 @@ def outliers(images: Tensor, generator: torch.Generator) -> Tensor:
         _shuffled(images, generator),
         _overlaid(images, generator),
     ]
+    if as_content:
+        drawn.append(_heaps(images, generator))
     kinds = torch.stack(drawn)
     kind = torch.randint(len(kinds), (count,), generator=generator)
-    return kinds[kind, torch.arange(count)]
+    chosen = kinds[kind, torch.arange(count)]
+    if not as_content:
+        return chosen
+    brought = torch.rand((count, 1, 1, 1), generator=generator) < as_content
+    return torch.where(brought, _as_content(chosen, generator), chosen)
+
+
+def _as_content(images: Tensor, generator: torch.Generator) -> Tensor:
+    """As `contract.preprocess.prepare` brings the content of a larger picture: what is brighter or darker than some shade
+    of the picture is ink, of full strength at most; it is blurred, by up to a tenth of the frame, and its box is
+    brought to 0.6 to 0.8 of the frame, with its centre of mass in the middle.
+    """
+    count, channels, height, width = images.shape
+    grey = images.mean(1, keepdim=True)
+    size = (count, 1, 1, 1)
+    flat = grey.flatten(1).sort(1).values
+    place = (torch.rand((count, 1), generator=generator) * (flat.shape[1] - 1)).round().long()
+    paper = flat.gather(1, place).view(size)
+    above, below = (grey - paper).clamp_min(0), (paper - grey).clamp_min(0)
+    ink = torch.where((above**2).sum((1, 2, 3), True) > (below**2).sum((1, 2, 3), True), above, below)
+    ink = _blurred(ink, 0.1 * torch.rand(size, generator=generator) ** 2)
+    strength = ink.flatten(1).quantile(0.95, 1).view(size).clamp_min(1e-3)
+    ink = (ink / strength).clamp(0, 1)
+    solid = ink > 0.15
+    rows, columns = torch.linspace(-1, 1, height).view(1, height), torch.linspace(-1, 1, width).view(1, width)
+    extents, middles = [], []
+    for along, places in ((3, rows), (2, columns)):
+        occupied = solid.any(along).view(count, -1)
+        first = torch.where(occupied, places, torch.inf).amin(1)
+        last = torch.where(occupied, places, -torch.inf).amax(1)
+        extents.append((last - first) / 2 + 1 / height)
+        mass = ink.sum(along).view(count, -1)
+        middles.append((mass * places).sum(1) / mass.sum(1).clamp_min(1e-6))
+    share = 0.6 + 0.2 * torch.rand(count, generator=generator)
+    scale = torch.maximum(*extents).clamp(0.1, 1) / share
+    scale = torch.where(torch.isfinite(scale), scale, torch.ones(count))
+    theta = torch.zeros((count, 2, 3))
+    theta[:, 0, 0] = theta[:, 1, 1] = scale
+    theta[:, 0, 2], theta[:, 1, 2] = middles[1], middles[0]
+    grid = F.affine_grid(theta, [count, 1, height, width], align_corners=False)
+    framed = F.grid_sample(ink, grid, mode="bilinear", align_corners=False)
+    return framed.expand(-1, channels, -1, -1)
+
+
+def _blurred(images: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of images [N,1,H,W] by `sigma` [N,1,1,1], in shares of the frame's height."""
+    height, width = images.shape[2:]
+    for length, axis in ((height, 2), (width, 3)):
+        places = torch.arange(length, dtype=images.dtype)
+        apart = (places[:, None] - places[None]) / (sigma.view(-1, 1, 1) * height).clamp_min(0.3)
+        kernel = torch.softmax(-(apart**2) / 2, 2)
+        images = kernel[:, None] @ images if axis == 2 else images @ kernel[:, None].transpose(2, 3)
+    return images
+
+
+def _heaps(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Discs, bars and half-planes of random shades upon each other, as a photograph has edges (dead leaves)."""
+    count, _, height, width = images.shape
+    rows, columns = _plane(images)
+    size = (count, 1, 1, 1)
+    heap = torch.rand(size, generator=generator).expand(count, 1, height, width)
+    for _ in range(8):
+        angle = math.pi * torch.rand(size, generator=generator)
+        y, x = (_uniform(size, 1.0, generator) for _ in range(2))
+        reach = torch.rand(size, generator=generator)
+        along = torch.cos(angle) * (columns - x) + torch.sin(angle) * (rows - y)
+        across = torch.cos(angle) * (rows - y) - torch.sin(angle) * (columns - x)
+        kind = torch.rand(size, generator=generator)
+        disc = reach - torch.sqrt(along**2 + across**2)
+        bar = torch.minimum(reach / 3 - across.abs(), reach - along.abs())
+        edge = torch.where(kind < 0.3, disc, torch.where(kind < 0.7, bar, along.expand_as(bar)))
+        inside = (0.5 + edge * height / 2).clamp(0, 1)
+        heap = heap + inside * (torch.rand(size, generator=generator) - heap)
+    return heap.expand_as(images)
 
 
 def _clouds(images: Tensor, generator: torch.Generator) -> Tensor:

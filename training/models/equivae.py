@@ -144,7 +144,7 @@ class EquiVAE(Model):
         if self.config.outlier_share:
             count = max(1, round(self.config.outlier_share * len(images)))
             chosen = torch.randperm(len(images), generator=generator)[:count]
-            encoded = torch.cat([encoded, outliers(images[chosen], generator)])
+            encoded = torch.cat([encoded, outliers(images[chosen], generator, self.config.outliers_as_content)])
         if self.config.complements == "own":
             weights = torch.eye(len(images))
         else:

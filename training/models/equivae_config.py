@@ -135,6 +135,7 @@ class EquiVAEConfig(ModelSection):
     distance_weight: float = Field(0.0, ge=0, description="nats; 0 is the paper's objective")
     reject_distance: float | None = Field(None, gt=0, description="squared distance of the class of outliers")
     outlier_share: float = Field(0.0, ge=0, le=1, description="outliers made a batch, as a share of its images")
+    outliers_as_content: float = Field(0.0, ge=0, le=1, description="of these the share brought to a digit's size")
     class_mean_weight: float = Field(0.0, ge=0, description="nats a unit of squared class mean of mu(v)")
     swap_weight: float = Field(0.0, ge=0, description="nats; needs distance_weight")
     swap_share: float = Field(0.2, gt=0, le=1, description="pictures made for the swap term, as a share of the batch")
