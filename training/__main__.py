@@ -123,7 +123,7 @@ def _said(metrics: dict[str, float], name: str) -> str:
 
 
 @app.command(
-    epilog="Example: python -m training train training/configs/equivae-digits.yaml --set fit.epochs=20. "
+    epilog="Example: python -m training train training/configs/equivae-digits.yaml --set fit.steps=500. "
     "On several GPUs of one machine: --set fit.devices=2."
 )
 def train(

@@ -140,8 +140,8 @@ def _prepared_folder(
             console.print(f"{prepared.described}; run {folder}", markup=False, highlight=False, soft_wrap=True)
             asked, batch = prepared.config.fit.batch, prepared.plan.batches[0]
             if batch < asked:
-                why = "as many as the training set has, or as divide among classes and devices"
-                console.print(f"fit.batch: {batch} instead of {asked}: {why}", highlight=False)
+                why = "it is at most the training set, and divides among devices and, where balanced, classes"
+                console.print(f"fit.batch is {batch} instead of {asked}: {why}", highlight=False)
             if splits.skipped:
                 listing = folder / SKIPPED_FILE
                 write_atomically(listing, "\n".join((*splits.skipped, "")).encode())
