@@ -37,7 +37,7 @@ def reason_of(error: OSError) -> str:
 
 
 def write_atomically(target: Path, content: bytes) -> None:
-    """Replace `target`, or what it links to, by the whole content or leave it as it was. What is no file, as a terminal,
+    """Replace `target`, or what it links to, by the whole content or leave it as it was; what is no file, as a pipe,
     is written to.
 
     Raises:
