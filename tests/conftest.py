@@ -13,9 +13,17 @@ import httpx
 import pytest
 
 
-def pytest_collection_finish() -> None:
-    """Leave what was imported out of later garbage collections: a walk over all of torch, many times a second."""
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """No garbage is collected while the tests are imported, and later none of what was: a walk over all of torch, many
+    times a second.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -79,10 +79,10 @@ def test_training_on_a_folder_of_ones_own(
 def test_make_train_makes_a_served_model(tmp_path: Path) -> None:
     ((_, language, answer),) = [example for example in EXAMPLES if example[0] == "make train"]
     assert language == "text"
-    # A third of the steps comes to the error that the README prints; of the figures that follow a look is enough.
+    # A quarter of the steps comes to the error that the README prints; of the figures that follow a look is enough.
     look = {"BENCHMARK_EPOCHS": "0", "SAMPLES": "50", "LIMIT": "20"}
     shorter = {f"EQUIPOISE_TRAINING_EVALUATE_{name}": value for name, value in look.items()}
-    shorter["EQUIPOISE_TRAINING_SET"] = "fit.steps=700"
+    shorter["EQUIPOISE_TRAINING_SET"] = "fit.steps=500"
     env = environment(RUNS=str(tmp_path / "runs"), STORE=str(tmp_path / "store"), **shorter)
     done = subprocess.run(["make", "train"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
