@@ -45,6 +45,7 @@ def test_training_on_a_folder_of_ones_own(
     (tmp_path / "training").symlink_to(ROOT / "training")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(probes, "neural_head", partial(probes.neural_head, steps=20))
+    monkeypatch.setattr(probes, "JUDGE_LEAST_STEPS", 20)
     monkeypatch.setattr(probes, "JUDGE_EPOCHS", 1)
     # The commands stand as they are but for their length: few steps of small nets on small pictures show the path
     # whole, and one mode the export.
