@@ -200,7 +200,8 @@ def train(
 
         if check:
             prepared = prepare(chosen)
-            typer.echo("\n".join((prepared.described, *(f"left out: {entry}" for entry in prepared.splits.skipped))))
+            left_out = [f"left out: {entry}" for entry in prepared.splits.skipped]
+            typer.echo("\n".join((prepared.described, *filter(None, (prepared.plan.note,)), *left_out)))
             return
         console = Console()
         outcome = fit(chosen, run or default_folder(runs, chosen), resume=resume, restart=restart, console=console)
