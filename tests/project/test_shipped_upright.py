@@ -77,7 +77,7 @@ def test_the_corners_that_a_turn_has_filled_do_not_matter(client: httpx.Client, 
 
 
 def ring(side: int, share: float) -> np.ndarray:
-    """A dark line a tenth of the side wide on white, [side,side], with the radius of its outer edge as a share of the side."""
+    """A dark line a tenth of the side wide on white, [side,side]; its outer radius is a share of the side."""
     place = np.arange(side) - (side - 1) / 2
     beyond = abs(np.hypot(place[:, None], place) - (share - 0.05) * side)
     return 255 - 255 * np.clip(0.05 * side - beyond + 0.5, 0, 1)
