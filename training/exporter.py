@@ -1,4 +1,4 @@
-"""A graph as ONNX, by torch's exporter.
+"""A graph as ONNX, by torch's exporter; how that is made to take half the time and less.
 
 model --torch.export--> torch's operators --what ONNX lacks decomposed, types equal--> ONNX --optimised--> proto
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,9 +19,19 @@ import torch
 from onnxscript import rewriter
 from onnxscript.optimizer import optimize, remove_unused_nodes
 from onnxscript.rewriter.rules.common import slice_split_rule
-from torch import Tensor
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._export.utils import _is_preservable_cia_op
+from torch._guards import detect_fake_mode
+from torch._ops import OpOverload
+from torch._subclasses import fake_impls, fake_tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
 from torch.fx import config as fx_config
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.onnx._internal.exporter import _decomp, _fx_passes
 from torch.onnx._internal.exporter._registration import ONNXRegistry
+from torch.onnx._internal.fx.passes import type_promotion
 
 from contract.manifest import OPSET
 from training.models.base import Graph
@@ -27,6 +39,7 @@ from training.networks import folded
 
 __all__ = ["to_onnx"]
 
+aten = torch.ops.aten
 _ANY_SIZE = 2**31  # elements
 # What gives a batch to an input that has 1 for it, from its other input.
 _BROADCASTING = {
@@ -38,7 +51,7 @@ _BROADCASTING = {
 def to_onnx(graph: Graph, example: tuple[Tensor, ...]) -> onnx.ModelProto:
     """The graph with any batch, from inputs of more than one: a batch of 1 would be taken for a constant."""
     graph = folded(graph.cpu().eval())
-    with _quiet_exporter(), _registry_kept(), torch.no_grad():
+    with _patched(), torch.no_grad():
         program = torch.onnx.export(
             graph,
             example,
@@ -62,8 +75,7 @@ def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
     convolutions stay apart from batch norms where a weight is reshaped. And without shapes that are computed, see
     `_expand_by_constants`.
     """
-    with _quick_rewriter():
-        proto = optimize(proto, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
+    proto = optimize(proto, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
     _expand_by_constants(proto)
     remove_unused_nodes(proto)
     return proto
@@ -115,6 +127,30 @@ def _stripped(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @contextmanager
+def _patched() -> Iterator[None]:
+    """Leave out what takes torch's exporter and onnxscript's optimiser long and gives these graphs nothing.
+
+    - The exporter parses its own functions, five hundred, for every graph: once a process is enough.
+    - It finds the shape of a sampled picture by sampling it, in hundreds of steps.
+    - It keeps the shapes of all results, should an operator come again with the same inputs; few do.
+    - Two of its passes run the whole graph for the few nodes that they change: `_decompose`, `_promote`.
+    - The optimiser tries to join every pair of a graph's Slices to a Split, and finds none.
+    """
+    shapes = {**fake_impls.get_fast_op_impls(), aten.grid_sampler_2d.default: _sampled}
+    rules = tuple(rule for rule in rewriter._DEFAULT_REWRITE_RULES if rule is not slice_split_rule)
+    with (
+        _quiet_exporter(),
+        _replaced(ONNXRegistry, "from_torchlib", staticmethod(_registry)),
+        _replaced(fake_tensor, "get_fast_op_impls", lambda: shapes),
+        _replaced(FakeTensorMode, "_cached_dispatch_impl", FakeTensorMode._dispatch_impl),
+        _replaced(_fx_passes, "decompose_with_registry", _decompose),
+        _replaced(type_promotion._TypePromotionInterpreter, "run_node", _promote),
+        _replaced(rewriter, "_DEFAULT_REWRITE_RULES", rules),
+    ):
+        yield
+
+
+@contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Hold back what the exporter says of its own internals: deprecations inside torch, torchvision's absence; and what
     it notes of where each node comes from, which takes long and is taken out again.
@@ -134,30 +170,92 @@ def _quiet_exporter() -> Iterator[None]:
         fx_config.do_not_emit_stack_traces = emit
 
 
+@contextmanager
+def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    original = vars(owner)[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
 _registry = functools.cache(ONNXRegistry.from_torchlib)
+_decompose_all = _fx_passes.decompose_with_registry
 
 
-@contextmanager
-def _registry_kept() -> Iterator[None]:
-    """Let the exporter parse its own functions once a process, not for every graph: it has five hundred, which takes as
-    long as a small graph's export.
-    """
-    original = ONNXRegistry.__dict__["from_torchlib"]
-    ONNXRegistry.from_torchlib = staticmethod(_registry)  # type: ignore[method-assign]
+def _sampled(mode: FakeTensorMode, picture: Tensor, grid: Tensor, *options: object) -> Tensor:
+    """What grid_sampler_2d gives, without values."""
+    with mode:
+        return picture.new_empty((*picture.shape[:2], *grid.shape[1:3]))
+
+
+def _promote(interpreter: type_promotion._TypePromotionInterpreter, node: fx.Node) -> Any:
+    """As torch's, but for a node's result, which is known: a node whose types are changed is run as they are."""
+    if node.op != "call_function" or "val" not in node.meta:
+        return fx.Interpreter.run_node(interpreter, node)
+    with interpreter._set_current_node(node):
+        if rule := type_promotion.get_type_promotion_rule(node, interpreter.type_promotion_table):
+            interpreter._maybe_promote_node(node, rule)
+    return node.meta["val"]
+
+
+def _decompose(program: ExportedProgram, registry: ONNXRegistry) -> ExportedProgram:
+    """As torch's pass, which is left with whatever is not as `_decomposed` expects it."""
     try:
-        yield
-    finally:
-        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
+        graph = _decomposed(program, registry)
+        outputs: Any = graph.output_node().args[0]
+        names = [output.name for output in outputs]
+    except Exception:
+        return _decompose_all(program, registry)
+    program.graph_module.graph = graph
+    for spec, name in zip(program.graph_signature.output_specs, names, strict=True):
+        spec.arg.name = name
+    return program
 
 
-@contextmanager
-def _quick_rewriter() -> Iterator[None]:
-    """Leave out the optimiser's rule that joins Slices to a Split: it tries every pair of a graph's Slices, which takes
-    most of the optimiser's time and a quarter of the whole export's, and finds none here.
-    """
-    rules = rewriter._DEFAULT_REWRITE_RULES
-    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if rule is not slice_split_rule)
-    try:
-        yield
-    finally:
-        rewriter._DEFAULT_REWRITE_RULES = rules
+def _decomposed(program: ExportedProgram, registry: ONNXRegistry) -> fx.Graph:
+    """A copy of the program's graph; of a node that torch's pass replaces, the trace of this node alone is copied."""
+    known = set(_decomp.get_onnx_implemented_overloads(registry))
+    table = _decomp.create_onnx_friendly_decomposition_table(known)
+    mode = detect_fake_mode([node.meta.get("val") for node in program.graph.nodes])
+    assert mode is not None
+    graph = fx.Graph()
+    copies: dict[fx.Node, Any] = {}  # a node, or several for an operator of several results
+    with mode, enable_python_dispatcher():
+        for node in program.graph.nodes:
+            target = node.target
+            if target is aten.detach_.default:  # of a constant, from its gradient
+                copies[node] = copies[node.args[0]]
+            elif target is operator.getitem and not isinstance(copies[node.args[0]], fx.Node):
+                copies[node] = copies[node.args[0]][node.args[1]]
+            elif isinstance(target, OpOverload) and target._schema.is_mutable or node.op == "get_attr":
+                raise NotImplementedError(f"{node}: changes in place and graphs inside graphs")
+            elif trace := _trace(node, known, table):
+                inputs = zip(trace.find_nodes(op="placeholder"), node.all_input_nodes, strict=True)
+                copies[node] = graph.graph_copy(trace, {each: copies[given] for each, given in inputs})
+            else:
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.eliminate_dead_code()
+    return graph
+
+
+def _trace(node: fx.Node, known: set[Any], table: Mapping[Any, Any]) -> fx.Graph | None:
+    """What torch's pass makes of a node. None where it leaves the node, or where ONNX lacks something of that only."""
+    target = node.target
+    if not isinstance(target, OpOverload):
+        return None
+    if target not in table and (not target._can_decompose() or _is_preservable_cia_op(target)):
+        return None
+
+    def call(*values: Any) -> Any:
+        given = dict(zip(node.all_input_nodes, values, strict=True))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
+        return target(*args, **kwargs)
+
+    trace = make_fx(call, decomposition_table=table)(*(each.meta["val"] for each in node.all_input_nodes)).graph
+    if {each.target for each in trace.nodes if each.op not in {"placeholder", "output"}} <= known:
+        return trace
+    if target in known:
+        return None
+    raise NotImplementedError(f"{node}: operators that ONNX lacks")
