@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -276,7 +277,7 @@ def _anything(answer: object) -> dict[str, object]:
     return {"label": "answered", "probability": 1.0}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure")
@@ -291,7 +292,7 @@ def main() -> None:
     for known in dataclasses.fields(Assumptions):
         kind = type(known.default)
         planning.add_argument(f"--{known.name.replace('_', '-')}", type=kind, default=known.default)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.command == "measure":
         rows = [dataclasses.asdict(each) for each in measure(options.model_store, options.seconds, options.repeats)]
         options.json.write_text(json.dumps({"machine": machine(), "measured": rows}, indent=1) + "\n")

@@ -32,6 +32,7 @@ class Depth(NamedTuple):
 
 
 _PLAIN = Depth()
+_TOP_OF_12_BITS = 4095
 
 
 def depth_of(image: Image.Image) -> Depth:
@@ -49,7 +50,7 @@ def to_pixels(image: Image.Image, depth: Depth = _PLAIN) -> Pixels:
     if image.mode == "L" and "transparency" not in image.info and depth.kind != _SIGNED:
         return _converted(image, _grey)
     if image.mode.startswith(("I", "F")) or depth.kind == _SIGNED:
-        to_8_bits = _by_bits(depth) if image.mode.startswith("I;16") else _by_range(image, depth)
+        to_8_bits = _by_bits(_depth_used(image, depth)) if image.mode.startswith("I;16") else _by_range(image, depth)
         return _converted(image, lambda strip: to_8_bits(np.asarray(strip)))
     if image.has_transparency_data and not _is_opaque(image):
         background = _background(image)
@@ -122,6 +123,14 @@ def _positive(samples: Samples, depth: Depth) -> npt.NDArray[np.uint32]:
     """Samples of 16 bits, 0 black."""
     values = np.minimum(samples.astype(np.uint32), depth.top)
     return depth.top - values if depth.negative else values
+
+
+def _depth_used(image: Image.Image, depth: Depth) -> Depth:
+    """That of a picture of 16 bits whose samples have but 12 is 12: so scanners, cameras and X-rays write them."""
+    whole = depth.top == _PLAIN.top and not depth.negative
+    if whole and all(np.asarray(strip).max() <= _TOP_OF_12_BITS for _, strip in _strips(image)):
+        return depth._replace(top=_TOP_OF_12_BITS)
+    return depth
 
 
 def _by_bits(depth: Depth) -> Callable[[Samples], Pixels]:

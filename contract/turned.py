@@ -14,6 +14,7 @@ from contract.paper import Map
 _SAME = 8.0  # grey levels: a fill is of one colour, give or take what JPEG does to it
 _RIM = 2  # outermost rows and columns, of which a grown canvas may have one too many
 _WINDOW = 5  # pixels, most of which are of the colour where a run of it goes on
+_LEAST_SIDE = 75  # pixels: in a smaller page the corners that a ring or a 0 leaves are as straight as a triangle's
 _LEAST_LEG = 6  # pixels of an edge that a triangle takes: a smaller one is dirt
 _LEAST_FILLED = 0.9  # share of a triangle that is of its colour
 _STRIP = 3.0  # pixels along the border of a triangle, beyond it
@@ -53,6 +54,8 @@ def inset(page: Map) -> Map:
     height, width = page.shape
     rows, columns = (np.arange(side, dtype=np.float32) + np.float32(0.5) for side in (height, width))
     edges: Map = np.minimum(np.minimum(rows, rows[::-1])[:, None], np.minimum(columns, columns[::-1]))
+    if min(page.shape) < _LEAST_SIDE:
+        return edges
     views = [(slice(None, None, down), slice(None, None, across)) for down in (1, -1) for across in (1, -1)]
     corners = [(view, corner) for view in views if (corner := _corner(page[view]))]
     if len(corners) < _LEAST_CORNERS:
@@ -76,8 +79,6 @@ def inset(page: Map) -> Map:
 
 def _corner(page: Map) -> _Corner | None:
     """The triangle of one colour in the top left corner of a page [h,w], if there is one."""
-    if min(page.shape) < _WINDOW:
-        return None
     colour = float(page[0, 0])
     across, down = _run(page[_RIM], colour), _run(page[:, _RIM], colour)
     if not (_LEAST_LEG <= across < page.shape[1] and _LEAST_LEG <= down < page.shape[0]):

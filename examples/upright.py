@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 HEIGHT = 450  # pixels of the figure's pictures
 GAP, CAPTION = 24, 64
@@ -42,9 +42,16 @@ def to_pixels(transform: dict[str, Any], x: float, y: float) -> tuple[float, flo
     return x, y
 
 
+def in_colour(picture: Image.Image) -> Image.Image:
+    """Mode RGB; 16 bits a pixel lose their lower half, where Pillow's own way would make all but the darkest white."""
+    if picture.mode.startswith("I"):
+        picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    return picture.convert("RGB")
+
+
 def draw_answer(picture: Image.Image, transform: dict[str, Any]) -> Image.Image:
     """The canonical frame on the picture, an arrow to where its top has gone, an arc of the angle from the vertical."""
-    drawn = picture.convert("RGB")
+    drawn = in_colour(picture)
     draw = ImageDraw.Draw(drawn)
     width = max(2, drawn.height // 150)
     corners = [to_pixels(transform, x, y) for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1))]
@@ -60,19 +67,22 @@ def draw_answer(picture: Image.Image, transform: dict[str, Any]) -> Image.Image:
 
 
 def figure(picture: Image.Image, answer: dict[str, Any]) -> Image.Image:
+    if answer["input"]["orientation_applied"]:
+        picture = ImageOps.exif_transpose(picture)
     upright = Image.open(BytesIO(b64decode(answer["upright"]["data"])))
     transform = answer["transform"]
-    panels = draw_answer(picture, transform), upright.convert("RGB")
+    panels = draw_answer(picture, transform), in_colour(upright)
     small = [panel.resize((round(panel.width * HEIGHT / panel.height), HEIGHT)) for panel in panels]
-    sheet = Image.new("RGB", (sum(panel.width for panel in small) + 3 * GAP, HEIGHT + CAPTION + GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(20)
     deviation = transform["uncertainty"]["rotation_degrees"]
     found = f"rotation_degrees {transform['rotation_degrees']:+.1f}, uncertainty {deviation:.1f}"
-    left = GAP
-    for panel, caption in zip(small, (f"as sent: {found}", "upright"), strict=True):
+    captions, font = (f"as sent: {found}", "upright"), ImageFont.load_default(20)
+    widths = [max(panel.width, math.ceil(font.getlength(text))) for panel, text in zip(small, captions, strict=True)]
+    sheet = Image.new("RGB", (sum(widths) + 3 * GAP, HEIGHT + CAPTION + GAP), "white")
+    draw, left = ImageDraw.Draw(sheet), GAP
+    for panel, caption, width in zip(small, captions, widths, strict=True):
         sheet.paste(panel, (left, GAP))
         draw.text((left, GAP + HEIGHT + 14), caption, fill=TEXT, font=font)
-        left += panel.width + GAP
+        left += width + GAP
     return sheet
 
 

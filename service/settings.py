@@ -96,9 +96,9 @@ class Settings(BaseSettings):
     default_transform: str = Field(
         default="",
         description="The same for /transform; empty: of the loaded models the one with the least mean rotation error "
-        "over 60 degrees either way in its validation.",
+        "in its validation, against the true angle where training knew it, else against that before a known turn.",
     )
-    default_canonicalize: str = Field(default="", description="The same for /canonicalize.")
+    default_canonicalize: str = Field(default="", description="The same as default_transform for /canonicalize.")
     default_augment: str = Field(default="symmetry-mnist", description="The same as default_embed for /augment.")
 
     max_body_bytes: int = Field(

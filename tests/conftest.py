@@ -1,7 +1,10 @@
-"""Fixtures for every test that needs a real server on a real socket."""
+"""Fixtures for every test that needs a real server on a real socket, or the service's command line."""
 
 import functools
 import gc
+import logging
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,9 +13,17 @@ import httpx
 import pytest
 
 
-def pytest_collection_finish() -> None:
-    """Leave what was imported out of later garbage collections: a walk over all of torch, many times a second."""
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """No garbage is collected while the tests are imported, and later none of what was: a walk over all of torch, many
+    times a second.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,3 +46,34 @@ def serve() -> Iterator[Callable[..., str]]:
             return stack.enter_context(running_server(Settings(model_store=store, **settings), ready=ready))
 
         yield start
+
+
+@pytest.fixture
+def here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., "subprocess.CompletedProcess[str]"]]:
+    """As `run` of tests/service/process.py, in this process, which has everything imported: for what ends before it
+    serves.
+    """
+    from service import __main__ as command_line
+    from service.settings import ENV_PREFIX
+
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+        monkeypatch.delenv(name)
+    loggers = [logging.getLogger(name) for name in (None, "equipoise", "uvicorn", "python_multipart", "PIL")]
+    levels = [logger.level for logger in loggers]
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+    def run_here(*arguments: str, **extra: str) -> "subprocess.CompletedProcess[str]":
+        with monkeypatch.context() as patch:
+            for name, value in extra.items():
+                patch.setenv(name, value)
+            try:
+                status = command_line.main(arguments)
+            except SystemExit as end:  # argparse's way
+                status = int(end.code or 0)
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    yield run_here
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,21 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Without collections of garbage, which begin hundreds of times while PyTorch is imported, walk over all that there
+    is of it by then, and find nothing; nor do later ones."""
+    if "torch" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def main() -> None:
     # The first process of a container is not ended by SIGTERM otherwise, and every eviction would wait for the kill.
     signal.signal(signal.SIGTERM, interrupt)
@@ -123,7 +139,7 @@ def _said(metrics: dict[str, float], name: str) -> str:
 
 
 @app.command(
-    epilog="Example: python -m training train training/configs/equivae-digits.yaml --set fit.epochs=20. "
+    epilog="Example: python -m training train training/configs/equivae-digits.yaml --set fit.steps=500. "
     "On several GPUs of one machine: --set fit.devices=2."
 )
 def train(
@@ -177,13 +193,15 @@ def train(
         if seed is not None:
             chosen = chosen.with_seed(seed)
         # Only now: PyTorch takes seconds to import, and what is wrong with a configuration is said at once.
-        from training.fit import train as fit
-        from training.preparation import prepare
-        from training.run import default_folder
+        with importing():
+            from training.fit import train as fit
+            from training.preparation import prepare
+            from training.run import default_folder
 
         if check:
             prepared = prepare(chosen)
-            typer.echo("\n".join((prepared.described, *(f"left out: {entry}" for entry in prepared.splits.skipped))))
+            left_out = [f"left out: {entry}" for entry in prepared.splits.skipped]
+            typer.echo("\n".join((prepared.described, *filter(None, (prepared.plan.note,)), *left_out)))
             return
         console = Console()
         outcome = fit(chosen, run or default_folder(runs, chosen), resume=resume, restart=restart, console=console)
@@ -236,7 +254,8 @@ def seeds(
 
         use_data_folder(data)
         chosen = load_config(config, set_ or ())
-        from training.seeds import run_seeds
+        with importing():
+            from training.seeds import run_seeds
 
         wanted = [first, *(others or ())]
         rows = run_seeds(chosen, wanted, output, runs, test=test, benchmark_epochs=benchmark_epochs, console=Console())
@@ -313,8 +332,9 @@ def evaluate(
 ) -> None:
     """Measure a finished run, print the table and write it as JSON."""
     with explained():
-        from training.evaluate import evaluate as measure
-        from training.evaluation.report import Options
+        with importing():
+            from training.evaluate import evaluate as measure
+            from training.evaluation.report import Options
 
         use_data_folder(data)
         options = Options(
@@ -342,7 +362,8 @@ def figures(
 ) -> None:
     """Draw the paper's figures of a finished run: embeddings, samples, interpolations, swaps."""
     with explained():
-        from training.figures import draw_figures
+        with importing():
+            from training.figures import draw_figures
 
         use_data_folder(data)
         target = output or run / "figures"
@@ -366,7 +387,8 @@ def export(
 ) -> None:
     """Write a finished run as a model folder: ONNX graphs, manifest, golden cases."""
     with explained():
-        from training.export import export_run
+        with importing():
+            from training.export import export_run
 
         export_run(run, store, licence)
 

@@ -156,7 +156,7 @@ class Fit(Section):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps")
+            raise ValueError("give either epochs or steps, the other as null")
         return self
 
     @property
@@ -369,6 +369,8 @@ def _explain(
         elif any(key[: len(names) + 1] == (*names, str(step)) for key in changed):  # in no file, but in an override
             node = yaml.MappingNode("", [])
             names.append(str(step))
+    if problem["type"] == "union_tag_invalid":
+        names.append(problem["ctx"]["discriminator"].strip("'"))
     missing = problem["type"] == "missing"
     if (missing or tuple(names) not in changed) and location and str(location[-1]) not in names:
         names.append(str(location[-1]))

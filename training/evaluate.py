@@ -44,7 +44,10 @@ def evaluate(
     loaded = load_run(run)
     splits = loaded.splits()
     if options.split not in splits.parts:
-        raise DataError(f"{splits.name} has no {options.split} split")
+        hint = (
+            ": put pictures into test/ beside train/, and train anew" if loaded.config.data.source == "folder" else ""
+        )
+        raise DataError(f"{splits.name} has no {options.split} split{hint}")
     name = EVALUATION_FILE if options.limit is None else QUICK_FILE
     target = output or run / name.format(split=options.split)
     make_folder(target.parent)

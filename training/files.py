@@ -37,11 +37,19 @@ def reason_of(error: OSError) -> str:
 
 
 def write_atomically(target: Path, content: bytes) -> None:
-    """Replace `target` by the whole content or leave it as it was.
+    """Replace `target`, or what it links to, by the whole content or leave it as it was; what is no file, as a pipe,
+    is written to.
 
     Raises:
         RunFailed: no space, no permission, ...; the message says so and nothing is left behind.
     """
+    if target.exists() and not target.is_file():
+        try:
+            target.write_bytes(content)
+        except OSError as error:
+            raise RunFailed(f"{target} cannot be written: {reason_of(error)}") from error
+        return
+    target = Path(os.path.realpath(target))
     # A name of its own, for others may write the same file; not tempfile's, whose files only their owner may read.
     aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:

@@ -138,10 +138,8 @@ def _prepared_folder(
         try:
             held.enter_context(open_folder(folder, prepared.config, resume=resume, restart=restart))
             console.print(f"{prepared.described}; run {folder}", markup=False, highlight=False, soft_wrap=True)
-            asked, batch = prepared.config.fit.batch, prepared.plan.batches[0]
-            if batch < asked:
-                why = "as many as the training set has, or as divide among classes and devices"
-                console.print(f"fit.batch: {batch} instead of {asked}: {why}", highlight=False)
+            if prepared.plan.note:
+                console.print(prepared.plan.note, markup=False, highlight=False, soft_wrap=True)
             if splits.skipped:
                 listing = folder / SKIPPED_FILE
                 write_atomically(listing, "\n".join((*splits.skipped, "")).encode())

@@ -68,6 +68,21 @@ class Plan:
             self.batches.append(2 * self.batches[-1])
         self.total_steps = fit.steps or self._first_step_of(fit.epochs or 1)
 
+    @property
+    def note(self) -> str:
+        """What is to be said of a first batch that is smaller than asked; empty where it is not."""
+        asked, batch = self.fit.batch, self.batches[0]
+        if batch == asked:
+            return ""
+        if self.fit.order == "shuffled":
+            why = f"the training set has {len(self.train)} images"
+        else:
+            sizes = [len(members) for members in self.train.by_class]
+            why = f"a step takes equally many images of each of {len(sizes)} classes"
+            if asked - batch >= len(sizes) * self.fit.devices:
+                why += f", and {self.train.class_names[sizes.index(min(sizes))]!r} has {min(sizes)}"
+        return f"fit.batch is {batch} instead of {asked}: {why}"
+
     def _first_batch(self, growth: int) -> int:
         """Images a step, `growth` times as many at last: as asked, or the most below it that the training set has and
         that divide among the devices and, in balanced order, among the classes.
@@ -81,7 +96,7 @@ class Plan:
         if fit.batch < 2 * unit:
             raise ConfigError(
                 f"fit: balanced order needs a batch of at least {2 * unit}, two images of each of "
-                f"{train.num_classes} classes on {devices} device(s), not {fit.batch}"
+                f"{train.num_classes} classes on {devices} device(s), not {fit.batch}: --set fit.batch={2 * unit}"
             )
         sizes = [len(members) for members in train.by_class]
         smallest = min(range(len(sizes)), key=sizes.__getitem__)

@@ -65,6 +65,15 @@ def tiff(samples: npt.NDArray[Any], *tags: tuple[int, int], bits: int = 0) -> by
     )
 
 
+@pytest.mark.parametrize("name", ["PNG", "TIFF"])
+@pytest.mark.parametrize(("top", "brightest"), [(4095, 255), (4096, 16), (65535, 255)])
+def test_twelve_bits_in_sixteen_are_as_bright_as_sixteen(name: str, top: int, brightest: int) -> None:
+    samples = (glyph().astype(np.uint32) * top // 255).astype(np.uint16)
+    picture = read_header(encode(samples, name)).decode(keep_original=True)
+    assert picture.pixels.max() == brightest and picture.original is not None
+    np.testing.assert_array_equal(picture.original.samples, samples)
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
 def test_a_tiff_whose_zero_is_white_is_no_negative(kind: type) -> None:
     most = 1 if kind is np.float32 else np.iinfo(kind).max

@@ -78,6 +78,17 @@ def test_what_is_no_turned_picture_has_no_filled_corners() -> None:
         assert depth.shape == picture.shape and depth.min() == 0.5
 
 
+@pytest.mark.parametrize("side", [*range(18, 75, 3), 75, 80, 100, 160])
+def test_the_corners_of_a_round_stroke_are_paper(side: int) -> None:
+    place = np.arange(side) - (side - 1) / 2
+    distance = np.hypot(place[:, None], place)
+    for radius in np.linspace(0.3, 0.49, 8) * side:
+        for width in np.array([0.05, 0.1, 0.2, 0.5]) * side:
+            ring = np.clip(width / 2 - abs(distance - (radius - width / 2)) + 0.5, 0, 1)
+            for page in (255 - 255 * ring, 255 * ring):
+                assert inset(page.astype(np.float32)).min() == 0.5
+
+
 def cut_to_the_ink(digit: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     """Dark strokes, twice as wide as scikit-learn's, in a picture that ends where they do."""
     large = np.asarray(

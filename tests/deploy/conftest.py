@@ -1,18 +1,17 @@
 """The running service as the rules ask it: which paths answer, which metrics exist, which variables training reads."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from service.settings import Settings
 from tests.deploy.rules import Service
 from tests.server import loading_server, running_server
 from tests.service import tiny
+from training.__main__ import app
 
 
 @pytest.fixture(scope="session")
@@ -46,15 +45,8 @@ def metric_names(exposed: str) -> frozenset[str]:
 
 def training_variables() -> frozenset[str]:
     """Variables that the training command line documents in its help."""
-    package = Path(__file__).parents[2]
-    shown = ""
-    for command in ("train", "evaluate", "export"):
-        run = [sys.executable, "-m", "training", command, "--help"]
-        shown += subprocess.run(run, cwd=package, capture_output=True, text=True, check=True, env=_wide()).stdout
-    return frozenset(re.findall(r"EQUIPOISE_TRAINING_[A-Z_]+", shown))
-
-
-def _wide() -> dict[str, str]:
-    import os
-
-    return os.environ | {"COLUMNS": "200", "TERM": "dumb"}
+    wide = {"COLUMNS": "200", "TERM": "dumb"}
+    pages = [
+        CliRunner().invoke(app, [command, "--help"], env=wide).output for command in ("train", "evaluate", "export")
+    ]
+    return frozenset(re.findall(r"EQUIPOISE_TRAINING_[A-Z_]+", "".join(pages)))

@@ -1,12 +1,12 @@
 """The pages for operators name what exists, and their commands that need no cluster are run."""
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 import yaml
@@ -150,14 +150,12 @@ def test_the_docker_commands_name_what_the_files_have() -> None:
     assert set(re.findall(r"docker run --rm (?:--volume \S+ )?(\S+)", EVERYTHING)) <= {*tags}
 
 
-def test_the_services_own_commands_run(tmp_path: Path) -> None:
+def test_the_services_own_commands_run(tmp_path: Path, here: Callable[..., Any]) -> None:
     tiny.write(tmp_path)
     written = "\n".join(line for page in PAGES for line in commands(page))
     # the image's entry point is the service
     own = re.findall(r"^docker run --rm (?:--volume \./model_store:/models:ro )?\S+ (.+)$", written, re.MULTILINE)
     assert sorted(own) == ["check", "key"]
     for line in own:
-        run = [sys.executable, "-m", "service", *shlex.split(line)]
-        there = os.environ | {"EQUIPOISE_MODEL_STORE": str(tmp_path)}
-        done = subprocess.run(run, cwd=ROOT, env=there, capture_output=True, text=True, timeout=60)
+        done = here(*shlex.split(line), EQUIPOISE_MODEL_STORE=str(tmp_path))
         assert done.returncode == 0, (line, done.stderr)

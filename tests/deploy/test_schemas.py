@@ -4,6 +4,7 @@ import copy
 import importlib
 import json
 import re
+from functools import cache
 from typing import Any
 
 import jsonschema
@@ -51,8 +52,16 @@ def test_a_wrong_object_is_refused(kind: str, path: list[str], value: Any) -> No
 KSERVE = {"InferenceService": "V1beta1InferenceService", "ServingRuntime": "V1alpha1ServingRuntime"}
 
 
+@cache
+def kserve_validator(kind: str) -> jsonschema.protocols.Validator:
+    schema = json.loads(SCHEMA.read_text()) | {"$ref": f"#/$defs/{KSERVE[kind]}"}
+    validator = jsonschema.validators.validator_for(schema)
+    validator.check_schema(schema)
+    return validator(schema)
+
+
 def validate_kserve(item: Object) -> None:
-    jsonschema.validate(item, json.loads(SCHEMA.read_text()) | {"$ref": f"#/$defs/{KSERVE[item['kind']]}"})
+    kserve_validator(item["kind"]).validate(item)
 
 
 @pytest.mark.parametrize("kind", KSERVE)

@@ -22,6 +22,7 @@ from service.settings import Settings
 from tests.deploy.manifests import environment, load, pods
 from tests.server import running_server
 from tests.service.process import environment as clean_environment
+from tests.training import process as training_process
 from training.__main__ import INTERRUPTED, app
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ PICTURE = (ROOT / "examples" / "digit-7.png").read_bytes()
 pytestmark = pytest.mark.timeout(400)
 
 Container = dict[str, Any]
-Process = subprocess.Popen[bytes]
+Process = subprocess.Popen[bytes] | training_process.Process
 
 
 class Job:
@@ -61,7 +62,7 @@ class Job:
         return words + [self._here(word) for word in container["args"]], given
 
     @contextmanager
-    def running(self, container: Container, log: Path) -> Iterator[Process]:
+    def running(self, container: Container, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         words, given = self.command(container)
         with log.open("wb") as file:
             process = subprocess.Popen(
@@ -72,6 +73,11 @@ class Job:
         finally:
             process.kill()
             process.wait()
+
+    def forked(self, container: Container) -> tuple[list[str], dict[str, str]]:
+        """The arguments of `python -m training` and its environment, for tests/training/process.py."""
+        words, given = self.command(container)
+        return words[words.index("training") + 1 :], clean_environment(**given, **self._extra)
 
     def run_here(self, container: Container) -> Result:
         """The same in this process, which has PyTorch imported; of a container with the image's entry point."""
@@ -89,11 +95,11 @@ def eventually(holds: Callable[[], Any], process: Process | None = None) -> None
     end = time.monotonic() + WAIT_SECONDS
     while not holds():
         assert time.monotonic() < end, "waited in vain"
-        assert process is None or process.poll() is None, f"ended with {process.returncode}"
+        assert process is None or process.poll() is None, f"ended with {process.poll()}"
         time.sleep(0.02)
 
 
-def evict(process: Process, run: Path) -> int:
+def evict(process: Process, run: Path) -> int | None:
     """As a kubelet does, once the run has a checkpoint beyond its first; the status that it ends with in time."""
     eventually(lambda: any(int(path.name.split("-")[1]) > CHECKPOINT_STEPS for path in checkpoints(run)), process)
     process.send_signal(signal.SIGTERM)
@@ -122,7 +128,8 @@ def test_an_evicted_job_goes_on_and_a_running_service_takes_its_model_up(tmp_pat
     job = Job("training-cpu", tmp_path, EQUIPOISE_TRAINING_SET=" ".join(SMALLER))
     train, evaluate, export = job.containers
     assert evaluate["args"] == ["evaluate", *export["args"][1:2]]  # a minute of measuring, which has tests of its own
-    with job.running(train, tmp_path / "evicted.log") as process:
+    arguments, variables = job.forked(train)
+    with training_process.started(arguments, variables, tmp_path / "evicted.log") as process:
         # not -SIGTERM: of a container's first process the kernel keeps a signal that nobody handles
         assert evict(process, tmp_path / "runs" / MODEL) == INTERRUPTED
     assert "go on with --resume" in (tmp_path / "evicted.log").read_text()
@@ -165,7 +172,9 @@ def classified(service: httpx.Client) -> int:
 
 
 def test_a_job_on_two_devices_goes_on_too(tmp_path: Path) -> None:
-    """The GPU job's torchrun command and its two processes; only the accelerator is this machine's."""
+    """The GPU job's torchrun command and its two processes; only the accelerator is this machine's. The second time the
+    processes are started without torchrun.
+    """
     job = Job("training-gpu", tmp_path)
     train = job.containers[1]
     assert train["resources"]["limits"]["nvidia.com/gpu"] == 2
@@ -175,9 +184,9 @@ def test_a_job_on_two_devices_goes_on_too(tmp_path: Path) -> None:
     run = tmp_path / "runs" / MODEL
     with job.running(train, tmp_path / "evicted.log") as process:
         assert evict(process, run) != 0
-    with job.running(train, tmp_path / "train.log") as process:
-        assert process.wait(WAIT_SECONDS) == 0, (tmp_path / "train.log").read_text()
-    assert "resumed at step" in (tmp_path / "train.log").read_text()
+    log = tmp_path / "train.log"
+    assert training_process.run_ranks(2, *job.forked(train), log, WAIT_SECONDS) == [0, 0], log.read_text()
+    assert "resumed at step" in log.read_text()
     assert (run / "model.pt").exists()
 
 

@@ -38,8 +38,8 @@ OTHERS = [command for command in WITHIN_SENTENCES if command not in NOT_RUN and 
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """`make serve` on a free port, ready."""
+def served() -> Iterator[tuple[str, float]]:
+    """`make serve` on a free port, ready: its address, and the CPU time that it has taken until now, seconds."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -55,10 +55,21 @@ def address() -> Iterator[str]:
                 assert serve.poll() is None, "make serve ended"
                 assert time.monotonic() < deadline, "make serve is not ready after 100 s"
                 time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
+        metrics = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+        yield f"127.0.0.1:{port}", float(re.findall(r"^process_cpu_seconds_total (\S+)$", metrics, re.MULTILINE)[0])
     finally:
         os.killpg(serve.pid, signal.SIGTERM)
         serve.wait(30)
+
+
+@pytest.fixture
+def address(served: tuple[str, float]) -> str:
+    return served[0]
+
+
+def test_ready_within_a_second_a_model(served: tuple[str, float]) -> None:
+    """With the shipped models; CPU time, since the machine may be busy with other things."""
+    assert 0.5 < served[1] < len(list((ROOT / "model_store").iterdir()))
 
 
 def compare(expected: object, actual: object, where: str = "answer") -> None:

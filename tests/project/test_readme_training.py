@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
+from contract.manifest import read_manifest
 from service.settings import Settings
 from tests.project.readme import EXAMPLES, ROOT, compare_text, environment
 from tests.server import running_server
@@ -44,6 +45,7 @@ def test_training_on_a_folder_of_ones_own(
     (tmp_path / "training").symlink_to(ROOT / "training")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(probes, "neural_head", partial(probes.neural_head, steps=20))
+    monkeypatch.setattr(probes, "JUDGE_LEAST_STEPS", 20)
     monkeypatch.setattr(probes, "JUDGE_EPOCHS", 1)
     # The commands stand as they are but for their length: few steps of small nets on small pictures show the path
     # whole, and one mode the export.
@@ -62,6 +64,8 @@ def test_training_on_a_folder_of_ones_own(
         words = shlex.split(command.removeprefix(PROGRAM) + short[command.split()[3]])
         done = CliRunner().invoke(app, words, catch_exceptions=False)
         assert done.exit_code == 0, done.output
+    manifest = read_manifest(tmp_path / "model_store" / model / "1")
+    assert ("evaluation-validation" in manifest.metrics) == ("evaluate" in verbs)
     picture = next((tmp_path / "my-pictures").rglob("*.png")).read_bytes()
     paths = ["/classify"] if model == "my-model" else ["/canonicalize", "/classify"]
     headers = {"content-type": "image/png"}
@@ -76,8 +80,10 @@ def test_training_on_a_folder_of_ones_own(
 def test_make_train_makes_a_served_model(tmp_path: Path) -> None:
     ((_, language, answer),) = [example for example in EXAMPLES if example[0] == "make train"]
     assert language == "text"
-    # A third of the steps comes to the error that the README prints.
-    shorter = {"EQUIPOISE_TRAINING_SET": "fit.steps=700", "EQUIPOISE_TRAINING_EVALUATE_BENCHMARK_EPOCHS": "0"}
+    # A quarter of the steps comes to the error that the README prints; of the figures that follow a look is enough.
+    look = {"BENCHMARK_EPOCHS": "0", "SAMPLES": "50", "LIMIT": "20"}
+    shorter = {f"EQUIPOISE_TRAINING_EVALUATE_{name}": value for name, value in look.items()}
+    shorter["EQUIPOISE_TRAINING_SET"] = "fit.steps=500"
     env = environment(RUNS=str(tmp_path / "runs"), STORE=str(tmp_path / "store"), **shorter)
     done = subprocess.run(["make", "train"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -60,10 +60,10 @@ def test_a_gpu_that_is_asked_for_by_name_is_had_or_refused(asked: str) -> None:
 
 
 @without_cuda
-def test_the_process_refuses_to_start_and_says_how_to_mend_it(tmp_path: Path) -> None:
+def test_the_process_refuses_to_start_and_says_how_to_mend_it(tmp_path: Path, here: Callable[..., Any]) -> None:
     tiny.write(tmp_path)
-    for command in ("serve", "check"):
-        result = run(command, "--model-store", str(tmp_path), "--device", "cuda", "--port", "0")
+    for command, start in (("serve", run), ("check", here)):
+        result = start(command, "--model-store", str(tmp_path), "--device", "cuda", "--port", "0")
         assert result.returncode == 1
         assert result.stderr.startswith("error: device cuda is asked for and cannot be had: ")
         assert "pip" in result.stderr or "driver" in result.stderr

@@ -5,11 +5,10 @@ import logging
 import os
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -23,6 +22,7 @@ from service.keys import KeyFileError, Keys, new_key, read_keys
 from service.schemas import Problem, ProtocolError
 from service.settings import Settings, SettingsError, load_settings
 from tests.service import tiny
+from tests.service.process import run
 
 Serve = Callable[..., str]
 USE, ADMIN = "eq_use", "eq_admin"
@@ -207,9 +207,10 @@ def test_a_new_key_fits_its_line(tmp_path: Path) -> None:
     assert len({new_key()[0] for _ in range(100)}) == 100 and len(key) > 40
 
 
-def test_the_command_makes_a_key(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "service", "key"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
+def test_the_command_makes_a_key(tmp_path: Path, here: Callable[..., Any]) -> None:
+    done = here("key")
+    assert done.returncode == 0
+    out = done.stdout
     key = re.findall(r"shown once: (\S+)", out)[0]
     (tmp_path / "keys").write_text(out.partition("admin): ")[2])
     assert Keys(tmp_path / "keys").check({b"authorization": f"Bearer {key}".encode()})
@@ -239,14 +240,7 @@ def test_a_bad_file_is_refused_at_the_start(tmp_path: Path, content: bytes, said
 
 def test_a_missing_file_is_refused_at_the_start(tmp_path: Path) -> None:
     tiny.write(tmp_path / "store")
-    command = [sys.executable, "-m", "service", "--model-store", str(tmp_path / "store"), "--port", "0"]
-    done = subprocess.run(
-        [*command, "--api-keys", str(tmp_path / "none")],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        timeout=60,
-    )
+    done = run("--model-store", str(tmp_path / "store"), "--port", "0", "--api-keys", str(tmp_path / "none"))
     assert done.returncode == 2 and "error: the key file" in done.stderr and "Traceback" not in done.stderr
 
 

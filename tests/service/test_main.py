@@ -2,15 +2,13 @@
 
 import base64
 import json
-import logging
-import os
 import re
 import shlex
 import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -21,34 +19,9 @@ from service import __main__ as command_line
 from service.engine import RuntimeUnavailable
 from service.settings import ENV_PREFIX, Settings, option_name
 from tests.service import tiny
-from tests.service.process import ROOT, run, started
+from tests.service.process import run, started
 
-Ended = subprocess.CompletedProcess[str]
-Here = Callable[..., Ended]
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Here]:
-    """As `run`, in this process, which has everything imported: for what ends before it serves."""
-    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
-        monkeypatch.delenv(name)
-    loggers = [logging.getLogger(name) for name in (None, "equipoise", "uvicorn", "python_multipart", "PIL")]
-    levels = [logger.level for logger in loggers]
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-
-    def run_here(*arguments: str, **extra: str) -> Ended:
-        with monkeypatch.context() as patch:
-            for name, value in extra.items():
-                patch.setenv(name, value)
-            try:
-                status = command_line.main(arguments)
-            except SystemExit as end:  # argparse's way
-                status = int(end.code or 0)
-        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
-
-    yield run_here
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+Here = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_help_documents_every_option(here: Here) -> None:
@@ -242,14 +215,3 @@ def test_no_line_of_the_log_has_anything_of_a_picture(tiny_store: Path) -> None:
         lambda p: base64.b64encode(p).decode(),
     )
     assert not [piece for piece in pieces for spell in spellings if spell(piece) in log]
-
-
-def test_ready_within_a_second_a_model() -> None:
-    """With the shipped models; CPU time, since the machine may be busy with other things."""
-    models = len(list((ROOT / "model_store").iterdir()))
-    with started("--model-store", str(ROOT / "model_store"), "--port", "0") as process:
-        assert process.stderr is not None
-        while "INFO ready" not in (line := process.stderr.readline()):
-            assert line
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        assert (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") < models

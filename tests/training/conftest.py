@@ -1,22 +1,29 @@
-"""A configuration that trains in a second or two: scikit-learn's digits and a very small EquiVAE."""
+"""A configuration that trains in a second or two: scikit-learn's digits and a very small EquiVAE.
+
+PyTorch is imported within the fixtures: the process that hands the tests out to the workers imports this file too.
+"""
+
+from __future__ import annotations
 
 import copy
 import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from rich.console import Console
 
-from training.config import Config, load_config
-from training.datasets.storage import ENVIRONMENT
-from training.fit import train
+if TYPE_CHECKING:
+    from training.config import Config
 
 # Where training looks for it, or beside the repository.
-MNIST = Path(os.environ.get(ENVIRONMENT) or Path(__file__).resolve().parents[3] / "shared" / "data") / "mnist.npz"
+MNIST = (
+    Path(os.environ.get("EQUIPOISE_TRAINING_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+    / "mnist.npz"
+)
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -97,6 +104,8 @@ def write(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
 @pytest.fixture
 def make_config(write: Callable[[dict[str, Any]], Path], small: dict[str, Any]) -> Callable[..., Config]:
     """The small configuration with overrides as on the command line, `make_config("fit.steps=3")`."""
+    from training.config import load_config
+
     return lambda *overrides: load_config(write(small), overrides)
 
 
@@ -107,16 +116,23 @@ def mnist_file() -> Path:
     return MNIST
 
 
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of the small configuration; to be copied before anything is written into it."""
-    folder = tmp_path_factory.mktemp("finished")
-    values = copy.deepcopy(SMALL)
-    values["fit"] |= {"steps": 150, "checkpoint_steps": 75}
+def trained(values: dict[str, Any], folder: Path) -> Path:
+    """The folder, within `folder`, of a finished run of this configuration."""
+    from training.config import load_config
+    from training.fit import train
+
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     train(load_config(path), folder / "run", console=Console(file=io.StringIO()))
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the small configuration; to be copied before anything is written into it."""
+    values = copy.deepcopy(SMALL)
+    values["fit"] |= {"steps": 150, "checkpoint_steps": 75}
+    return trained(values, tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture(scope="session")
@@ -126,12 +142,8 @@ def finish_pose_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     def finish(
         model: dict[str, Any], select: str = "rotation_error_60", steps: int = SMALL_POSE["fit"]["steps"]
     ) -> Path:
-        folder = tmp_path_factory.mktemp("pose")
-        path = folder / "config.yaml"
         fit = {**SMALL_POSE["fit"], "select": select, "steps": steps}
-        path.write_text(yaml.safe_dump({**SMALL_POSE, "model": model, "fit": fit}))
-        train(load_config(path), folder / "run", console=Console(file=io.StringIO()))
-        return folder / "run"
+        return trained({**SMALL_POSE, "model": model, "fit": fit}, tmp_path_factory.mktemp("pose"))
 
     return finish
 

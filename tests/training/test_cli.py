@@ -47,6 +47,14 @@ def test_every_option_is_documented() -> None:
         assert getattr(option, "help", None), f"{command} {option.name}"
 
 
+def test_the_example_of_train_is_a_configuration_that_can_be_trained() -> None:
+    group = typer.main.get_command(app)
+    epilog = group.commands["train"].epilog  # type: ignore[attr-defined]
+    words = epilog.partition("python -m training ")[2].partition(". ")[0].split()
+    result = run(*words, "--check")
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_the_variable_and_the_default_of_every_option(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")

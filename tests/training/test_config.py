@@ -57,6 +57,7 @@ def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
+        ("source: digits", "source: digit", 3, ["data.source", "'digit'", "'mnist'"]),
         ("  epochs: 2", "  epochs: 2\n  epoch: 3", 9, ["fit.epoch", "unknown key"]),
         ("  epochs: 2", "  epochs: '2'", 8, ["fit.epochs", "valid integer", '"2"']),
         ("  epochs: 2", "  epochs: 0", 8, ["fit.epochs", "greater than or equal to 1", "0"]),

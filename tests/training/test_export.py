@@ -187,12 +187,10 @@ def test_every_kind_of_layer_exports() -> None:
 
 
 def test_a_graph_that_differs_from_torch_leaves_nothing(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    correct = graphs._to_onnx
-
     def skewed(graph: graphs.Graph, spec: InputSpec) -> onnx.ModelProto:
-        proto = correct(graph, spec)
+        proto = onnx.load(folder / "embed.onnx")  # as it was exported before
         bias = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("bias"))
         values = onnx.numpy_helper.to_array(bias) + 0.1
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))

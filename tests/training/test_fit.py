@@ -23,6 +23,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.training import process
 from training import checkpoint, datasets
 from training.__main__ import app
 from training.average import Average
@@ -66,8 +67,8 @@ def assert_same_bits(one: Path, other: Path) -> None:
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-def command(config: Path, folder: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "training", "train", str(config), "--run", str(folder), *options]
+def words(config: Path, folder: Path, *options: str) -> list[str]:
+    return ["train", str(config), "--run", str(folder), *options]
 
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +258,8 @@ def test_two_processes_share_the_batch(make_config: MakeConfig, tmp_path: Path, 
     small["fit"].update(devices=2, steps=20)
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(small))
-    done = subprocess.run(command(path, tmp_path / "two"), capture_output=True, text=True, timeout=100)
+    command = [sys.executable, "-m", "training", *words(path, tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("validation error") == 1  # of two processes the first alone tells
     run = load_run(tmp_path / "two")
@@ -269,10 +271,12 @@ def test_two_processes_share_the_batch(make_config: MakeConfig, tmp_path: Path, 
 def test_two_processes_share_a_model_of_which_a_stage_leaves_weights_out(tmp_path: Path) -> None:
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(IN_STAGES | {"fit": IN_STAGES["fit"] | {"devices": 2}}))
-    for last in ("", "is complete already"):
-        done = subprocess.run(command(path, tmp_path / "two", "--resume"), capture_output=True, text=True, timeout=100)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("after ") == 1 and done.stdout.count(last or "step 6  epoch") == 1
+    arguments = words(path, tmp_path / "two", "--resume")
+    for last in ("step 6  epoch", "is complete already"):
+        log = tmp_path / f"{last}.log"
+        assert process.run_ranks(2, arguments, os.environ, log, 100) == [0, 0], log.read_text()
+        said = log.read_text()
+        assert said.count("after ") == 1 and said.count(last) == 1
     assert load_run(tmp_path / "two").step == 6
 
 
@@ -310,18 +314,19 @@ def test_a_killed_run_goes_on_bit_for_bit(make_config: MakeConfig, tmp_path: Pat
     config = make_config(*overrides)
     path = tmp_path / "config.yaml"
     options = [word for override in overrides for word in ("--set", override)]
-    process = subprocess.Popen(command(path, tmp_path / "killed", *options), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    # Step 42 lies within an epoch: 30 steps of 40 images.
-    while not list((tmp_path / "killed").glob("checkpoint-000000042-*.pt")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGSTOP)
-    for way in ({"resume": True}, {"restart": True}):
-        with pytest.raises(RunError, match="killed is in use: another process"):
-            train(config, tmp_path / "killed", **way)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    arguments = words(path, tmp_path / "killed", *options)
+    with process.started(arguments, os.environ, tmp_path / "killed.log") as other:
+        deadline = time.monotonic() + 60
+        # Step 42 lies within an epoch: 30 steps of 40 images.
+        while not list((tmp_path / "killed").glob("checkpoint-000000042-*.pt")):
+            assert other.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        other.send_signal(signal.SIGSTOP)
+        for way in ({"resume": True}, {"restart": True}):
+            with pytest.raises(RunError, match="killed is in use: another process"):
+                train(config, tmp_path / "killed", **way)
+        other.send_signal(signal.SIGKILL)
+        assert other.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "model.pt").exists()
     goes_on_bit_for_bit(config, tmp_path / "killed")
 

@@ -96,7 +96,7 @@ def test_the_rate_warms_up_and_falls_as_a_cosine(make_config: MakeConfig) -> Non
             ],
             r"training set has 60 .* 64 times as many at last",
         ),
-        (["fit.batch=5"], "at least 6, two images of each of 3 classes on 1 device"),
+        (["fit.batch=5"], "at least 6, two images of each of 3 classes on 1 device.*: --set fit.batch=6"),
         (["fit.batch=33", "fit.order=shuffled", "fit.devices=2"], "does not divide among 2"),
         (["fit.batch=12", "fit.devices=3", "fit.order=balanced"], "at least 18, .* on 3 device"),
     ],
@@ -115,6 +115,8 @@ def test_a_balanced_batch_is_the_largest_that_divides_and_that_every_class_has(
     plan = Plan(make_config(f"fit.batch={batch}", f"fit.devices={devices}").fit, toy_data([25, 10, 25]))
     indices = plan.indices(0)
     assert len(indices) == plan.step(0).batch == taken
+    assert ("'b' has 10" in plan.note) == (batch in (33, 50)), plan.note
+    assert plan.note.startswith(f"fit.batch is {taken} instead of {batch}: ") or taken == batch and not plan.note
     for share in indices.split(taken // devices):
         assert torch.bincount(toy_data([25, 10, 25]).labels[share]).tolist() == [taken // devices // 3] * 3
 

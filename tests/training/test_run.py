@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from training.config import Config, load_config
-from training.errors import RunError, TrainingError
+from training.errors import RunError, RunFailed, TrainingError
 from training.files import write_atomically
 from training.fit import train
 from training.run import load_run, open_folder
@@ -112,6 +112,27 @@ def test_two_processes_may_write_one_file(tmp_path: Path, monkeypatch: pytest.Mo
     write_atomically(target, b"ours")
     assert target.read_bytes() == b"ours" and sorted(os.listdir(tmp_path)) == ["judge.pt", "plain"]
     assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_link_keeps_leading_to_the_file_that_is_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"before")
+    (tmp_path / "link").symlink_to("file")
+    write_atomically(tmp_path / "link", b"after")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"after"
+
+
+def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_atomically(pipe, b"content")
+        assert os.read(reader, 100) == b"content"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    with pytest.raises(RunFailed, match="/dev/full cannot be written: the disk is full"):
+        write_atomically(Path("/dev/full"), b"content")
 
 
 def test_an_interrupted_write_leaves_nothing_in_the_way(

@@ -1,6 +1,8 @@
 """Variants of pictures in Python, drawn by the model that is shipped: kinds, sizes, loaders, what is refused."""
 
+import pickle
 import re
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,12 @@ def test_workers_and_epochs_of_a_loader_draw_other_variants(digits: torch.Tensor
     assert len(drawn) == len(set(drawn)) == 8
 
 
-def test_a_variant_is_drawn_in_a_process_that_was_spawned(digits: torch.Tensor) -> None:
+def test_what_arrives_in_a_process_that_is_spawned_draws_the_same(digits: torch.Tensor) -> None:
+    """Also once it has drawn, and has its session."""
     draw = DrawVariant(MODEL, seed=5)
-    loader = DataLoader([digits[3]], batch_size=None, num_workers=1, collate_fn=draw, multiprocessing_context="spawn")
-    (drawn,) = loader
-    assert torch.equal(drawn, draw(digits[3]))
+    for _ in range(2):
+        arrived = pickle.loads(ForkingPickler.dumps(draw))
+        assert torch.equal(arrived(digits[3]), draw(digits[3]))
 
 
 def test_a_variant_of_a_large_picture_keeps_its_size_and_mode(digits: torch.Tensor) -> None:

@@ -112,10 +112,12 @@ def swap_grid(model: EquiVAE, data: LabelledImages, encoded: Encoded, seed: int)
     height, width = picture.shape[0] + margin, picture.shape[1] + margin
     figure = Figure((width / 100, height / 100))
     show(figure.add_axes((margin / width, 0, 1 - margin / width, 1 - margin / height)), picture)
-    caption: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 12, "color": ACCENT}
+    # Smaller beside few classes, whose tiles are less long than the words.
+    size = min(12.0, min(swaps.shape[:2]) / 14)
+    caption: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size, "color": ACCENT}
     middle = 1 - swaps.shape[1] / width / 2, swaps.shape[0] / height / 2
-    figure.text(middle[0], 1 - margin / height / 2, "style: v of these pictures", **caption)
-    figure.text(margin / width / 2, middle[1], "content: r of these pictures", rotation=90, **caption)
+    figure.text(middle[0], 1 - margin / height / 2, "style: v of these", **caption)
+    figure.text(margin / width / 2, middle[1], "content: r of these", rotation=90, **caption)
     return figure
 
 
