@@ -455,6 +455,7 @@ def test_paper_default_has_the_size_of_app_b() -> None:
     [
         ({"augment": {}, "complements": "encoded"}, "in_batch"),
         ({"complements": "in_batch", "outlier_share": 0.1}, "go together"),
+        ({"complements": "in_batch", "outliers_as_content": 0.5}, "outliers_as_content needs outlier_share"),
         ({"complements": "in_batch", "swap_weight": 1}, "distance_weight"),
         (
             {"complements": "in_batch", "outlier_share": 0.1, "reject_distance": 9},

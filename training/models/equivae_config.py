@@ -135,7 +135,9 @@ class EquiVAEConfig(ModelSection):
     distance_weight: float = Field(0.0, ge=0, description="nats; 0 is the paper's objective")
     reject_distance: float | None = Field(None, gt=0, description="squared distance of the class of outliers")
     outlier_share: float = Field(0.0, ge=0, le=1, description="outliers made a batch, as a share of its images")
-    outliers_as_content: float = Field(0.0, ge=0, le=1, description="of these the share brought to a digit's size")
+    outliers_as_content: float = Field(
+        0.0, ge=0, le=1, description="share of the outliers that come as the content of a page does"
+    )
     class_mean_weight: float = Field(0.0, ge=0, description="nats a unit of squared class mean of mu(v)")
     swap_weight: float = Field(0.0, ge=0, description="nats; needs distance_weight")
     swap_share: float = Field(0.2, gt=0, le=1, description="pictures made for the swap term, as a share of the batch")
@@ -151,6 +153,8 @@ class EquiVAEConfig(ModelSection):
             raise ValueError("swap_weight needs distance_weight: it uses that classifier")
         if bool(self.outlier_share) != (self.reject_distance is not None):
             raise ValueError("outlier_share and reject_distance go together")
+        if self.outliers_as_content and not self.outlier_share:
+            raise ValueError("outliers_as_content needs outlier_share")
         if self.outlier_share and not self.distance_weight:
             raise ValueError("outlier_share needs distance_weight: outliers enter no other term of the loss")
         few = self.few_labels
