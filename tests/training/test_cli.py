@@ -146,7 +146,8 @@ def test_a_check_lists_what_is_left_out(
     small["data"] = {"source": "folder", "path": str(tmp_path / "pictures"), "size": 8}
     done = run("train", write(small), "--check")
     assert done.exit_code == 0, done.output
-    first, second = done.output.splitlines()
+    first, batch, second = done.output.splitlines()
+    assert batch.startswith("fit.batch is 24 instead of 40: a step takes equally many images of each of 12 classes")
     assert first.endswith("classes 12: 00, 01, 02, 03, 04, 05, 06, 07, 08, 09, ...")
     assert second == "left out: unlabelled: 0 usable pictures: fewer than 2 tell nothing"
 
