@@ -4,8 +4,10 @@ the evaluation's photographs, textures and noise at other sizes than the model's
     python -m benchmarks.shapes model_store/equivae-mnist/3 model_store/equivae-digits/1 \
         model_store/equivae-mnist-100labels/2 model_store/equivae-mnist-colour/2 --json results/shapes.json
 
-from training.evaluation.classification import NOVEL
-from training.evaluation.negatives import draw
+The evaluation (training/evaluation/negatives.py) draws in the model's own frame, which passes as it is, and its rings
+are two or three circles within each other, since one may well be a zero. Most pictures here are larger, and come to the
+model as a request's do: by the contract's `prepare`, which enlarges a small shape to the size of a digit. The mean
+novelty of a kind is the AUROC of novelty against known pictures, since theirs is even over [0, 1].
 """
 
 from __future__ import annotations

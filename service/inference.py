@@ -38,6 +38,7 @@ INLINE_BODY_BYTES = 64 * 1024  # 256 small pictures: under 2 ms
 _TURN = 32  # answers written before others have their turn of the event loop: about 0.3 ms
 _JSON = (b"content-type", b"application/json")
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 Render = Callable[[LoadedModel, ModelInput, Mapping[str, Array], int], dict[str, Any]]
 """The fields of one picture's answer from a model's outputs by name, arrays [n, ...], and the row."""
@@ -299,6 +300,15 @@ class JsonAnswer(Response):
         self.status_code = 200
         self.background = None
         self.raw_headers = [(b"content-length", b"%d" % len(body)), _JSON, *headers]
+
+
+def all_good(items: Sequence[Item | Problem], name: Callable[[int], str]) -> list[Item]:
+    """All of them, where there is one answer to all; else the first problem raised, with the name of its place."""
+    for at, item in enumerate(items):
+        if isinstance(item, Problem):
+            item.detail = f"{name(at)}: {item.detail}"
+            raise item
+    return [item for item in items if not isinstance(item, Problem)]
 
 
 def raise_of_single(payload: Payload, items: Sequence[Any]) -> None:

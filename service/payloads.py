@@ -30,6 +30,7 @@ from service.errors import (
 )
 from service.schemas import ImagesRequest, RecombineRequest
 
+PAIR = ("content", "style")  # the pictures of /recombine
 _RAW_TYPES = (b"", b"application/octet-stream")
 _CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 _NON_FINITE = ("NaN", "Infinity")
@@ -98,7 +99,7 @@ def read_content_and_style(content_type: bytes, body: bytes) -> tuple[bytes, byt
         request = _validate(RecombineRequest, document)
         pictures = [_from_base64(request.content.data), _from_base64(request.style.data)]
     elif kind == b"multipart/form-data":
-        by_name = dict(_read_parts(content_type, body, 2, ("content", "style")))
+        by_name = dict(_read_parts(content_type, body, 2, PAIR))
         _check_both(set(by_name))
         pictures = [by_name["content"], by_name["style"]]
     else:
@@ -112,7 +113,7 @@ def read_content_and_style(content_type: bytes, body: bytes) -> tuple[bytes, byt
 
 
 def _check_both(names: set[str]) -> None:
-    for needed in ("content", "style"):
+    for needed in PAIR:
         if needed not in names:
             raise MissingPart(f"the picture `{needed}` is missing: recombining takes `content` and `style`")
 

@@ -43,13 +43,16 @@ def write_atomically(target: Path, content: bytes) -> None:
     Raises:
         RunFailed: no space, no permission, ...; the message says so and nothing is left behind.
     """
-    if target.exists() and not target.is_file():
-        try:
+    try:
+        if target.exists() and not target.is_file():
             target.write_bytes(content)
-        except OSError as error:
-            raise RunFailed(f"{target} cannot be written: {reason_of(error)}") from error
-        return
-    target = Path(os.path.realpath(target))
+        else:
+            _replace(Path(os.path.realpath(target)), content)
+    except OSError as error:
+        raise RunFailed(f"{target} cannot be written: {reason_of(error)}") from error
+
+
+def _replace(target: Path, content: bytes) -> None:
     # A name of its own, for others may write the same file; not tempfile's, whose files only their owner may read.
     aside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -63,8 +66,6 @@ def write_atomically(target: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
-        raise RunFailed(f"{target} cannot be written: {reason_of(error)}") from error
     finally:  # also where the user interrupts
         with suppress(OSError):
             aside.unlink()

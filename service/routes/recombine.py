@@ -1,7 +1,6 @@
 """POST /recombine: the content of one picture in the style of another."""
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,23 +9,14 @@ from starlette.responses import Response
 
 from service import errors, images
 from service.engine import Array
-from service.inference import INLINE_BODY_BYTES, Inference, picture_answer, to_json
+from service.inference import INLINE_BODY_BYTES, Inference, all_good, picture_answer, to_json
 from service.negotiation import choose
-from service.payloads import read_content_and_style
+from service.payloads import PAIR, read_content_and_style
 from service.routes.direct import BINARY, DirectRoute, pair_body, problem_responses, query_parameters, timeout_parameter
 from service.routes.pictures import PICTURE_ROUTE_PROBLEMS
 from service.schemas import RecombineAnswer
 
 _PIXELS_A_VALUE = 10  # decoded in the time that one value of a picture takes to encode, as lossless WebP
-
-
-def good(inputs: Sequence[images.ModelInput | errors.Problem]) -> list[images.ModelInput]:
-    """Content and style, or the first problem raised, with the name of its picture: half an answer is none here."""
-    for name, item in zip(("content", "style"), inputs, strict=True):
-        if isinstance(item, errors.Problem):
-            item.detail = f"{name}: {item.detail}"
-            raise item
-    return [item for item in inputs if not isinstance(item, errors.Problem)]
 
 
 def _write(image: Array, media_type: str, document: dict[str, Any]) -> bytes:
@@ -49,7 +39,7 @@ def add(router: APIRouter, inference: Inference) -> None:
         else:
             encoded = inference.accept(read_content_and_style(content_type, body), call.deadline)
         with inference.permit(encoded, body):
-            content, style = good(await inference.prepare(call, encoded, model, options))
+            content, style = all_good(await inference.prepare(call, encoded, model, options), PAIR.__getitem__)
             inference.record(call, "decode", time.perf_counter() - start)
             outputs = await inference.run(request, model, "recombine", [(content.image, style.image)])
             start = time.perf_counter()

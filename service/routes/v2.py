@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import TypeVar
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -15,7 +14,7 @@ from service.batching import Row
 from service.deadlines import Deadline
 from service.engine import Array
 from service.errors import InvalidParameter, Problem
-from service.inference import INLINE_BODY_BYTES, Inference
+from service.inference import INLINE_BODY_BYTES, Inference, all_good
 from service.middleware import PROTOCOL_ENDPOINT
 from service.routes.direct import (
     BINARY,
@@ -64,7 +63,7 @@ _PROBLEMS = (
 )
 _PIXELS_A_NUMBER = 2  # decoded in the time that a number takes to be written as JSON
 _NUMBERS_AS_BINARY = 8  # numbers that are written as binary data in that time
-Item = TypeVar("Item")
+NAME = "picture {}".format
 _EXAMPLE = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [EXAMPLE_PNG]}]}
 _PARAMETERS = [
     {
@@ -77,15 +76,6 @@ _PARAMETERS = [
     timeout_parameter(),
     *(parameter for parameter in query_parameters() if parameter["name"] not in ("model", "version")),
 ]
-
-
-def _good(encoded: Sequence[Item | Problem]) -> list[Item]:
-    """All of them; a message has one answer, so the first problem is its."""
-    for at, item in enumerate(encoded):
-        if isinstance(item, Problem):
-            item.detail = f"picture {at}: {item.detail}"
-            raise item
-    return [item for item in encoded if not isinstance(item, Problem)]
 
 
 def _accept(inference: Inference, files: Sequence[File], deadline: Deadline) -> list[EncodedPicture | Problem]:
@@ -123,8 +113,8 @@ def add(router: APIRouter, inference: Inference) -> None:
         else:
             encoded = _accept(inference, files, call.deadline)
         arrays = sum(given.nbytes for given in asked.inputs if not isinstance(given, list))
-        with inference.permit(_good(encoded), body, rows=asked.rows, size=arrays):
-            prepared = iter(_good(await inference.prepare(call, encoded, model, options)) if files else ())
+        with inference.permit(all_good(encoded, NAME), body, rows=asked.rows, size=arrays):
+            prepared = iter(all_good(await inference.prepare(call, encoded, model, options), NAME) if files else ())
             columns = [
                 [picture.image for picture in islice(prepared, asked.rows)] if isinstance(given, list) else given
                 for given in asked.inputs

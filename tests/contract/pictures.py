@@ -34,3 +34,10 @@ def glyph(side: int = 28) -> npt.NDArray[np.uint8]:
     picture[round(3 * unit) : round(11 * unit), round(3 * unit) : round(5 * unit)] = 255
     picture[round(9 * unit) : round(11 * unit), round(3 * unit) : round(10 * unit)] = 255
     return picture
+
+
+def ring(side: int, radius: float, width: float) -> npt.NDArray[np.float64]:
+    """The strength 0..1 of a circle's line [side,side] about the middle, antialiased; radius: of its outer edge."""
+    place = np.arange(side) - (side - 1) / 2
+    beyond = abs(np.hypot(place[:, None], place) - (radius - width / 2))
+    return np.clip(width / 2 - beyond + 0.5, 0, 1)

@@ -10,7 +10,7 @@ from contract.manifest import InputSpec, Preprocessing
 from contract.picture import open_picture
 from contract.preprocess import prepare
 from contract.turned import inset
-from tests.contract.pictures import encode, glyph, noise
+from tests.contract.pictures import encode, glyph, noise, ring
 
 SPEC = InputSpec(channels=1, height=28, width=28)
 MASS = Preprocessing(polarity="light", fit="mass", margin=4 / 28)
@@ -80,12 +80,10 @@ def test_what_is_no_turned_picture_has_no_filled_corners() -> None:
 
 @pytest.mark.parametrize("side", [*range(18, 75, 3), 75, 80, 100, 160])
 def test_the_corners_of_a_round_stroke_are_paper(side: int) -> None:
-    place = np.arange(side) - (side - 1) / 2
-    distance = np.hypot(place[:, None], place)
     for radius in np.linspace(0.3, 0.49, 8) * side:
         for width in np.array([0.05, 0.1, 0.2, 0.5]) * side:
-            ring = np.clip(width / 2 - abs(distance - (radius - width / 2)) + 0.5, 0, 1)
-            for page in (255 - 255 * ring, 255 * ring):
+            ink = 255 * ring(side, radius, width)
+            for page in (255 - ink, ink):
                 assert inset(page.astype(np.float32)).min() == 0.5
 
 

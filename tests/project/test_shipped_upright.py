@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import turned_digits
 from service.settings import Settings
+from tests.contract.pictures import ring
 from tests.server import part_of_store, running_server
 from tests.training.conftest import MNIST
 from training.config import MnistData
@@ -76,20 +77,15 @@ def test_the_corners_that_a_turn_has_filled_do_not_matter(client: httpx.Client, 
     assert min(alike) >= turned_digits.ALIKE, dict(zip(copies, alike, strict=True))
 
 
-def ring(side: int, share: float) -> np.ndarray:
-    """A dark line a tenth of the side wide on white, [side,side]; its outer radius is a share of the side."""
-    place = np.arange(side) - (side - 1) / 2
-    beyond = abs(np.hypot(place[:, None], place) - (share - 0.05) * side)
-    return 255 - 255 * np.clip(0.05 * side - beyond + 0.5, 0, 1)
-
-
 @pytest.mark.parametrize(("model", "degrees"), UNSURE.items())
 def test_how_unsure_a_model_is_where_nothing_is_up(
     client: httpx.Client, model: str, degrees: tuple[float, float]
 ) -> None:
     """Dark on paper, larger than the model's frame. Any angle: 104; of a range of +-90 degrees alone: 52."""
     noise = np.random.default_rng(1).integers(0, 256, (200, 200))
-    rings = [ring(side, share) for side in (20, 22, 30, 60, 200) for share in (0.3, 0.4, 0.49)]
+    rings = [
+        255 - 255 * ring(side, share * side, side / 10) for side in (20, 22, 30, 60, 200) for share in (0.3, 0.4, 0.49)
+    ]
     pictures = [np.full((200, 200), 230), *rings, noise]
     for answer in turned_digits.ask(client, "/transform", model, [picture.astype(np.uint8) for picture in pictures]):
         assert degrees[0] <= answer["uncertainty"]["rotation_degrees"] <= degrees[1]

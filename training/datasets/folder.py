@@ -46,7 +46,7 @@ FEWEST_KEPT = 2
 FEWEST_IMAGES = FEWEST_KEPT + 1
 FEWEST_UNLABELLED = 2  # one alone has no deviation
 UNLABELLED = ("unlabelled", "unlabeled")
-VALIDATION, DRAWN = ("val", "valid", "validation"), ": validation is drawn from train, see data.validation"
+VALIDATION = ("val", "valid", "validation")
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 
 
@@ -86,7 +86,8 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
     if divided:
         for path in _visible(root):
             if path not in (for_training, for_test) and not _is_unlabelled(path):
-                skipped.add(path, "lies beside train, not in it" + (DRAWN if path.name.lower() in VALIDATION else ""))
+                hint = ": validation is drawn from train, see data.validation"
+                skipped.add(path, "lies beside train, not in it" + hint * (path.name.lower() in VALIDATION))
     if divided and for_test.is_dir():
         for path in _visible(for_test):
             if path.name not in names:
