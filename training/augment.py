@@ -10,21 +10,20 @@ from torch.nn import functional as F
 
 from training.augment_config import AugmentConfig
 
-__all__ = ["augment", "distorted_grid", "outliers"]
-
-LEAST_CIRCLE = 16  # pixels a side: in fewer, zeros are circles too
+__all__ = ["augment", "distorted_grid", "uniform"]
 
 
-def _uniform(shape: tuple[int, ...], limit: float, generator: torch.Generator) -> Tensor:
+def uniform(shape: tuple[int, ...], limit: float, generator: torch.Generator) -> Tensor:
+    """Even over [-limit, limit]."""
     return (2 * torch.rand(shape, generator=generator) - 1) * limit
 
 
 def _affine(count: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
     """Random output -> input matrices [N,2,3] in normalised coordinates: rotation . shear . scale, then the shift."""
-    angle = _uniform((count,), math.radians(config.rotation_degrees), generator)
-    shear = torch.tan(_uniform((count,), math.radians(config.shear_degrees), generator))
-    scale = 1 / (1 + _uniform((count, 2), config.scale, generator))
-    shift = _uniform((count, 2), 2 * config.shift, generator)
+    angle = uniform((count,), math.radians(config.rotation_degrees), generator)
+    shear = torch.tan(uniform((count,), math.radians(config.shear_degrees), generator))
+    scale = 1 / (1 + uniform((count, 2), config.scale, generator))
+    shift = uniform((count, 2), 2 * config.shift, generator)
     cos, sin = torch.cos(angle), torch.sin(angle)
     first = torch.stack([cos * scale[:, 0], (cos * shear - sin) * scale[:, 1], shift[:, 0]], 1)
     second = torch.stack([sin * scale[:, 0], (sin * shear + cos) * scale[:, 1], shift[:, 1]], 1)
@@ -61,7 +60,7 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
     grid = distorted_grid(count, height, width, config, generator)
     changed = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     if config.contrast:
-        power = torch.exp(_uniform((count, 1, 1, 1), config.contrast, generator))
+        power = torch.exp(uniform((count, 1, 1, 1), config.contrast, generator))
         changed = changed.clamp_min(1e-6) ** power
     if config.colours:
         chosen = torch.rand((count, 1, 1, 1), generator=generator) < config.colours
@@ -95,222 +94,3 @@ def _squares(count: int, height: int, width: int, share: float, generator: torch
     columns = (torch.arange(width) + 0.5).view(1, 1, width) / width
     inside = ((rows - centre[:, 0]).abs() < half) & ((columns - centre[:, 1]).abs() < half)
     return (~(inside & chosen)).float().unsqueeze(1)
-
-
-def outliers(images: Tensor, generator: torch.Generator, as_content: float = 0.0) -> Tensor:
-    """Images that belong to no class, for outlier exposure (Hendrycks et al. 2019), one a given image.
-
-    Drawn in equal shares: smooth noise of random coarseness and contrast, from grain to clouds; waves and checks of
-    random period and angle; rings, discs and ripples; small drawings of one circle, enlarged (where there are pixels
-    enough to tell one from a zero); scattered dots; flat grey; the given images with their quarters shuffled; and pairs
-    of them laid over each other, moved apart by a quarter of the frame each.
-
-    Args:
-        images: [N,C,H,W] in [0,1]
-        as_content: the share of them that comes as the content of a larger picture does, heaps of shapes among them:
-            what differs from its paper is ink, softened, and brought to the size of the data's.
-    Returns:
-        [N,C,H,W] in [0,1]
-    """
-    count, channels, height, width = images.shape
-    drawn = [_clouds(images, generator), _waves(images, generator), _rings(images, generator)]
-    if min(height, width) >= LEAST_CIRCLE:
-        drawn.append(_enlarged_circles(images, generator))
-    drawn += [
-        _dots(images, generator),
-        torch.rand((count, channels, 1, 1), generator=generator).expand_as(images),
-        _shuffled(images, generator),
-        _overlaid(images, generator),
-    ]
-    if as_content:
-        drawn.append(_heaps(images, generator))
-    kinds = torch.stack(drawn)
-    kind = torch.randint(len(kinds), (count,), generator=generator)
-    chosen = kinds[kind, torch.arange(count)]
-    if not as_content:
-        return chosen
-    brought = torch.rand((count, 1, 1, 1), generator=generator) < as_content
-    return torch.where(brought, _as_content(chosen, generator), chosen)
-
-
-def _as_content(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Much as `contract.preprocess.prepare` brings the content of a page: what is brighter or darker than some
-    shade of the picture is ink; it is blurred by up to a tenth of the frame, and its box is brought to 0.6 to 0.8 of
-    the frame, with its centre of mass in the middle.
-    """
-    count, channels, height, width = images.shape
-    grey = images.mean(1, keepdim=True)
-    size = (count, 1, 1, 1)
-    flat = grey.flatten(1).sort(1).values
-    place = (torch.rand((count, 1), generator=generator) * (flat.shape[1] - 1)).round().long()
-    paper = flat.gather(1, place).view(size)
-    above, below = (grey - paper).clamp_min(0), (paper - grey).clamp_min(0)
-    ink = torch.where((above**2).sum((1, 2, 3), True) > (below**2).sum((1, 2, 3), True), above, below)
-    ink = _blurred(ink, 0.1 * torch.rand(size, generator=generator) ** 2)
-    strength = ink.flatten(1).quantile(0.95, 1).view(size).clamp_min(1e-3)
-    ink = (ink / strength).clamp(0, 1)
-    solid = ink > 0.15
-    rows, columns = torch.linspace(-1, 1, height).view(1, height), torch.linspace(-1, 1, width).view(1, width)
-    extents, middles = [], []
-    for along, places in ((3, rows), (2, columns)):
-        occupied = solid.any(along).view(count, -1)
-        first = torch.where(occupied, places, torch.inf).amin(1)
-        last = torch.where(occupied, places, -torch.inf).amax(1)
-        extents.append((last - first) / 2 + 1 / height)
-        mass = ink.sum(along).view(count, -1)
-        middles.append((mass * places).sum(1) / mass.sum(1).clamp_min(1e-6))
-    share = 0.6 + 0.2 * torch.rand(count, generator=generator)
-    scale = torch.maximum(*extents).clamp(0.1, 1) / share
-    scale = torch.where(torch.isfinite(scale), scale, torch.ones(count))
-    theta = torch.zeros((count, 2, 3))
-    theta[:, 0, 0] = theta[:, 1, 1] = scale
-    theta[:, 0, 2], theta[:, 1, 2] = middles[1], middles[0]
-    grid = F.affine_grid(theta, [count, 1, height, width], align_corners=False)
-    framed = F.grid_sample(ink, grid, mode="bilinear", align_corners=False)
-    return framed.expand(-1, channels, -1, -1)
-
-
-def _blurred(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of images [N,1,H,W] by `sigma` [N,1,1,1], in shares of the frame's height."""
-    height, width = images.shape[2:]
-    for length, axis in ((height, 2), (width, 3)):
-        places = torch.arange(length, dtype=images.dtype)
-        apart = (places[:, None] - places[None]) / (sigma.view(-1, 1, 1) * height).clamp_min(0.3)
-        kernel = torch.softmax(-(apart**2) / 2, 2)
-        images = kernel[:, None] @ images if axis == 2 else images @ kernel[:, None].transpose(2, 3)
-    return images
-
-
-def _heaps(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Discs, bars and half-planes of random shades upon each other, as a photograph has edges (dead leaves)."""
-    count, _, height, width = images.shape
-    rows, columns = _plane(images)
-    size = (count, 1, 1, 1)
-    heap = torch.rand(size, generator=generator).expand(count, 1, height, width)
-    for _ in range(8):
-        angle = math.pi * torch.rand(size, generator=generator)
-        y, x = (_uniform(size, 1.0, generator) for _ in range(2))
-        reach = torch.rand(size, generator=generator)
-        along = torch.cos(angle) * (columns - x) + torch.sin(angle) * (rows - y)
-        across = torch.cos(angle) * (rows - y) - torch.sin(angle) * (columns - x)
-        kind = torch.rand(size, generator=generator)
-        disc = reach - torch.sqrt(along**2 + across**2)
-        bar = torch.minimum(reach / 3 - across.abs(), reach - along.abs())
-        edge = torch.where(kind < 0.3, disc, torch.where(kind < 0.7, bar, along.expand_as(bar)))
-        inside = (0.5 + edge * height / 2).clamp(0, 1)
-        heap = heap + inside * (torch.rand(size, generator=generator) - heap)
-    return heap.expand_as(images)
-
-
-def _clouds(images: Tensor, generator: torch.Generator) -> Tensor:
-    count, channels, height, width = images.shape
-    total = torch.zeros_like(images)
-    for cells in (3, 6, 12, max(height, width)):
-        weight = torch.rand((count, 1, 1, 1), generator=generator) ** 3
-        noise = torch.randn((count, channels, cells, cells), generator=generator)
-        total = total + weight * F.interpolate(noise, size=(height, width), mode="bilinear", align_corners=True)
-    spread = 2 * torch.rand((count, 1, 1, 1), generator=generator)
-    level = _uniform((count, 1, 1, 1), 1.0, generator)
-    scale = total.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
-    return torch.sigmoid(2 * (total / scale * spread + level))
-
-
-def _plane(images: Tensor) -> tuple[Tensor, Tensor]:
-    height, width = images.shape[2:]
-    rows = torch.linspace(-1, 1, height).view(1, 1, height, 1)
-    columns = torch.linspace(-1, 1, width).view(1, 1, 1, width)
-    return rows, columns
-
-
-def _waves(images: Tensor, generator: torch.Generator) -> Tensor:
-    count = images.shape[0]
-    rows, columns = _plane(images)
-    size = (count, 1, 1, 1)
-    angle = math.pi * torch.rand(size, generator=generator)
-    angle = torch.where(
-        torch.rand(size, generator=generator) < 0.5, torch.round(angle * 2 / math.pi) * math.pi / 2, angle
-    )
-    period = 2 / (1 + (images.shape[2] / 2 - 1) * torch.rand(size, generator=generator) ** 2)
-    along = torch.cos(angle) * columns + torch.sin(angle) * rows
-    across = torch.cos(angle) * rows - torch.sin(angle) * columns
-    phase = 2 * math.pi * torch.rand((count, 2, 1, 1), generator=generator)
-    first = torch.sin(2 * math.pi * along / period + phase[:, :1])
-    second = torch.sin(2 * math.pi * across / period + phase[:, 1:])
-    checks = torch.rand(size, generator=generator) < 0.5
-    wave = torch.where(checks, first * second, first)
-    hardness = 10 ** _uniform(size, 1.0, generator)
-    level = torch.rand(size, generator=generator)
-    return (level * torch.sigmoid(3 * hardness * wave)).expand_as(images)
-
-
-def _rings(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One ring, one disc, or ripples from the centre outwards."""
-    count = images.shape[0]
-    rows, columns = _plane(images)
-    size = (count, 1, 1, 1)
-    centre = _uniform((count, 2, 1, 1), 0.3, generator)
-    radius = 0.15 + 0.8 * torch.rand(size, generator=generator)
-    thickness = 0.04 + 0.25 * torch.rand(size, generator=generator)
-    distance = torch.sqrt((rows - centre[:, :1]) ** 2 + (columns - centre[:, 1:]) ** 2)
-    ring = thickness - (distance - radius).abs()
-    ripples = thickness / 2 * torch.cos(2 * math.pi * (distance - radius) / (2 * thickness + 0.15))
-    kind = torch.rand(size, generator=generator)
-    edge = torch.where(kind < 0.4, ring, torch.where(kind < 0.7, radius - distance, ripples))
-    level = 0.3 + 0.7 * torch.rand(size, generator=generator)
-    return (level * _filled(edge, images.shape[2] / 2, generator)).expand_as(images)
-
-
-def _filled(edge: Tensor, pixels: float, generator: torch.Generator) -> Tensor:
-    """1 within an edge and 0 outside; `edge` [N,1,H,W] is how far within, in units of `pixels`. In half of the pictures
-    the edge is one pixel wide, as an antialiased drawing has it; in the others pixels are either on or off.
-    """
-    sharpness = torch.where(torch.rand((len(edge), 1, 1, 1), generator=generator) < 0.5, 1.0, 1e3)
-    return (0.5 + sharpness * edge * pixels).clamp(0, 1)
-
-
-def _enlarged_circles(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One circle a picture, drawn 0.3 to 0.8 of the frame wide and resized to 0.65 to 0.85 of it, as a request's is.
-
-    How coarse it is, its size and its place are one draw for all.
-    """
-    count, channels, height, width = images.shape
-    coarse, share, smooth, top, left = torch.rand(5, generator=generator).tolist()
-    cells = round((0.3 + 0.5 * coarse) * height)
-    place = torch.arange(cells) - (cells - 1) / 2
-    distance = torch.sqrt(place.view(1, 1, cells, 1) ** 2 + place.view(1, 1, 1, cells) ** 2)
-    thickness = 0.7 + (cells / 2 - 1) * torch.rand((count, 1, 1, 1), generator=generator)
-    ring = thickness / 2 - (distance - (cells - thickness) / 2).abs()
-    small = _filled(ring, 1.0, generator)
-    side = round((0.65 + 0.2 * share) * height)
-    mode = "bicubic" if smooth < 0.5 else "bilinear"
-    circles = F.interpolate(small, size=(side, side), mode=mode, align_corners=False).clamp(0, 1)
-    rows, columns = (round((length - side) * (0.4 + 0.2 * at)) for length, at in ((height, top), (width, left)))
-    framed = F.pad(circles, (columns, width - side - columns, rows, height - side - rows))
-    return framed.expand_as(images)
-
-
-def _dots(images: Tensor, generator: torch.Generator) -> Tensor:
-    share = 0.5 * torch.rand((images.shape[0], 1, 1, 1), generator=generator)
-    return (torch.rand(images.shape, generator=generator) < share).float()
-
-
-def _shuffled(images: Tensor, generator: torch.Generator) -> Tensor:
-    height, width = images.shape[2] // 2, images.shape[3] // 2
-    quarters = [
-        images[:, :, :height, :width],
-        images[:, :, :height, -width:],
-        images[:, :, -height:, :width],
-        images[:, :, -height:, -width:],
-    ]
-    order = torch.randperm(4, generator=generator).tolist()
-    if order == [0, 1, 2, 3]:
-        order = [3, 2, 1, 0]
-    quarters = [quarters[index] for index in order]
-    mixed = torch.cat([torch.cat(quarters[:2], 3), torch.cat(quarters[2:], 3)], 2)
-    return F.interpolate(mixed, size=images.shape[2:]) if mixed.shape != images.shape else mixed
-
-
-def _overlaid(images: Tensor, generator: torch.Generator) -> Tensor:
-    other = images[torch.randperm(len(images), generator=generator)]
-    side = images.shape[3] // 4
-    return torch.maximum(torch.roll(images, side, 3), torch.roll(other, -side, 2))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from contract.manifest import InputSpec
-from training.augment import augment, outliers
+from training.augment import augment
 from training.augment_config import AugmentConfig
 from training.complements import Grouped, draw_complements, in_batch_weights
 from training.datasets import LabelledImages
@@ -26,6 +26,7 @@ from training.distances import (
 from training.latent import class_mean_energy, kl_per_dimension
 from training.models.equivae import EquiVAE
 from training.models.equivae_config import EquiVAEConfig
+from training.outliers import outliers
 
 SIDE, CLASSES = 8, 3
 INPUT = InputSpec(channels=1, height=SIDE, width=SIDE)

@@ -34,7 +34,7 @@ v is left with nothing (its KL falls to 0).
 
 `distance_weight` > 0 adds cross-entropy of the classifier (r_y: means in the batch, x left out): such a model is
 EquiVAE + distance term. Beside it `reject_distance` adds one more class at that constant squared distance, right for
-made-up images that are no class at all (`augment.outliers`), so that nearness means something outside the data too.
+made-up images that are no class at all (`training.outliers`), so that nearness means something outside the data too.
 
 Eq. 4 rewards v for saying again what r says wherever the decoder mixes the two badly. Two more terms answer that:
 `class_mean_weight` on the squared length of the class means of mu(v), which a linear probe lives on, and `swap_weight`
@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contract.manifest import InputSpec
-from training.augment import augment, outliers
+from training.augment import augment
 from training.complements import draw_complements, in_batch_weights
 from training.distances import (
     ENOUGH,
@@ -67,6 +67,7 @@ from training.models.base import Model
 from training.models.equivae_config import EquiVAEConfig
 from training.models.equivae_parts import Posterior, body_of, decoder_of
 from training.networks import dense, he_initialise
+from training.outliers import outliers
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages

@@ -39,13 +39,14 @@ from torch.nn import functional as F
 
 from contract.manifest import InputSpec
 from training import mixture
-from training.augment import distorted_grid, outliers
+from training.augment import distorted_grid
 from training.distances import ENOUGH, ClassMeans, prototypes_of
 from training.latent import ACTIVE_NATS, gaussian_nats, kl_per_dimension, sample
 from training.models.lifted import DRAWS
 from training.models.mcevae_config import MCEVAEConfig
 from training.models.mcevae_inference import Inference, Seen
 from training.networks import exactly
+from training.outliers import outliers
 from training.rotation import bin_angles, coverage_factor, find_modes, range_prior, wrapped
 from training.turned import (
     FLIP_DEGREES,

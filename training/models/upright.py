@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from contract.manifest import InputSpec
-from training.augment import outliers
 from training.datasets.rotnet import as_rotnet_draws
 from training.lie import exponential
 from training.models.base import Model
@@ -29,6 +28,7 @@ from training.models.polar import AngleNet, PolarSampler
 from training.models.pose import Canonical, Pose, without_decoder
 from training.models.upright_config import ConvolutionalConfig, PolarConfig, UprightConfig
 from training.networks import ConvBody, exactly, he_initialise
+from training.outliers import outliers
 from training.rotation import bin_angles, calibrated, coverage_factor, deviation, find_modes, wrapped
 from training.turned import FLIP_DEGREES, error_figures, move, move_by_two, similarity, uniform
 
