@@ -1,12 +1,14 @@
-"""python -m training: train, seeds, evaluate, figures, export."""
+"""python -m training: train, seeds, evaluate, figures, export, keys."""
 
 import gc
+import math
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean, stdev
 from types import FrameType
 from typing import Annotated, Any, Literal
 
@@ -46,8 +48,7 @@ app = typer.Typer(
 ConfigPath = Annotated[
     Path,
     typer.Argument(
-        help="Configuration, YAML; examples in training/configs/, every key in training/config.py and "
-        "training/models/*_config.py.",
+        help="Configuration, YAML; examples in training/configs/, every key by python -m training keys.",
         metavar="CONFIG",
     ),
 ]
@@ -174,8 +175,8 @@ def train(
         bool,
         typer.Option(
             "--check",
-            help="Only judge the configuration and its data, for any device, and list what is left out of these: "
-            "exit status 0, or 2 where they are wrong.",
+            help="Only judge the configuration and its data, for any device, and list what is left out of these and "
+            "which pictures are there twice: exit status 0, or 2 where they are wrong.",
             show_default="off",
         ),
     ] = False,
@@ -201,7 +202,7 @@ def train(
         if check:
             prepared = prepare(chosen)
             left_out = [f"left out: {entry}" for entry in prepared.splits.skipped]
-            typer.echo("\n".join((prepared.described, *filter(None, (prepared.plan.note,)), *left_out)))
+            typer.echo("\n".join((prepared.described, *prepared.remarks, *left_out)))
             return
         console = Console()
         outcome = fit(chosen, run or default_folder(runs, chosen), resume=resume, restart=restart, console=console)
@@ -262,6 +263,10 @@ def seeds(
         part = "test" if test else "validation"
         for row in rows:
             typer.echo(f"seed {row['seed']}: {part} {_said(row[part], chosen.fit.select)}, {row['minutes']:.1f} min")
+        if len(rows) > 1:
+            values = [row[part][chosen.fit.select] for row in rows]
+            error = stdev(values) / math.sqrt(len(values))
+            typer.echo(f"mean of {len(rows)} seeds: {part} {chosen.fit.select} {mean(values):.3f} ± {error:.3f}")
 
 
 @app.command(epilog="Example: python -m training evaluate runs/equivae-digits-2 --split test")
@@ -391,6 +396,15 @@ def export(
             from training.export import export_run
 
         export_run(run, store, licence)
+
+
+@app.command(epilog="Example: python -m training keys | grep augment")
+def keys() -> None:
+    """List every key of a configuration with what it takes, its default and its meaning, one a line."""
+    from training.keys import keys as of_configuration
+
+    for line in of_configuration():
+        typer.echo(line)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ __all__ = ["AugmentConfig"]
 class AugmentConfig(ModelSection):
     """Ranges of the random changes; every value is drawn uniformly in +- the range, once an image."""
 
-    rotation_degrees: float = Field(0.0, ge=0, le=180)
-    shear_degrees: float = Field(0.0, ge=0, lt=60)
+    rotation_degrees: float = Field(0.0, ge=0, le=180, description="turned by U(+-this)")
+    shear_degrees: float = Field(0.0, ge=0, lt=60, description="slanted by U(+-this)")
     scale: float = Field(0.0, ge=0, lt=1, description="each axis by its own factor in 1 +- scale")
     shift: float = Field(0.0, ge=0, le=0.5, description="share of the side")
     elastic: float = Field(0.0, ge=0, description="standard deviation of the displacement in pixels")

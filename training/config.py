@@ -70,10 +70,14 @@ class FolderData(Data):
     source: Literal["folder"]
     path: Path = Field(description="folder of one folder a class, or of train/ and test/ with those inside")
     size: int = Field(ge=4, le=1024, description="height and width of the model's input, pixels")
-    channels: Literal[1, 3] = 1
-    preprocessing: Preprocessing = Preprocessing(polarity="none", fit="image", margin=0.0)
+    channels: Literal[1, 3] = Field(default=1, description="1: grey, 3: colour")
+    preprocessing: Preprocessing = Field(
+        default=Preprocessing(polarity="none", fit="image", margin=0.0),
+        description="what a picture goes through first: how light ink and ground are to be, what fills the frame "
+        "(the whole image, or its content by box, circle or centre of mass), and the free share on every side",
+    )
     validation: float = Field(default=0.1, gt=0, lt=1, description="share of every class held out")
-    split_seed: Seed = 0
+    split_seed: Seed = Field(default=0, description="seed of which these are")
 
 
 class TextData(Data):
@@ -81,8 +85,8 @@ class TextData(Data):
     path: Path = Field(default=Path("/usr/share/fonts"), description="folder of the fonts, in any depth")
     size: int = Field(default=96, ge=32, le=256, description="height and width of the model's input, pixels")
     train: int = Field(default=40_000, ge=8, description="crops drawn for training")
-    validation: int = Field(default=2_000, ge=8)
-    test: int = Field(default=2_000, ge=8)
+    validation: int = Field(default=2_000, ge=8, description="crops drawn for validation")
+    test: int = Field(default=2_000, ge=8, description="crops drawn for the test, in fonts that training never sees")
     seed: Seed = Field(default=0, description="of everything that is drawn")
     made_up: Share = Field(default=0.5, description="share of made-up words in training; elsewhere 0.5")
     more: dict[str, Annotated[float, Field(gt=0)]] = Field(
@@ -126,7 +130,7 @@ Schedule = Annotated[Constant | Cosine | BatchDoubling, Field(discriminator="kin
 
 class Fit(Section):
     seed: Seed = Field(default=1, description="weights, order, augmentation and noise all follow from it")
-    epochs: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1, description="passes over the training images")
     steps: int | None = Field(default=None, ge=1, description="optimiser steps, instead of epochs")
     batch: int = Field(
         default=32, ge=2, description="images a step over all devices, fewer of small sets and to divide evenly"
@@ -140,14 +144,14 @@ class Fit(Section):
     patience: int | None = Field(default=None, ge=1, description="validations without a better one before stopping")
     keep: Literal["best", "last"] = Field(default="last", description="which weights become the model")
     select: str = Field(default="error", description="validation metric that best and patience go by")
-    select_mode: Literal["min", "max"] = "min"
+    select_mode: Literal["min", "max"] = Field(default="min", description="which of its ends is better")
     initial: Path | None = Field(
         default=None,
         description="finished run of the same shape whose weights to begin with; {seed} is this run's seed",
     )
     checkpoint_steps: int = Field(default=500, ge=1, description="steps between two checkpoints")
     log_steps: int = Field(default=50, ge=1, description="steps over which the logged terms are averaged")
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU where there is one")
     devices: int = Field(default=1, ge=1, description="processes, each with its GPU or its share of the cores (DDP)")
     precision: Precision = Field(default="32-true", description="reduced on GPUs and on CPUs with AVX512_BF16 alone")
     channels_last: bool = Field(default=False, description="memory layout of images and weights")

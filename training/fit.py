@@ -138,8 +138,8 @@ def _prepared_folder(
         try:
             held.enter_context(open_folder(folder, prepared.config, resume=resume, restart=restart))
             console.print(f"{prepared.described}; run {folder}", markup=False, highlight=False, soft_wrap=True)
-            if prepared.plan.note:
-                console.print(prepared.plan.note, markup=False, highlight=False, soft_wrap=True)
+            for line in prepared.remarks:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
             if splits.skipped:
                 listing = folder / SKIPPED_FILE
                 write_atomically(listing, "\n".join((*splits.skipped, "")).encode())

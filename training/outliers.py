@@ -59,7 +59,7 @@ def outliers(images: Tensor, generator: torch.Generator, as_content: float = 0.0
 def _as_content(images: Tensor, generator: torch.Generator) -> Tensor:
     """Much as `contract.preprocess.prepare` brings the content of a page: what is brighter or darker than some
     shade of the picture is ink; it is blurred by up to a tenth of the frame, and its box is brought to 0.6 to 0.8 of
-    the frame, with its centre of mass within a pixel of the middle.
+    the frame, with its centre of mass in the middle or, by up to a pixel before it is enlarged, beside it.
     """
     count, channels, height, width = images.shape
     grey = images.mean(1, keepdim=True)

@@ -38,6 +38,11 @@ class Prepared:
         more = ", ..." if len(names) > SHOWN else ""
         return f"{self.splits.name}: {counts}; classes {len(names)}: {', '.join(names[:SHOWN])}{more}"
 
+    @property
+    def remarks(self) -> list[str]:
+        """What whoever begins the run may not expect, a line each."""
+        return [*filter(None, [self.plan.note]), *self.splits.doubts]
+
 
 def prepare(config: Config) -> Prepared:
     """Read the data and make the model.

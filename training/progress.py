@@ -16,6 +16,7 @@ from training.files import reason_of, write_atomically
 from training.run import METRICS_FILE, read_metrics
 
 SHOWN_TERMS = 4  # how many stand beside the bar; all of them stand in metrics.jsonl
+SILENCE_SECONDS = 60  # after which a log, which has no bar, gets a line
 
 
 def describe(metrics: dict[str, float]) -> str:
@@ -31,7 +32,8 @@ class Reporter:
 
     def __init__(self, folder: Path, console: Console, total_steps: int, start: int) -> None:
         self._path = folder / METRICS_FILE
-        self._start, self._total_steps, self._began = start, total_steps, time.monotonic()
+        self._start, self._total_steps = start, total_steps
+        self._began = self._spoke = time.monotonic()
         self._console = console
         rows = [row for row in read_metrics(folder) if row["step"] <= start]
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -66,16 +68,18 @@ class Reporter:
         """Means of the loss and its terms over the last steps, up to and with `step`."""
         shown = describe(dict(list(terms.items())[:SHOWN_TERMS]))
         self._bar.update(self._task, completed=step, terms=shown)
+        if self._bar.disable and time.monotonic() - self._spoke >= SILENCE_SECONDS:
+            self._say(f"step {step}  epoch {epoch:.1f}  {shown}  ({self._left(step)} left)")
         self._write({"step": step, "epoch": round(epoch, 4), "split": "train", **terms, "rate": rate})
 
     def validation(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
         """Figures of the validation set after `step` steps."""
-        self._console.print(
-            f"step {step}  epoch {epoch:.1f}  validation: {describe(metrics)}  ({self._left(step)} left)",
-            highlight=False,
-            soft_wrap=True,
-        )
+        self._say(f"step {step}  epoch {epoch:.1f}  validation: {describe(metrics)}  ({self._left(step)} left)")
         self._write({"step": step, "epoch": round(epoch, 4), "split": "validation", **metrics})
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
+        self._spoke = time.monotonic()
 
     def _left(self, step: int) -> str:
         """Time that the remaining steps take at the pace so far, as h:mm:ss."""

@@ -1,11 +1,11 @@
-"""Augmentation and made-up outliers: ranges, determinism, and each change by its known effect."""
+"""Augmentation: ranges, determinism, and each change by its known effect."""
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from training.augment import _as_content, _blurred, _enlarged_circles, augment, outliers
+from training.augment import augment
 from training.augment_config import AugmentConfig
 
 
@@ -116,78 +116,3 @@ def test_ranges_are_checked() -> None:
         AugmentConfig(scale=1.5)
     with pytest.raises(ValidationError, match="turn"):
         AugmentConfig.model_validate({"turn": 1})
-
-
-@pytest.mark.parametrize("as_content", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("shape", [(64, 1, 28, 28), (64, 3, 32, 32), (64, 1, 8, 8), (1, 1, 9, 9)])
-def test_outliers_are_pictures_and_follow_the_generator(shape: tuple[int, ...], as_content: float) -> None:
-    images = torch.rand(shape, generator=seeded())
-    made = outliers(images, seeded(3), as_content)
-    assert made.shape == images.shape
-    assert made.dtype == torch.float32
-    assert bool(torch.isfinite(made).all())
-    assert 0 <= float(made.min()) and float(made.max()) <= 1
-    assert torch.equal(made, outliers(images, seeded(3), as_content))
-
-
-def test_what_comes_as_content_lies_where_a_digit_does() -> None:
-    """Light on nothing, its centre of mass in the middle, and no wider than the content of a page is made."""
-    page = torch.zeros(40, 1, 28, 28)
-    page[:, :, 3:9, 14:24] = torch.linspace(0.2, 1, 40).view(40, 1, 1, 1)
-    for paper_is_dark in (True, False):
-        made = _as_content(page if paper_is_dark else 1 - page, seeded(2))
-        made = made[made.amax((1, 2, 3)) > 0.9]  # but where some shade of the stroke was drawn as paper
-        assert len(made) > 20
-        ink = made[:, 0]
-        mass, place = ink.sum((1, 2)), torch.arange(28.0) - 13.5
-        for along in (1, 2):
-            middle = (ink.sum(along) * place).sum(1) / mass
-            assert float(middle.abs().median()) < 0.5
-        width = (ink.amax(1) > 0.15).sum(1)
-        assert 14 <= float(width.float().median()) <= 23
-        assert float(ink[:, 0].max()) == 0
-
-
-def test_what_is_flat_has_no_content() -> None:
-    assert float(_as_content(torch.full((5, 3, 28, 28), 0.4), seeded()).max()) == 0
-
-
-def test_a_blur_keeps_the_mean_and_softens() -> None:
-    images = torch.zeros(2, 1, 28, 28)
-    images[:, :, 10:18, 10:18] = 1
-    blurred = _blurred(images, torch.tensor([0.0, 0.1]).view(2, 1, 1, 1))
-    torch.testing.assert_close(blurred.mean((1, 2, 3)), images.mean((1, 2, 3)), atol=2e-3, rtol=0)
-    assert float((blurred[0] - images[0]).abs().max()) < 0.01
-    assert float(blurred[1].max()) < 0.9
-
-
-@pytest.mark.parametrize("shape", [(40, 1, 28, 28), (40, 3, 32, 32), (40, 1, 8, 8)])
-def test_enlarged_circles_are_round_and_of_a_digits_size(shape: tuple[int, ...]) -> None:
-    for seed in range(20):
-        made = _enlarged_circles(torch.zeros(shape), seeded(seed))
-        assert made.shape == shape
-        ink = made[:, 0].amax(0) > 0.5
-        rows, columns = ink.any(1).nonzero().flatten(), ink.any(0).nonzero().flatten()
-        width, height = int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1
-        assert width == height
-        assert 0.5 <= width / shape[3] <= 0.9
-        crop = made[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        torch.testing.assert_close(crop, crop.transpose(2, 3), atol=1e-5, rtol=0)
-        torch.testing.assert_close(crop, crop.flip(3), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(("side", "drawn"), [(8, False), (15, False), (16, True), (28, True)])
-def test_circles_are_among_the_outliers_where_there_is_room_for_them(
-    monkeypatch: pytest.MonkeyPatch, side: int, drawn: bool
-) -> None:
-    monkeypatch.setattr("training.augment._enlarged_circles", lambda images, _: torch.full_like(images, 0.123))
-    made = outliers(torch.rand((200, 1, side, side), generator=seeded()), seeded(1))
-    assert bool((made == 0.123).flatten(1).all(1).any()) == drawn
-
-
-def test_outliers_are_of_several_kinds() -> None:
-    made = outliers(blobs(300), seeded())
-    deviation = made.flatten(1).std(1)
-    assert 0.05 < float((deviation < 1e-6).float().mean()) < 0.25  # flat ones
-    assert float((deviation > 0.3).float().mean()) > 0.1
-    assert not bool((made == blobs(300)).flatten(1).all(1).any())

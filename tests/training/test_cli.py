@@ -1,5 +1,6 @@
 """python -m training: every option documented, every mistake one line and an exit code."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from training.__main__ import app
 from training.models.equivae import EquiVAE
 from training.run import load_run
 
-COMMANDS = ("train", "seeds", "evaluate", "figures", "export")
+COMMANDS = ("train", "seeds", "evaluate", "figures", "export", "keys")
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +120,12 @@ def test_seeds_from_the_command_line(
     arguments = (write(small), "--seeds", 1, 2, "--output", output, "--runs", tmp_path, "--set", "fit.steps=4")
     done = run("seeds", *arguments, "--test")
     assert done.exit_code == 0, done.output
-    assert len(output.read_text().splitlines()) == 2 and "seed 2: test error" in done.output
+    errors = [json.loads(line)["test"]["error"] for line in output.read_text().splitlines()]
+    assert len(errors) == 2 and "seed 2: test error" in done.output
+    # Of two, the standard error is half of their distance.
+    said = f"mean of 2 seeds: test error {sum(errors) / 2:.3f} ± {abs(errors[0] - errors[1]) / 2:.3f}"
+    assert done.output.splitlines()[-1] == said
+    assert "mean of" not in run("seeds", *arguments[:2], *arguments[3:], "--test").output
 
 
 def test_a_good_configuration_is_only_checked(
@@ -146,9 +152,12 @@ def test_a_check_lists_what_is_left_out(
     small["data"] = {"source": "folder", "path": str(tmp_path / "pictures"), "size": 8}
     done = run("train", write(small), "--check")
     assert done.exit_code == 0, done.output
-    first, batch, second = done.output.splitlines()
+    first, batch, copies, second = done.output.splitlines()
     assert batch.startswith("fit.batch is 24 instead of 40: a step takes equally many images of each of 12 classes")
     assert first.endswith("classes 12: 00, 01, 02, 03, 04, 05, 06, 07, 08, 09, ...")
+    assert copies.endswith(
+        "in two classes, of which no model can tell which is meant: 33, the first 00/0.png and 01/0.png"
+    )
     assert second == "left out: unlabelled: 0 usable pictures: fewer than 2 tell nothing"
 
 

@@ -137,6 +137,39 @@ def test_names_that_are_no_text_stay_on_their_line(root: Path) -> None:
         datasets.load(config(root))
 
 
+def test_pictures_that_are_there_twice_are_told(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "split").mkdir()
+    shutil.move(root, tmp_path / "split" / "train")
+    base = tmp_path / "split"
+    save(base / "test" / "cat" / "0.png", 104)  # of training
+    save(base / "test" / "cat" / "1.png", 150)
+    save(base / "test" / "dog" / "1.png", 150)  # of the test set alone: flatters nobody
+    assert datasets.load(config(base)).doubts == (
+        "pictures of test that are in training too, which makes its figures too good: "
+        "1, the first train/cat/4.png and test/cat/0.png",
+    )
+    save(base / "train" / "cat" / "again.png", 100)
+    save(base / "train" / "dog" / "cat.png", 101, mode="RGB")
+    save(base / "train" / "dog" / "cat-2.png", 101)
+    two_classes, in_test, twice = datasets.load(config(base)).doubts
+    assert two_classes.endswith(
+        "no model can tell which is meant: 2, the first train/cat/1.png and train/dog/cat-2.png"
+    )
+    assert in_test.endswith("train/cat/4.png and test/cat/0.png")
+    assert twice.startswith("copies of other pictures") and twice.endswith(
+        ": 1, the first train/cat/0.png and train/cat/again.png"
+    )
+
+
+def test_a_picture_keeps_its_file(root: Path) -> None:
+    splits = datasets.load(config(root))
+    for part in (splits.train, splits.validation, splits.train.without(("cat",))):
+        assert part.files is not None
+        for image, file in zip(part.images, part.files, strict=True):
+            name, number = file.removesuffix(".png").split("/")
+            assert int(image[0, 4, 4]) == {"cat": 100, "dog": 200}[name] + int(number)
+
+
 def test_links_to_pictures_and_deeper_folders_are_read(root: Path) -> None:
     (root / "cat" / "link.png").symlink_to(root / "dog" / "0.png")
     save(root / "cat" / "deep" / "er" / "x.png", 150)

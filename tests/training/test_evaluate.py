@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ from training.errors import DataError, RunError
 from training.evaluate import evaluate
 from training.evaluation import equivae, negatives, probes
 from training.evaluation import equivae_measures as measures
-from training.evaluation.classification import serve
+from training.evaluation.classification import listed, mistakes, serve
 from training.evaluation.held_out import held_out_class
-from training.evaluation.report import Options, Report
+from training.evaluation.report import Options, Report, print_report
 from training.models.equivae import EquiVAE
 from training.run import LoadedRun, load_run
 
@@ -94,6 +95,30 @@ def test_json_says_the_same_as_the_report(reported: tuple[Report, str], run: Pat
     assert len(stored["details"]["kl_per_dimension"]) == 3
     assert sum(stored["details"]["kl_per_dimension"]) == pytest.approx(report.value("kl"))
     assert stored["model"]["parameters"] > 0 and stored["model"]["data"]["digest"]
+
+
+def test_every_mistake_is_listed_the_surest_first(reported: tuple[Report, str], splits: Splits, model: EquiVAE) -> None:
+    report, said = reported
+    found = report.details["mistakes"]
+    served, labels = serve(model, splits.validation.images), splits.validation.labels
+    assert 100 * len(found) / len(labels) == pytest.approx(report.value("error_distance")) and found
+    assert [mistake["probability"] for mistake in found] == sorted((m["probability"] for m in found), reverse=True)
+    for mistake in found:
+        row = mistake["picture"]
+        assert int(mistake["class"]) == int(labels[row]) != int(mistake["read_as"])
+        assert int(mistake["read_as"]) == served.distances[row].argmin()
+        assert mistake["probability"] == pytest.approx(served.probabilities[row, int(mistake["read_as"])], abs=1e-4)
+    (class_, read_as), count = Counter((mistake["class"], mistake["read_as"]) for mistake in found).most_common(1)[0]
+    assert f"read wrongly most often: {class_} as {read_as} ({count})" in said
+    named = dataclasses.replace(splits.validation, files=tuple(f"{row}.png" for row in range(len(labels))))
+    assert listed(mistakes(served, labels.numpy()), named)[0]["picture"] == f"{found[0]['picture']}.png"
+
+
+def test_a_narrow_table_says_below_how_figures_are_measured(reported: tuple[Report, str]) -> None:
+    said = io.StringIO()
+    print_report(reported[0], Console(file=said, width=80))
+    for figure in reported[0].figures:
+        assert f"\n{figure.name}: {figure.how}\n" in said.getvalue()
 
 
 def test_error_is_the_loops_own(reported: tuple[Report, str], run: Path) -> None:

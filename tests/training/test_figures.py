@@ -20,6 +20,7 @@ from training.datasets.images import first_of_each_class
 from training.errors import RunError, TrainingError
 from training.evaluation import equivae_figures as figures
 from training.evaluation import plots
+from training.evaluation.classification import Mistake, serve
 from training.evaluation.equivae_figures import pooled_embeddings
 from training.evaluation.equivae_measures import encode
 from training.figures import draw_figures
@@ -49,7 +50,7 @@ def with_umap(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("with_umap")
 def test_all_figures_are_written(finished_run: Path, tmp_path: Path) -> None:
     paths = draw_figures(finished_run, tmp_path, console=Console(file=io.StringIO()))
-    names = {"prior-samples", "interpolation", "swap-grid", "elbo", "umap-r", "umap-v"}
+    names = {"prior-samples", "interpolation", "swap-grid", "mistakes", "elbo", "umap-r", "umap-v"}
     assert {path.stem for path in paths} == names
     for path in paths:
         with Image.open(path) as picture:
@@ -64,7 +65,7 @@ def test_without_umap_the_others_are_drawn_and_it_is_said(
     said = io.StringIO()
     paths = draw_figures(finished_run, tmp_path, console=Console(file=said, width=200))
     assert "umap-learn is not installed (pip install '.[figures]')" in said.getvalue()
-    assert {path.stem for path in paths} == {"prior-samples", "interpolation", "swap-grid", "elbo"}
+    assert {path.stem for path in paths} == {"prior-samples", "interpolation", "swap-grid", "mistakes", "elbo"}
 
 
 def test_two_dimensions_are_shown_as_they_are(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,11 +142,23 @@ def test_one_image_a_class_has_the_figures_that_need_no_two(
     monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: None)
     run = load_run(finished_run)
     one = first_of_each_class(run.splits().validation, 10)
-    assert set(figures.equivae_figures(run, one, 0, Console(file=io.StringIO()))) == {
+    right = serve(run.equivae(), one.images).distances.argmin(1) == one.labels.numpy()
+    mistakes = set() if right.all() else {"mistakes"}
+    assert set(figures.equivae_figures(run, one, 0, Console(file=io.StringIO()))) - mistakes == {
         "prior-samples",
         "swap-grid",
         "elbo",
     }
+
+
+def test_the_surest_mistakes_are_shown_with_their_names(finished_run: Path) -> None:
+    data = load_run(finished_run).splits().validation
+    wrong = [Mistake(place, int(data.labels[place]), 3, 0.9 - place / 100, 0.5) for place in range(12)]
+    shown = figures.read_wrongly(data, wrong)
+    titles = [axes.get_title() for axes in shown.axes]
+    assert titles[:12] == [f"{data.class_names[one.label]} as 3\n{one.probability:.2f}" for one in wrong]
+    assert len(shown.axes) == 20 and not any(titles[12:])
+    assert len(figures.read_wrongly(data, wrong[:1]).axes) == 1
 
 
 def test_a_full_disk_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

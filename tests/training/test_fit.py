@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import math
 import os
 import pickle
@@ -24,7 +25,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.training import process
-from training import checkpoint, datasets
+from training import checkpoint, datasets, progress
 from training.__main__ import app
 from training.average import Average
 from training.config import Config, load_config
@@ -135,6 +136,22 @@ def test_a_terminal_shows_terms_and_the_time_left(make_config: MakeConfig, tmp_p
         if terminal:
             assert re.search(r"10/10 loss [\d.]+  reconstruction [\d.]+  kl [\d.]+ +\d:\d\d:\d\d", shown)
         assert re.search(r"step 6  epoch 0.2  validation: error [\d.]+ .*\(\d:\d\d:\d\d left\)", shown)
+
+
+def test_a_log_has_a_line_a_minute_between_validations(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = itertools.count()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 10.0 * next(reads))
+    said = io.StringIO()
+    config = make_config("fit.steps=6", "fit.log_steps=1", "fit.validate_epochs=50")
+    train(config, tmp_path / "run", console=Console(file=said, width=150))
+    lines = re.findall(
+        r"step (\d)  epoch 0\.\d  (validation: error|loss) [\d.]+ .*\(\d:\d\d:\d\d left\)", said.getvalue()
+    )
+    assert lines[-1] == ("6", "validation: error")
+    steps = [int(step) for step, term in lines if term == "loss"]
+    assert 2 <= len(steps) < 6
 
 
 def test_the_seed_decides_everything(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ Every picture goes through the decoder and the framing that the service uses; ot
 PNG first. What cannot be used is listed with its reason and counted; names that begin with a dot are no part of it.
 """
 
+import hashlib
 import math
 import os
 import stat
@@ -47,6 +48,9 @@ FEWEST_IMAGES = FEWEST_KEPT + 1
 FEWEST_UNLABELLED = 2  # one alone has no deviation
 UNLABELLED = ("unlabelled", "unlabeled")
 VALIDATION = ("val", "valid", "validation")
+IN_TWO_CLASSES = "pictures that are in two classes, of which no model can tell which is meant"
+IN_TEST_TOO = "pictures of test that are in training too, which makes its figures too good"
+TWICE = "copies of other pictures, which make validation's figures too good where it has one of the two"
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 
 
@@ -58,9 +62,12 @@ class _Skipped:
     listed: list[str] = field(default_factory=list)
 
     def add(self, path: Path, reason: str) -> None:
-        """On one line, also where the path is no text: names are bytes to a file system."""
+        self.listed.append(f"{self.name(path)}: {reason}")
+
+    def name(self, path: Path) -> str:
+        """In the root, on one line, also where the path is no text: names are bytes to a file system."""
         name = str(path.relative_to(self.root))
-        self.listed.append(f"{name if name.isprintable() else ascii(name)}: {reason}")
+        return name if name.isprintable() else ascii(name)
 
 
 def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
@@ -114,7 +121,26 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
         input=_input(config),
         preprocessing=config.preprocessing,
         skipped=tuple(skipped.listed),
+        doubts=tuple(_repeated(whole, test)),
     )
+
+
+def _repeated(whole: LabelledImages, test: LabelledImages | None) -> Iterator[str]:
+    """What is to be said of pictures that are equal as the model sees them."""
+    seen: dict[bytes, tuple[bool, int, str]] = {}
+    pairs: dict[str, list[str]] = {kind: [] for kind in (IN_TWO_CLASSES, IN_TEST_TOO, TWICE)}
+    for part in (whole, test):
+        if part is None or part.files is None:
+            continue
+        for image, label, file in zip(part.images, part.labels.tolist(), part.files, strict=True):
+            digest = hashlib.sha256(image.numpy().data).digest()
+            in_test, first_label, first = seen.setdefault(digest, (part is test, label, file))
+            if first == file:
+                continue
+            kind = IN_TWO_CLASSES if label != first_label else TWICE if part is whole else IN_TEST_TOO
+            if not in_test:  # copies within the test set alone flatter nobody
+                pairs[kind].append(f"{first} and {file}")
+    return (f"{kind}: {len(found):,}, the first {found[0]}" for kind, found in pairs.items() if found)
 
 
 def _input(config: FolderData) -> InputSpec:
@@ -198,6 +224,7 @@ def _read(
         )
     images = torch.empty(shape, dtype=torch.uint8)
     labels: list[int] = []
+    read: list[str] = []
     for path, label in files:
         image = _picture(path, config, limits)
         if isinstance(image, str):
@@ -205,8 +232,9 @@ def _read(
         else:
             images[len(labels)] = image
             labels.append(label)
+            read.append(skipped.name(path))
     kept = images if len(labels) == len(files) else images[: len(labels)].clone()
-    return LabelledImages(kept, torch.tensor(labels, dtype=torch.int64), names)
+    return LabelledImages(kept, torch.tensor(labels, dtype=torch.int64), names, files=tuple(read))
 
 
 def _memory_bytes() -> int:

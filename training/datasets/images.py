@@ -21,6 +21,7 @@ class LabelledImages:
 
     turns: float32 [N], radians counter-clockwise as seen by which each image is known to be turned; None: not known.
     unlabelled: uint8 [M,C,H,W], more pictures of these classes, of which nobody says which.
+    files: where each image was read from, within the data's folder; None: not from a file of its own.
     """
 
     images: Tensor
@@ -28,6 +29,7 @@ class LabelledImages:
     class_names: tuple[str, ...]
     turns: Tensor | None = None
     unlabelled: Tensor | None = None
+    files: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -36,6 +38,8 @@ class LabelledImages:
             raise ValueError(f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {self.labels.shape}")
         if self.turns is not None and (self.turns.dtype != torch.float32 or self.turns.shape != self.labels.shape):
             raise ValueError(f"turns must be float32 [{len(self.images)}], not {self.turns.dtype} {self.turns.shape}")
+        if self.files is not None and len(self.files) != len(self.labels):
+            raise ValueError(f"{len(self.files)} files of {len(self.labels)} images")
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
             raise ValueError("a label lies outside class_names")
         more = self.unlabelled
@@ -67,7 +71,8 @@ class LabelledImages:
     def subset(self, indices: Tensor) -> "LabelledImages":
         """Some of the labelled images, without the unlabelled ones."""
         turns = None if self.turns is None else self.turns[indices]
-        return LabelledImages(self.images[indices], self.labels[indices], self.class_names, turns)
+        files = None if self.files is None else tuple(self.files[index] for index in indices.tolist())
+        return LabelledImages(self.images[indices], self.labels[indices], self.class_names, turns=turns, files=files)
 
     def padded(self, side: int) -> "LabelledImages":
         """Each image in the middle of a square of 0."""
@@ -82,10 +87,9 @@ class LabelledImages:
         kept = [k for k, name in enumerate(self.class_names) if name not in excluded]
         renumbered = torch.full((self.num_classes,), -1)
         renumbered[kept] = torch.arange(len(kept))
-        rows = renumbered[self.labels] >= 0
+        remaining = self.subset(torch.nonzero(renumbered[self.labels] >= 0).flatten())
         names = tuple(self.class_names[k] for k in kept)
-        turns = None if self.turns is None else self.turns[rows]
-        return LabelledImages(self.images[rows], renumbered[self.labels[rows]], names, turns)
+        return replace(remaining, labels=renumbered[remaining.labels], class_names=names)
 
     def with_few_labels(self, count: int, seed: int) -> "LabelledImages":
         """Keep `count` labels, equally many of every class and chosen by the seed; the other images lose theirs.
@@ -122,7 +126,11 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Splits:
-    """One data set, divided; `skipped` holds 'file: reason' for everything that could not be used."""
+    """One data set, divided.
+
+    skipped: 'file: reason' for everything that could not be used.
+    doubts: what is used but hardly meant, a sentence each.
+    """
 
     name: str
     train: LabelledImages
@@ -131,6 +139,7 @@ class Splits:
     input: InputSpec
     preprocessing: Preprocessing
     skipped: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @property
     def parts(self) -> dict[str, LabelledImages]:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from training.datasets import LabelledImages
 from training.evaluation.probes import as_float
 from training.evaluation.scores import expected_calibration_error, percent
 from training.models.equivae import EquiVAE
 from training.models.mcevae import MCEVAE
 
-__all__ = ["CHUNK", "NOVEL", "Served", "chunks", "class_scores", "serve"]
+__all__ = ["CHUNK", "NOVEL", "Served", "chunks", "class_scores", "listed", "mistakes", "serve"]
 
 CHUNK = 500
 NOVEL = 0.99  # a score above this is called novel
@@ -54,3 +56,40 @@ def class_scores(served: Served, labels: np.ndarray) -> dict[str, float]:
         "ece": expected_calibration_error(served.probabilities, labels),
         "nll": float(-np.log(np.maximum(own, 1e-12)).mean()),
     }
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A picture that is read wrongly: its place among those measured, its class and the one it is read as, the
+    probability of the latter, and its novelty.
+    """
+
+    place: int
+    label: int
+    read_as: int
+    probability: float
+    novelty: float
+
+
+def mistakes(served: Served, labels: np.ndarray) -> list[Mistake]:
+    """Of labels [N], the surest first."""
+    read_as = served.distances.argmin(1)
+    wrong = np.flatnonzero(read_as != labels)
+    probabilities = served.probabilities[wrong, read_as[wrong]]
+    columns = (wrong, labels[wrong], read_as[wrong], probabilities, served.novelty[wrong])
+    found = [Mistake(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    return sorted(found, key=lambda mistake: -mistake.probability)
+
+
+def listed(found: list[Mistake], data: LabelledImages) -> list[dict[str, Any]]:
+    """Mistakes with names: of the classes, and of the picture where it was read from a file of its own."""
+    return [
+        {
+            "picture": mistake.place if data.files is None else data.files[mistake.place],
+            "class": data.class_names[mistake.label],
+            "read_as": data.class_names[mistake.read_as],
+            "probability": round(mistake.probability, 4),
+            "novelty": round(mistake.novelty, 4),
+        }
+        for mistake in found
+    ]

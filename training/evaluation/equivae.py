@@ -11,7 +11,7 @@ from rich.console import Console
 from training.datasets import LabelledImages, Splits
 from training.evaluation import equivae_measures as measures
 from training.evaluation import probes
-from training.evaluation.classification import class_scores, serve
+from training.evaluation.classification import class_scores, listed, mistakes, serve
 from training.evaluation.held_out import held_out_class, without_class
 from training.evaluation.pages import PAGES, read_from_pages
 from training.evaluation.report import Measurement, Options, Report, describe
@@ -67,7 +67,9 @@ class EquiVAEEvaluation:
         self.report.figures.append(Measurement(name, float(value), unit, where, count, self.options.seed, how))
 
     def distances(self) -> None:
-        scores = class_scores(serve(self.model, self.data.images), self.data.labels.numpy())
+        served = serve(self.model, self.data.images)
+        scores = class_scores(served, self.data.labels.numpy())
+        self.report.details["mistakes"] = listed(mistakes(served, self.data.labels.numpy()), self.data)
         self.add("error_distance", scores["error"], "%", "nearest class mean of the training split, f_inv with m = 1")
         other = measures.hidden_mean_error(self.model, self.splits.train, self.data)
         self.add("error_distance_hidden_mean", other, "%", "the same, class means of the hidden units through the head")

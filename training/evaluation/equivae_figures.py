@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from training.datasets import LabelledImages
+from training.evaluation.classification import Mistake, mistakes, serve
 from training.evaluation.equivae import elbo_curves
 from training.evaluation.equivae_measures import Encoded, encode, recombine_images
 from training.evaluation.plots import (
@@ -38,10 +39,11 @@ __all__ = ["equivae_figures"]
 COLUMNS = 10
 MAPPED_IMAGES = 3000
 COMPLEMENTS = 5  # m of Fig. 3
+MISTAKES = 4 * COLUMNS
 
 
 def equivae_figures(run: LoadedRun, data: LabelledImages, seed: int, console: Console) -> dict[str, Figure]:
-    """Every figure of an EquiVAE, by name; `interpolation` needs a class with two images."""
+    """Every figure of an EquiVAE, by name; `interpolation` needs a class with two images, `mistakes` one mistake."""
     model = run.equivae()
     encoded = encode(model, data.images)
     means = model.class_means(data)
@@ -50,6 +52,8 @@ def equivae_figures(run: LoadedRun, data: LabelledImages, seed: int, console: Co
         "swap-grid": swap_grid(model, data, encoded, seed),
         "elbo": curves(run),
     }
+    if wrong := mistakes(serve(model, data.images), data.labels.numpy()):
+        figures["mistakes"] = read_wrongly(data, wrong[:MISTAKES])
     if any(len(members) > 1 for members in data.by_class[:CLASSES_SHOWN]):
         figures["interpolation"] = interpolation(model, data, encoded, means, seed)
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:MAPPED_IMAGES]
@@ -118,6 +122,22 @@ def swap_grid(model: EquiVAE, data: LabelledImages, encoded: Encoded, seed: int)
     middle = 1 - swaps.shape[1] / width / 2, swaps.shape[0] / height / 2
     figure.text(middle[0], 1 - margin / height / 2, "style: v of these", **caption)
     figure.text(margin / width / 2, middle[1], "content: r of these", rotation=90, **caption)
+    return figure
+
+
+def read_wrongly(data: LabelledImages, wrong: list[Mistake]) -> Figure:
+    """The surest mistakes, each with its class, what it is read as, and the probability of that."""
+    columns = min(COLUMNS, len(wrong))
+    rows = -(-len(wrong) // columns)
+    figure = Figure((1.1 * max(columns, 3), 1.4 * rows + 0.4), layout="constrained")
+    cells = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in cells:
+        axes.set_axis_off()
+    for axes, mistake in zip(cells, wrong, strict=False):
+        show(axes, tiles([data.images[mistake.place : mistake.place + 1].float() / 255]))
+        names = f"{data.class_names[mistake.label]} as {data.class_names[mistake.read_as]}"
+        axes.set_title(f"{names}\n{mistake.probability:.2f}", fontsize=7)
+    figure.suptitle(f"read wrongly: the {len(wrong)} surest", fontsize=11, color="#444444")
     return figure
 
 

@@ -25,7 +25,7 @@ from training.errors import RunError
 from training.evaluation import pose_baselines as baselines
 from training.evaluation import pose_measures as measures
 from training.evaluation import probes
-from training.evaluation.classification import NOVEL, class_scores, serve
+from training.evaluation.classification import NOVEL, class_scores, listed, mistakes, serve
 from training.evaluation.pose_measures import Errors
 from training.evaluation.pose_models import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
 from training.evaluation.report import Measurement, Options, Report, describe
@@ -325,6 +325,7 @@ class PoseEvaluation:
             return
         served = serve(self.model, self.as_trained.pictures)
         scores, how = class_scores(served, self.labels.numpy()), f"pictures under {self.limits}"
+        self.report.details["mistakes"] = listed(mistakes(served, self.labels.numpy()), self.data)
         self.add("error_distance", scores["error"], "%", f"nearest class mean of z_c, training split; {how}")
         self.add("ece", scores["ece"], "", f"probabilities served, 15 bins; {how}")
         self.add("false_alarms", percent(served.novelty > NOVEL), "%", f"novelty > {NOVEL}; {how}")

@@ -25,7 +25,7 @@ BIN_DEGREES = 10
 
 
 def pose_figures(run: LoadedRun, data: LabelledImages, seed: int) -> dict[str, Figure]:
-    """Every figure, by name; of a model without latents, those that need none."""
+    """Every figure, by name; of a model without latents, those that need none; `clusters` where there are several."""
     assert isinstance(run.model, PoseModel)
     model, limits = run.model, limits_of(run.model.config)
     figures = {
@@ -36,7 +36,8 @@ def pose_figures(run: LoadedRun, data: LabelledImages, seed: int) -> dict[str, F
         generator = torch.Generator().manual_seed(seed)
         some = data.subset(torch.randperm(len(data), generator=generator)[:TSNE_IMAGES])
         shown = observe(some.images.float() / 255, limits.draw(len(some), seed))
-        figures["clusters"] = cluster_means(model, shown)
+        if (assigned := clusters(model, shown).argmax(1)).unique().numel() > 1:
+            figures["clusters"] = cluster_means(model, shown, assigned)
         points = t_sne(latents(model, shown)[0], seed)
         figures["tsne-z_c"] = scatter(points, some.labels, data.class_names, "t-SNE of z_c")
     return figures
@@ -99,9 +100,8 @@ def error_against_angle(model: PoseModel, data: LabelledImages, limits: Limits, 
     return figure
 
 
-def cluster_means(model: LatentModel, shown: Tensor) -> Figure:
+def cluster_means(model: LatentModel, shown: Tensor, assigned: Tensor) -> Figure:
     """One column a cluster: the decoder's picture of its mean z_c and z, and some members as they are shown."""
-    assigned = clusters(model, shown).argmax(1)
     cluster, rest = latents(model, shown)
     columns = []
     for index in range(int(assigned.max()) + 1):

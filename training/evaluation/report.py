@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,8 @@ from training.run import LoadedRun
 
 __all__ = ["Measurement", "Options", "Report", "describe", "print_report"]
 
-WIDE = 120  # columns of a terminal from which on the table says how every figure was measured; the JSON always does
+WIDE = 120  # columns of a terminal from which on how a figure was measured stands beside it, and not below
+MISTAKES_SHOWN = 5  # pairs of classes
 
 Split = Literal["train", "validation", "test"]
 
@@ -104,6 +106,12 @@ def print_report(report: Report, console: Console) -> None:
         cells = [figure.name, value, figure.split, f"{figure.n:,}"]
         table.add_row(*cells, *([figure.how] if wide else []))
     console.print(table)
+    lines = [] if wide else [f"{figure.name}: {figure.how}" for figure in report.figures]
     if kl := report.details.get("kl_per_dimension"):
-        each = "  ".join(f"{value:.2f}" for value in kl)
-        console.print(f"KL of every dimension of v, nats: {each}", highlight=False, soft_wrap=True)
+        lines.append("KL of every dimension of v, nats: " + "  ".join(f"{value:.2f}" for value in kl))
+    if wrong := report.details.get("mistakes"):
+        pairs = Counter((mistake["class"], mistake["read_as"]) for mistake in wrong).most_common(MISTAKES_SHOWN)
+        often = ", ".join(f"{true} as {read_as} ({count})" for (true, read_as), count in pairs)
+        lines.append(f"read wrongly most often: {often}; every such picture is in the JSON file, under details")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

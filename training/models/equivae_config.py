@@ -120,15 +120,19 @@ class EquiVAEConfig(ModelSection):
     group: ClassVar[None] = None
 
     kind: Literal["equivae"]
-    r_dim: int = Field(16, ge=1)
-    v_dim: int = Field(16, ge=1)
-    complements: Literal["encoded", "in_batch", "own"] = "encoded"
+    r_dim: int = Field(16, ge=1, description="dimensions of the invariant r")
+    v_dim: int = Field(16, ge=1, description="dimensions of the equivariant v")
+    complements: Literal["encoded", "in_batch", "own"] = Field(
+        "encoded", description="of whom r is the mean: other members of the class, those in the batch, or x itself"
+    )
     max_complements: int = Field(7, ge=1, description="m is drawn from 1 to this")
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
-    encoder: ConvBodyConfig = ConvBodyConfig()
+    likelihood: Literal["bernoulli", "gaussian"] = Field("bernoulli", description="of a pixel; gaussian for colour")
+    encoder: ConvBodyConfig = Field(ConvBodyConfig(), description="f_inv")
     encoder_head: int = Field(64, ge=1, description="units of f_inv's layer after the mean")
-    posterior: Annotated[ConvBodyConfig | DenseBodyConfig, Field(discriminator="kind")] = ConvBodyConfig()
-    posterior_hidden: int = Field(64, ge=1)
+    posterior: Annotated[
+        ConvBodyConfig | DenseBodyConfig, Field(discriminator="kind", description="what q(v|r,x) sees of x")
+    ] = ConvBodyConfig()
+    posterior_hidden: int = Field(64, ge=1, description="units of its layer on that and r")
     decoder: Annotated[
         TransposedDecoderConfig | DenseDecoderConfig | LayeredDecoderConfig, Field(discriminator="kind")
     ] = TransposedDecoderConfig()
@@ -141,7 +145,7 @@ class EquiVAEConfig(ModelSection):
     class_mean_weight: float = Field(0.0, ge=0, description="nats a unit of squared class mean of mu(v)")
     swap_weight: float = Field(0.0, ge=0, description="nats; needs distance_weight")
     swap_share: float = Field(0.2, gt=0, le=1, description="pictures made for the swap term, as a share of the batch")
-    augment: AugmentConfig | None = None
+    augment: AugmentConfig | None = Field(None, description="random changes of the training images; null: none")
     few_labels: FewLabelsConfig | None = Field(None, description="set where some training images have no label")
 
     @model_validator(mode="after")
