@@ -188,7 +188,7 @@ def train(
         use_data_folder(data)
         if resume and restart:
             raise ConfigError("--resume and --restart exclude each other")
-        from training.config import load_config
+        from training.config_file import load_config
 
         chosen = load_config(config, set_ or ())
         if seed is not None:
@@ -251,7 +251,7 @@ def seeds(
 ) -> None:
     """Train one configuration under many seeds; seeds that are finished are not trained again."""
     with explained():
-        from training.config import load_config
+        from training.config_file import load_config
 
         use_data_folder(data)
         chosen = load_config(config, set_ or ())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from training.config import Config
 
-__all__ = ["keys"]
+__all__ = ["keys", "nearest"]
 
 LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 NAMES = {"string": "text", "boolean": "true or false", "object": "section"}
@@ -24,10 +25,21 @@ class _Key(NamedTuple):
 def keys() -> Iterator[str]:
     """In the order of the sections; [equivae, dense] after a path: only where `kind` or `source` is that, level by
     level."""
-    schema = Config.model_json_schema()
-    for key in _section(schema, schema["$defs"], ""):
+    for key in _keys():
         kinds = f" [{', '.join(key.kinds)}]" if key.kinds else ""
         yield f"{key.path}{kinds} {key.said}"
+
+
+def nearest(path: str, kinds: Iterable[str]) -> str | None:
+    """The key of these kinds that is written most like one that there is not, if any is."""
+    chosen = set(kinds)
+    known = [key.path for key in _keys() if all(chosen & set(kind.split("/")) for kind in key.kinds)]
+    return next(iter(get_close_matches(path, known, n=1, cutoff=0.75)), None)
+
+
+def _keys() -> Iterator[_Key]:
+    schema = Config.model_json_schema()
+    return _section(schema, schema["$defs"], "")
 
 
 def _section(schema: dict[str, Any], definitions: dict[str, Any], path: str) -> Iterator[_Key]:

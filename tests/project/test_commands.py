@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from training.__main__ import app
-from training.config import load_config
+from training.config_file import load_config
 from training.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

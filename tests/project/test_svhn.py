@@ -12,7 +12,7 @@ from scipy.io import loadmat, savemat
 
 from service.settings import Settings
 from tests.server import running_server
-from training.config import load_config
+from training.config_file import load_config
 from training.datasets import svhn
 from training.export import export_run
 from training.run import load_run

@@ -104,7 +104,7 @@ def write(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
 @pytest.fixture
 def make_config(write: Callable[[dict[str, Any]], Path], small: dict[str, Any]) -> Callable[..., Config]:
     """The small configuration with overrides as on the command line, `make_config("fit.steps=3")`."""
-    from training.config import load_config
+    from training.config_file import load_config
 
     return lambda *overrides: load_config(write(small), overrides)
 
@@ -118,7 +118,7 @@ def mnist_file() -> Path:
 
 def trained(values: dict[str, Any], folder: Path) -> Path:
     """The folder, within `folder`, of a finished run of this configuration."""
-    from training.config import load_config
+    from training.config_file import load_config
     from training.fit import train
 
     path = folder / "config.yaml"

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from training.config import Config, load_config, restore_config
+from training.config import Config, restore_config
+from training.config_file import load_config
 from training.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -28,7 +28,8 @@ from tests.training import process
 from training import checkpoint, datasets, progress
 from training.__main__ import app
 from training.average import Average
-from training.config import Config, load_config
+from training.config import Config
+from training.config_file import load_config
 from training.errors import DeviceError, RunError
 from training.fit import make_fabric, train
 from training.models.equivae import EquiVAE

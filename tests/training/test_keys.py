@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from training.config import load_config
+from training.config_file import load_config
 from training.errors import ConfigError
-from training.keys import keys
+from training.keys import keys, nearest
 
 CONFIGS = sorted(Path("training/configs").glob("*.yaml"))
 LISTED = list(keys())
@@ -57,3 +57,19 @@ def test_the_limits_are_those_that_are_checked(path: str, least: int, under: int
     assert load_config(Path("training/configs/equivae-digits.yaml"), [f"{path}={least}"])
     with pytest.raises(ConfigError, match=re.escape(path)):
         load_config(Path("training/configs/equivae-digits.yaml"), [f"{path}={under}"])
+
+
+@pytest.mark.parametrize(
+    ("written", "kinds", "meant"),
+    [
+        ("fit.batchsize", (), "fit.batch"),
+        ("model.rotation_degrees", ("equivae",), "model.augment.rotation_degrees"),  # that of another kind
+        ("model.decoder.width", ("equivae", "dense"), "model.decoder.widths"),
+        ("model.decoder.width", ("equivae", "transposed"), "model.decoder.units"),
+        ("data.paths", ("digits",), None),
+        ("data.paths", ("folder",), "data.path"),
+        ("fit.colour", (), None),
+    ],
+)
+def test_the_nearest_key_is_one_of_the_same_kind(written: str, kinds: tuple[str, ...], meant: str | None) -> None:
+    assert nearest(written, kinds) == meant

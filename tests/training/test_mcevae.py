@@ -16,7 +16,7 @@ from rich.console import Console
 
 from contract.manifest import verify
 from tests.training.tiny_mcevae import LIFTED, SMALL, moves, seeded
-from training.config import load_config
+from training.config_file import load_config
 from training.errors import ConfigError, RunError
 from training.export import export_run
 from training.fit import train

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from contract.manifest import InputSpec, verify
 from training import lie
-from training.config import load_config
+from training.config_file import load_config
 from training.datasets import LabelledImages, Splits, digits
 from training.errors import ConfigError
 from training.export import export_run

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.config import Config, load_config
+from training.config import Config
+from training.config_file import load_config
 from training.datasets import LabelledImages
 from training.errors import ConfigError
 from training.plan import Plan

@@ -12,7 +12,8 @@ import torch
 import yaml
 from rich.console import Console
 
-from training.config import Config, load_config
+from training.config import Config
+from training.config_file import load_config
 from training.errors import RunError, RunFailed, TrainingError
 from training.files import write_atomically
 from training.fit import train

@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 
 from contract.manifest import InputSpec, verify
-from training.config import load_config
+from training.config_file import load_config
 from training.datasets import digits as small_digits
 from training.export import export_run
 from training.fit import train

@@ -14,7 +14,7 @@ import torch
 
 from contract.manifest import InputSpec
 from contract.preprocess import prepare
-from training.config import load_config
+from training.config_file import load_config
 from training.datasets import LabelledImages
 from training.datasets import digits as small_digits
 from training.datasets.rotnet import as_rotnet_draws
