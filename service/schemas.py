@@ -112,7 +112,7 @@ class Parts(_Schema):
 
 
 class Mode(Parts):
-    weight: float = Field(gt=0, description="Share of the posterior; all add up to 1.")
+    weight: float = Field(gt=0, description="Share of the posterior; under 0.0001 a mode is left out.")
     matrix: Matrix
 
 

@@ -17,6 +17,8 @@ from service.model_store import LoadedModel
 from service.routes.pictures import add_picture_route
 from service.schemas import Batch, TransformAnswer
 
+LEAST_WEIGHT = 1e-4  # of a mode that is worth an answer
+
 
 def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], row: int) -> dict[str, Any]:
     """The fields of schemas.Transform, see `inference.Render`.
@@ -39,7 +41,7 @@ def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], r
             "modes": [
                 {"weight": weight, "matrix": mode, **_parts(mode)}
                 for weight, mode in zip(weights, outputs["modes"][row], strict=True)
-                if weight  # others only fill up the tensor, and come last
+                if weight >= LEAST_WEIGHT  # others fill up the tensor or lie beyond the model's range, and come last
             ],
             "frame": item.frame,
         }

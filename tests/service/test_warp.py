@@ -193,3 +193,17 @@ def test_the_uncertainty_of_every_group() -> None:
         answer = transform.render(model, item, outputs, 0)  # type: ignore[arg-type]
         assert list(answer["uncertainty"]) == names
         assert answer["uncertainty"]["rotation_degrees"] == pytest.approx(np.degrees(0.1))
+
+
+def test_modes_of_next_to_no_weight_are_no_modes() -> None:
+    matrices = np.stack([geometry.rotation(degrees).astype(np.float32) for degrees in (10, -170, 95)])
+    outputs = {
+        "matrix": matrices[:1],
+        "modes": matrices[None],
+        "weights": np.array([[0.9995, 0.0005, 1e-9]], np.float32),
+        "coefficients_std": np.full((1, 1), 0.1, np.float32),
+    }
+    model = SimpleNamespace(manifest=SimpleNamespace(group="SO2"), name="m")
+    item = SimpleNamespace(frame=geometry.frame(0, 0, 9, 9))
+    modes = transform.render(model, item, outputs, 0)["modes"]  # type: ignore[arg-type]
+    assert [round(float(mode["rotation_degrees"])) for mode in modes] == [10, -170]
