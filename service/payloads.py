@@ -83,8 +83,8 @@ def read_pictures(content_type: bytes, body: bytes, max_images: int) -> Payload:
     raise _unsupported(content_type, "image/*, multipart/form-data or application/json")
 
 
-def read_content_and_style(content_type: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """The two pictures of a body for recombination.
+def read_content_and_style(content_type: bytes, body: bytes) -> list[Encoded]:
+    """The two pictures of a body for recombination, in the order of `PAIR`.
 
     Raises:
         Problem: the framing is wrong; see the table.
@@ -97,19 +97,12 @@ def read_content_and_style(content_type: bytes, body: bytes) -> tuple[bytes, byt
         if isinstance(document, dict):
             _check_both(set(document))
         request = _validate(RecombineRequest, document)
-        pictures = [_from_base64(request.content.data), _from_base64(request.style.data)]
-    elif kind == b"multipart/form-data":
+        return [_from_base64(request.content.data), _from_base64(request.style.data)]
+    if kind == b"multipart/form-data":
         by_name = dict(_read_parts(content_type, body, 2, PAIR))
         _check_both(set(by_name))
-        pictures = [by_name["content"], by_name["style"]]
-    else:
-        raise _unsupported(content_type, "multipart/form-data or application/json")
-    content, style = pictures
-    if isinstance(content, Problem):
-        raise content
-    if isinstance(style, Problem):
-        raise style
-    return content, style
+        return [by_name[name] for name in PAIR]
+    raise _unsupported(content_type, "multipart/form-data or application/json")
 
 
 def _check_both(names: set[str]) -> None:

@@ -185,7 +185,11 @@ def test_what_cannot_be_trained_is_known_by_the_check(
     ("arguments", "code", "words"),
     [
         (["train", "none.yaml"], 2, "error: none.yaml: cannot be read"),
-        (["train", "{config}", "--set", "fit.epoch=3"], 2, "--set fit.epoch=3: fit.epoch: unknown key; is it fit.epochs?"),
+        (
+            ["train", "{config}", "--set", "fit.epoch=3"],
+            2,
+            "--set fit.epoch=3: fit.epoch: unknown key; is it fit.epochs?",
+        ),
         (["train", "{config}", "--set", "data={source: mnist, path: none.npz}"], 2, "none.npz does not exist"),
         (["train", "{config}", "--resume", "--restart"], 2, "exclude each other"),
         (
