@@ -17,6 +17,7 @@ from contract.manifest import read_manifest
 from service.settings import Settings
 from tests.project.readme import EXAMPLES, ROOT, compare_text
 from tests.server import running_server
+from training import rotation
 from training.__main__ import app
 from training.evaluation import probes
 
@@ -61,7 +62,8 @@ def test_training_on_a_folder_of_ones_own(
     (tmp_path / "training").symlink_to(ROOT / "training")
     monkeypatch.chdir(tmp_path)
     # The commands stand as they are but for their length: few steps of small nets on small pictures show the path
-    # whole, and one mode the export.
+    # whole, and one mode, found in one round, the export.
+    monkeypatch.setattr(rotation, "ROUNDS", 1)
     train = " --set fit.steps=12 --set data.size=8 --set data.channels=1"
     short = {
         "train": train if "evaluate" in verbs else f"{train} {SMALL_POSE_NETS}",

@@ -310,7 +310,7 @@ def test_a_checkpoint_with_one_count_for_all_terms_is_resumed(interrupted: tuple
 
 
 def test_a_killed_run_goes_on_bit_for_bit(make_config: MakeConfig, tmp_path: Path) -> None:
-    overrides = ("fit.steps=160", "fit.channels_last=true")
+    overrides = ("fit.steps=100", "fit.channels_last=true")
     config = make_config(*overrides)
     path = tmp_path / "config.yaml"
     options = [word for override in overrides for word in ("--set", override)]
