@@ -20,6 +20,7 @@ from service.engine import Engine, EngineError, EngineOptions, Golden
 from service.model_folder import read_version, warm
 from service.settings import Settings
 from tests.service import tiny
+from tests.service.process import run
 
 STORE = Path(__file__).parents[2] / "model_store"
 CASES = tiny.golden()
@@ -59,10 +60,10 @@ def test_a_gpu_that_is_asked_for_by_name_is_had_or_refused(asked: str) -> None:
 
 
 @without_cuda
-def test_it_refuses_to_start_and_says_how_to_mend_it(tmp_path: Path, here: Callable[..., Any]) -> None:
+def test_the_process_refuses_to_start_and_says_how_to_mend_it(tmp_path: Path, here: Callable[..., Any]) -> None:
     tiny.write(tmp_path)
-    for command in ("serve", "check"):
-        result = here(command, "--model-store", str(tmp_path), "--device", "cuda", "--port", "0")
+    for command, start in (("serve", run), ("check", here)):
+        result = start(command, "--model-store", str(tmp_path), "--device", "cuda", "--port", "0")
         assert result.returncode == 1
         assert result.stderr.startswith("error: device cuda is asked for and cannot be had: ")
         assert "pip" in result.stderr or "driver" in result.stderr

@@ -22,6 +22,7 @@ from service.keys import KeyFileError, Keys, new_key, read_keys
 from service.schemas import Problem, ProtocolError
 from service.settings import Settings, SettingsError, load_settings
 from tests.service import tiny
+from tests.service.process import run
 
 Serve = Callable[..., str]
 USE, ADMIN = "eq_use", "eq_admin"
@@ -237,9 +238,9 @@ def test_a_bad_file_is_refused_at_the_start(tmp_path: Path, content: bytes, said
     assert "eq_a" not in str(error.value)
 
 
-def test_a_missing_file_is_refused_at_the_start(tmp_path: Path, here: Callable[..., Any]) -> None:
+def test_a_missing_file_is_refused_at_the_start(tmp_path: Path) -> None:
     tiny.write(tmp_path / "store")
-    done = here("--model-store", str(tmp_path / "store"), "--port", "0", "--api-keys", str(tmp_path / "none"))
+    done = run("--model-store", str(tmp_path / "store"), "--port", "0", "--api-keys", str(tmp_path / "none"))
     assert done.returncode == 2 and "error: the key file" in done.stderr and "Traceback" not in done.stderr
 
 
