@@ -18,6 +18,11 @@ from xdist.scheduler import LoadFileScheduling
 TOGETHER = (
     # One server with all shipped models.
     [f"tests/project/test_{name}.py" for name in ("readme", "protocol", "shipped_models", "shipped_upright")],
+    # Finished runs of small models.
+    [f"tests/training/test_{name}.py" for name in ("evaluate", "export", "figures", "run")],
+    [f"tests/training/test_{name}.py" for name in ("pose", "pose_figures")],
+    # The server of tests/service/process.py.
+    [f"tests/service/test_{name}.py" for name in ("lifecycle", "main")],
     # The server of tests/training/process.py, with PyTorch.
     ["tests/training/test_fit.py", "tests/deploy/test_training_job.py"],
 )

@@ -4,6 +4,7 @@ import copy
 import importlib
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -13,6 +14,7 @@ import kubernetes_validate
 import pydantic
 import pytest
 import yaml
+from kubernetes_validate import utils
 
 from tests.deploy.kserve import SCHEMA
 from tests.deploy.manifests import K8S, OVERLAYS, Object, load, of_kind, pods
@@ -20,6 +22,14 @@ from tests.deploy.manifests import K8S, OVERLAYS, Object, load, of_kind, pods
 VERSION = "1.35"
 """The oldest Kubernetes with image volumes on by default; everything else here is older."""
 CUSTOM = ("serving.kserve.io", "monitoring.coreos.com")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schemas_read_once() -> Iterator[None]:
+    """Not for every object: one file of a megabyte and more has all definitions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "schema_contents", cache(utils.schema_contents))
+        yield
 
 
 def objects_of(overlay: str) -> list[Object]:
