@@ -182,6 +182,7 @@ def test_the_loss_starts_near_the_uniform_posterior_and_has_finite_gradients(con
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.usefixtures("one_round")
 def test_its_graphs_give_what_torch_gives(trained: Upright) -> None:
     capabilities = graphs("upright", trained)
     assert set(capabilities) == {"transform", "canonicalize"}
