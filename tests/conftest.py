@@ -8,9 +8,36 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from xdist.scheduler import LoadFileScheduling
+
+# Files that are one worker's, since they share what takes seconds of its own in every process.
+TOGETHER = (
+    # One server with all shipped models.
+    [f"tests/project/test_{name}.py" for name in ("readme", "protocol", "shipped_models", "shipped_upright")],
+    # Finished runs of small models.
+    [f"tests/training/test_{name}.py" for name in ("evaluate", "export", "figures", "run")],
+    [f"tests/training/test_{name}.py" for name in ("pose", "pose_figures")],
+    # The server of tests/service/process.py.
+    [f"tests/service/test_{name}.py" for name in ("lifecycle", "main")],
+    # The server of tests/training/process.py, with PyTorch.
+    ["tests/training/test_fit.py", "tests/deploy/test_training_job.py"],
+)
+
+
+class FilesTogether(LoadFileScheduling):
+    """A worker gets whole files, and those that belong together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return next((files[0] for files in TOGETHER if file in files), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether | None:
+    return FilesTogether(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,13 +4,17 @@ import copy
 import importlib
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import jsonschema
 import kubernetes_validate
+import pydantic
 import pytest
 import yaml
+from kubernetes_validate import utils
 
 from tests.deploy.kserve import SCHEMA
 from tests.deploy.manifests import K8S, OVERLAYS, Object, load, of_kind, pods
@@ -18,6 +22,14 @@ from tests.deploy.manifests import K8S, OVERLAYS, Object, load, of_kind, pods
 VERSION = "1.35"
 """The oldest Kubernetes with image volumes on by default; everything else here is older."""
 CUSTOM = ("serving.kserve.io", "monitoring.coreos.com")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schemas_read_once() -> Iterator[None]:
+    """Not for every object: one file of a megabyte and more has all definitions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "schema_contents", cache(utils.schema_contents))
+        yield
 
 
 def objects_of(overlay: str) -> list[Object]:
@@ -131,7 +143,9 @@ def test_keda_understands_the_autoscaler_of_the_page() -> None:
 
 
 def understood(module: str, item: Object) -> Object:
-    # A thousand classes are made when it is imported: only the process that runs these tests shall wait for it.
-    kind = getattr(importlib.import_module(f"cloudcoil.models.{module}"), item["kind"])
+    # A thousand classes are made when it is imported: only the process that runs these tests shall wait for it, and for
+    # the validators of those alone that are asked.
+    with patch.dict(pydantic.BaseModel.model_config, defer_build=True):
+        kind = getattr(importlib.import_module(f"cloudcoil.models.{module}"), item["kind"])
     read: Object = kind.model_validate(item).model_dump(by_alias=True, exclude_unset=True, mode="json")
     return read

@@ -28,7 +28,14 @@ from training.__main__ import INTERRUPTED, app
 ROOT = Path(__file__).parents[2]
 MODEL = "equivae-digits"
 CHECKPOINT_STEPS = 5
-SMALLER = ("fit.steps=70", f"fit.checkpoint_steps={CHECKPOINT_STEPS}")
+SMALLER = (
+    "fit.steps=70",
+    f"fit.checkpoint_steps={CHECKPOINT_STEPS}",
+    "model.encoder.filters=[8,8,8]",
+    "model.encoder.hidden=16",
+    "model.posterior.widths=[16]",
+    "model.decoder.widths=[16]",
+)
 WAIT_SECONDS = 120
 PICTURE = (ROOT / "examples" / "digit-7.png").read_bytes()
 

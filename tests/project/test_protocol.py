@@ -5,7 +5,6 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -16,8 +15,6 @@ from contract import geometry
 from contract.manifest import GOLDEN_FILE, Manifest, read_manifest, versions
 from contract.picture import open_picture
 from service.images import write_picture
-from service.settings import Settings
-from tests.server import running_server
 
 STORE = Path(__file__).parents[2] / "model_store"
 MODELS = {folder.name: read_manifest(folder / str(versions(folder)[-1])) for folder in sorted(STORE.iterdir())}
@@ -26,20 +23,13 @@ ROWS = 2
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running_server(Settings(model_store=STORE)) as address:
-        yield address
+def rest(shipped: httpx.Client) -> httpx.Client:
+    return shipped
 
 
 @pytest.fixture(scope="module")
-def rest(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, trust_env=False, timeout=60) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> Iterator[triton.InferenceServerClient]:
-    with triton.InferenceServerClient(urlsplit(url).netloc) as opened:
+def client(served: tuple[str, float]) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(served[0]) as opened:
         yield opened
 
 

@@ -2,17 +2,13 @@
 
 import json
 import math
-import os
 import re
 import shlex
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +20,6 @@ from tests.project.readme import (
     ROOT,
     WITHIN_SENTENCES,
     compare_text,
-    environment,
     examples,
 )
 
@@ -35,31 +30,6 @@ CURLS = [example for example in EXAMPLES if example[0].startswith("curl")]
 # Besides every curl line: the service that they ask, and what test_readme_training.py runs.
 RUN = re.compile(r"curl .*|make (serve|train)|\.venv/bin/python -m training \w+ .*\bruns/(mine|my-upright)\b.*")
 OTHERS = [command for command in WITHIN_SENTENCES if command not in NOT_RUN and not RUN.fullmatch(command)]
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[str, float]]:
-    """`make serve` on a free port, ready: its address, and the CPU time that it has taken until now, seconds."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = ["make", "serve"]
-    serve = subprocess.Popen(command, cwd=ROOT, env=environment(PORT=str(port)), start_new_session=True)
-    try:
-        deadline = time.monotonic() + 100
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1).close()
-                break
-            except OSError:
-                assert serve.poll() is None, "make serve ended"
-                assert time.monotonic() < deadline, "make serve is not ready after 100 s"
-                time.sleep(0.1)
-        metrics = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
-        yield f"127.0.0.1:{port}", float(re.findall(r"^process_cpu_seconds_total (\S+)$", metrics, re.MULTILINE)[0])
-    finally:
-        os.killpg(serve.pid, signal.SIGTERM)
-        serve.wait(30)
 
 
 @pytest.fixture
@@ -104,11 +74,14 @@ def test_every_command_is_run_or_has_a_reason() -> None:
 
 
 @pytest.mark.parametrize("command", OTHERS)
-def test_a_command_within_a_sentence_runs(command: str) -> None:
+def test_a_command_within_a_sentence_runs(command: str, here: Callable[..., Any]) -> None:
     program, *words = shlex.split(command)
     assert program in ("python", ".venv/bin/python"), "no test runs it, and NOT_RUN has no reason"
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=110)
-    assert done.stdout and not done.stderr
+    if words[:2] == ["-m", "service"]:
+        done = here(*words[2:])  # `served` starts it as a process
+    else:
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0 and done.stdout and not done.stderr
 
 
 @pytest.mark.parametrize(("command", "language", "answer"), CURLS, ids=range(len(CURLS)))

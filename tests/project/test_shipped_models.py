@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -26,7 +26,6 @@ STORE = Path(__file__).parents[2] / "model_store"
 FOLDERS = sorted(folder for model in STORE.iterdir() for folder in model.iterdir())
 MOST_BYTES = 8 * 1024 * 1024
 BATCH = 100  # pages of a deadline, on a slow machine too
-ASKED = ("equivae-digits", "equivae-mnist", "equivae-mnist-colour")
 # Largest share of wrong answers that is accepted of each shipped model on the test digits it is asked about here.
 PLAIN_DIGITS, PLAIN_LIMIT = 3000, 0.007
 PAGE_DIGITS, PAGE_LIMIT, PAGE_SIDE = 300, 0.012, 300
@@ -54,13 +53,8 @@ def test_a_shipped_model_is_whole_and_small(manifest: Manifest) -> None:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    from service.settings import Settings
-    from tests.server import part_of_store, running_server
-
-    store = part_of_store(STORE, ASKED, tmp_path_factory.mktemp("store"))
-    with running_server(Settings(model_store=store)) as url, httpx.Client(base_url=url, timeout=60) as opened:
-        yield opened
+def client(shipped: httpx.Client) -> httpx.Client:
+    return shipped
 
 
 def png(pixels: NDArray[np.uint8]) -> str:

@@ -4,7 +4,6 @@ import http.client
 import json
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import httpx
 import pytest
 
 from tests.service import tiny
-from tests.service.process import environment, started
+from tests.service.process import Forked, environment, forked
 
 PNG = {"content-type": "image/png"}
 # Runs of a graph do what the file says that FAULT names: hang, or raise.
@@ -41,16 +40,14 @@ Engine.run = run_of_a_graph
 
 
 @contextmanager
-def service(
-    store: Path, *options: str, status: int = 200, **given: object
-) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def service(store: Path, *options: str, status: int = 200, **given: object) -> Iterator[tuple[Forked, str]]:
     """A process whose /readyz answers with `status`, and its URL, found by its port; its log stays unread."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = ("--model-store", str(store), "--port", str(port), "--log-format", "json", *options)
     url = f"http://127.0.0.1:{port}"
-    with started(*arguments, **given) as process:  # type: ignore[arg-type]
+    with forked(*arguments, **given) as process:  # type: ignore[arg-type]
 
         def ready() -> bool:
             assert process.poll() is None
@@ -132,7 +129,6 @@ def test_a_drain_under_load_loses_nobody(tiny_store: Path) -> None:
         assert all(count > 1 for count in counts)
         assert set(answered) == {200}
         assert process.wait(timeout=20) == 0
-        assert process.stderr is not None
         assert [json.loads(line)["message"] for line in process.stderr][-2:] == ["draining", "stopped"]
 
 
@@ -162,7 +158,7 @@ def test_what_was_accepted_is_finished(tiny_store: Path, stop: signal.Signals) -
 
 
 @contextmanager
-def faulty(store: Path, folder: Path, *options: str, **given: object) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def faulty(store: Path, folder: Path, *options: str, **given: object) -> Iterator[tuple[Forked, str]]:
     fault = folder / "fault"
     fault.write_text("")
     with service(store, *options, code=FAULTS, env=environment(FAULT=str(fault)), **given) as running:
@@ -177,7 +173,6 @@ def test_an_event_loop_that_hangs_ends_the_process_with_its_stacks(tiny_store: P
         with pytest.raises(httpx.TransportError):
             classify(url)
         assert process.wait(timeout=20) == 1
-        assert process.stderr is not None
         log = process.stderr.read()
         assert '"message": "the event loop hangs"' in log
         assert "in run_of_a_graph" in log
@@ -241,7 +236,6 @@ def test_a_load_does_not_hold_up_the_end(tiny_store: Path, tmp_path: Path, stop:
         until(loading.exists)
         process.send_signal(stop)
         assert process.wait(timeout=10) == 0
-        assert process.stderr is not None
         told = [json.loads(line)["message"] for line in process.stderr]
         assert told == ["starting", *(["draining"] if stop == signal.SIGTERM else []), "stopped"]
 

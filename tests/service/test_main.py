@@ -19,7 +19,7 @@ from service import __main__ as command_line
 from service.engine import RuntimeUnavailable
 from service.settings import ENV_PREFIX, Settings, option_name
 from tests.service import tiny
-from tests.service.process import run, started
+from tests.service.process import forked, run, started
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -152,8 +152,7 @@ def test_start_answer_and_stop_with_one_log_line_each(tmp_path: Path, stop: sign
 
 def test_plain_logs_are_one_line_each_and_their_curl_line_works(tmp_path: Path) -> None:
     tiny.write(tmp_path)
-    with started("--model-store", str(tmp_path), "--port", "0") as process:
-        assert process.stderr is not None
+    with forked("--model-store", str(tmp_path), "--port", "0") as process:
         pattern = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO starting url=http://127\.0\.0\.1:\d+ .*\n"
         assert re.fullmatch(pattern, process.stderr.readline())
         curl = process.stderr.readline().partition(" try: ")[2]
@@ -168,8 +167,7 @@ def test_the_curl_line_has_a_place_for_the_key_that_is_asked_for(tmp_path: Path)
     tiny.write(tmp_path / "store")
     (tmp_path / "keys").write_text(f"me use sha256:{'0' * 64}\n")
     options = ("--model-store", str(tmp_path / "store"), "--api-keys", str(tmp_path / "keys"), "--port", "0")
-    with started(*options) as process:
-        assert process.stderr is not None
+    with forked(*options) as process:
         process.stderr.readline()
         assert "Authorization: Bearer KEY" in shlex.split(process.stderr.readline())
 
@@ -194,8 +192,7 @@ def test_no_line_of_the_log_has_anything_of_a_picture(tiny_store: Path) -> None:
     picture = tiny.encode(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8))
     batch = {"images": [{"data": base64.b64encode(picture).decode()}]}
     options = ("--port", "0", "--access-log-every", "1", "--drain-seconds", "0")
-    with started("--model-store", str(tiny_store), *options, code=FAILING) as process:
-        assert process.stderr is not None
+    with forked("--model-store", str(tiny_store), *options, code=FAILING) as process:
         (url,) = re.findall(r" url=(\S+)", process.stderr.readline())
         while "INFO ready" not in process.stderr.readline():
             assert process.poll() is None

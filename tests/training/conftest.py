@@ -110,6 +110,14 @@ def make_config(write: Callable[[dict[str, Any]], Path], small: dict[str, Any]) 
 
 
 @pytest.fixture
+def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modes are found in one round, whose nodes an exported graph has once instead of four times."""
+    from training import rotation
+
+    monkeypatch.setattr(rotation, "ROUNDS", 1)
+
+
+@pytest.fixture
 def mnist_file() -> Path:
     if not MNIST.is_file():
         pytest.skip(f"needs MNIST as {MNIST}")

@@ -208,7 +208,7 @@ def test_class_mean_energy_counts_pairs_of_different_images() -> None:
 def test_r_of_the_image_itself_leaves_v_with_nothing(data: LabelledImages) -> None:
     wide = SMALL | {"r_dim": 12}
     kl = {
-        name: fitted({**wide, "complements": name}, data, 200).validate(data, data)["kl"]
+        name: fitted({**wide, "complements": name}, data, 120).validate(data, data)["kl"]
         for name in ("own", "in_batch")
     }
     assert kl["own"] < 0.5 * kl["in_batch"], kl

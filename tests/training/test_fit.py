@@ -25,6 +25,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.training import process
+from tests.training.conftest import SMALL, trained
 from training import checkpoint, datasets, progress
 from training.__main__ import app
 from training.average import Average
@@ -95,6 +96,12 @@ def interrupted(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(KeyboardInterrupt):
             train(config, folder)
     return config, folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What that run leaves where nothing interrupts it."""
+    return trained(SMALL, tmp_path_factory.mktemp("whole"))
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -311,7 +318,7 @@ def test_a_logged_mean_is_over_the_steps_that_had_the_term(write: Callable[..., 
         assert together[name] == pytest.approx(sum(values) / len(values), rel=1e-5)
 
 
-def test_a_checkpoint_with_one_count_for_all_terms_is_resumed(interrupted: tuple[Config, Path]) -> None:
+def test_a_checkpoint_with_one_count_for_all_terms_is_resumed(interrupted: tuple[Config, Path], whole: Path) -> None:
     config, folder = interrupted
     state = checkpoint.find(folder).state
     assert state is not None
@@ -321,14 +328,14 @@ def test_a_checkpoint_with_one_count_for_all_terms_is_resumed(interrupted: tuple
     checkpoint.save(folder, 14, state)
     for path in sorted(folder.glob("checkpoint-*.pt"), key=lambda path: path.stat().st_mtime_ns)[:-1]:
         path.unlink()
-    goes_on_bit_for_bit(config, folder)
+    goes_on_bit_for_bit(config, folder, whole)
 
 
 # --- interruption ---------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_run_goes_on_bit_for_bit(make_config: MakeConfig, tmp_path: Path) -> None:
-    overrides = ("fit.steps=160", "fit.channels_last=true")
+    overrides = ("fit.steps=100", "fit.channels_last=true")
     config = make_config(*overrides)
     path = tmp_path / "config.yaml"
     options = [word for override in overrides for word in ("--set", override)]
@@ -361,11 +368,12 @@ def test_the_papers_order_goes_on_bit_for_bit(
     goes_on_bit_for_bit(config, tmp_path / "interrupted")
 
 
-def goes_on_bit_for_bit(config: Config, folder: Path) -> None:
-    """The rest of an interrupted run leaves what a run without an interruption does."""
-    whole = folder.parent / "whole"
+def goes_on_bit_for_bit(config: Config, folder: Path, whole: Path | None = None) -> None:
+    """The rest of an interrupted run leaves what a run without an interruption does, by default one made here."""
     train(config, folder, resume=True)
-    train(config, whole)
+    if whole is None:
+        whole = folder.parent / "whole"
+        train(config, whole)
     assert_same_bits(folder, whole)
     assert load_run(folder).metrics == load_run(whole).metrics
     assert read_metrics(folder) == read_metrics(whole)
@@ -397,7 +405,7 @@ def test_devices_that_change_the_batch_do_not_resume(
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    interrupted: tuple[Config, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    interrupted: tuple[Config, Path], whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, folder = interrupted
     older, newer = sorted(folder.glob("checkpoint-*.pt"))
@@ -407,8 +415,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     train(config, folder, resume=True)
     said = capsys.readouterr().err
     assert f"damaged, passed over: {newer.name}" in said and "resumed at step 7" in said
-    train(config, tmp_path / "whole")
-    assert_same_bits(folder, tmp_path / "whole")
+    assert_same_bits(folder, whole)
 
 
 def test_without_any_good_checkpoint_nothing_is_guessed(interrupted: tuple[Config, Path]) -> None:
@@ -420,7 +427,7 @@ def test_without_any_good_checkpoint_nothing_is_guessed(interrupted: tuple[Confi
     assert len(list(folder.glob("checkpoint-*.pt"))) == 2
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(interrupted: tuple[Config, Path], tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_last_good_checkpoint(interrupted: tuple[Config, Path], whole: Path) -> None:
     config, folder = interrupted
     before = sorted(path.name for path in folder.glob("checkpoint-*.pt"))
     size = (folder / before[-1]).stat().st_size
@@ -439,8 +446,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(interrupted: tuple[Config, P
     assert sorted(path.name for path in folder.glob("checkpoint-*.pt")) == before
     assert [name for name in os.listdir(folder) if name.endswith(".tmp")] == []
     train(config, folder, resume=True)
-    train(config, tmp_path / "whole")
-    assert_same_bits(folder, tmp_path / "whole")
+    assert_same_bits(folder, whole)
 
 
 def test_a_checkpoint_cannot_run_code(interrupted: tuple[Config, Path]) -> None:

@@ -262,12 +262,12 @@ def test_the_pose_follows_the_projects_convention(splits: Splits) -> None:
 
 @pytest.fixture(scope="module")
 def fitted(splits: Splits) -> MCEVAEPaper:
-    """SE(2), 80 steps on scikit-learn's digits."""
+    """SE(2), 50 steps on scikit-learn's digits."""
     torch.manual_seed(0)
     model = make(group="SE2", transforms=1).train()
     model.prepare(splits.train)
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    for step in range(80):
+    for step in range(50):
         indices = torch.randperm(len(splits.train), generator=seeded(step))[:100]
         loss = model.loss(model.batch(splits.train, indices, seeded(step)), seeded(step))["loss"]
         optimiser.zero_grad()

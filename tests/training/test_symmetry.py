@@ -260,6 +260,7 @@ def test_a_blank_says_that_it_may_lie_any_way(run: LoadedRun) -> None:
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("one_round")
 def test_the_exported_graphs_draw_what_torch_draws(run: LoadedRun, digits: torch.Tensor, tmp_path: Path) -> None:
     folder = export_run(run.folder, tmp_path, console=Console(file=io.StringIO()))
     manifest = verify(folder)

@@ -125,6 +125,7 @@ def test_the_ablation_compares_transforms(data: LabelledImages) -> None:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.usefixtures("one_round")
 def test_the_affine_model_exports(data: LabelledImages) -> None:
     model = make("AFF5", modes=1)
     model.prepare(data)

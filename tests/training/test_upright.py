@@ -182,6 +182,7 @@ def test_the_loss_starts_near_the_uniform_posterior_and_has_finite_gradients(con
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.usefixtures("one_round")
 def test_its_graphs_give_what_torch_gives(trained: Upright) -> None:
     capabilities = graphs("upright", trained)
     assert set(capabilities) == {"transform", "canonicalize"}
@@ -201,6 +202,7 @@ def test_its_graphs_give_what_torch_gives(trained: Upright) -> None:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.usefixtures("one_round")
 def test_a_convolutional_net_exports_at_any_batch() -> None:
     exported = export_graphs({"transform": graphs("upright", model_of(CONVOLUTIONAL))["transform"]}, SPEC)
     assert exported.graphs["transform"].inputs[0].shape == ("N", 1, 32, 32) and max(exported.parity.values()) < 1e-4

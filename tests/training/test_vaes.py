@@ -16,8 +16,8 @@ from training.run import read_metrics
 def runs(finish_pose_run: Callable[..., Path]) -> dict[str, Path]:
     of_all = {"group": "SE2", "shift": 0.1}
     return {
-        "beta": finish_pose_run({"kind": "plain_vae", "method": "beta", **of_all}, "reconstruction", steps=25),
-        "MCE": finish_pose_run({"kind": "mcevae_paper", "transforms": 1, **of_all}, "reconstruction", steps=25),
+        "beta": finish_pose_run({"kind": "plain_vae", "method": "beta", **of_all}, "reconstruction", steps=10),
+        "MCE": finish_pose_run({"kind": "mcevae_paper", "transforms": 1, **of_all}, "reconstruction", steps=10),
     }
 
 
