@@ -7,6 +7,7 @@ Jinja's expressions where a figure stands. Whoever changes the page changes the 
     model(NAME)      model_store/NAME/manifest.json: .training, .validation (of the training's end), and as
                      .test and .on_validation the figures of `evaluate`, each a plain number
     rows(NAME)       results/NAME.jsonl, one row a finished seed, of the last one's configuration; no file: none
+    lines(NAME)      every row of it, those of earlier configurations too
     figures(NAME)    results/NAME.json
     evaluated(NAME)  the same, where `evaluate --output results/NAME.json` wrote it: the figures, each a plain number
     printed(WORDS)   what `python -m WORDS` prints, a command that reads committed JSON
@@ -40,9 +41,13 @@ def _model(name: str) -> dict[str, Any]:
     return metrics | {"training": manifest["training"], "validation": manifest["metrics"]["validation"]}
 
 
-def _rows(name: str) -> list[dict[str, Any]]:
+def _lines(name: str) -> list[dict[str, Any]]:
     path = ROOT / "results" / f"{name}.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    rows = _lines(name)
     return [row for row in rows if row["config"] == rows[-1]["config"]]
 
 
@@ -89,7 +94,9 @@ def rendered(template: str) -> str:
     environment = jinja2.Environment(  # noqa: S701 - Markdown, and nothing in it is anybody's input
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.globals.update(model=_model, rows=_rows, figures=_figures, evaluated=_evaluated, printed=_printed)
+    environment.globals.update(
+        model=_model, rows=_rows, lines=_lines, figures=_figures, evaluated=_evaluated, printed=_printed
+    )
     environment.filters.update(places=places, over_seeds=over_seeds)
     return environment.from_string(template).render()
 

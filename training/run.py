@@ -137,7 +137,7 @@ def open_folder(folder: Path, config: Config, *, resume: bool, restart: bool) ->
             write_atomically(folder / METRICS_FILE, b"")
             write_atomically(stored, yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True).encode())
         elif resume:
-            _same_config(stored, config)
+            _same_config(folder, config)
         else:
             raise RunError(f"{folder} holds a run already: add --resume, --restart to replace it, or another --run")
         yield
@@ -189,14 +189,26 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def _same_config(stored: Path, config: Config) -> None:
+def differences(folder: Path, config: Config) -> list[str]:
+    """Settings by which the run in a folder, if there is one, differs from a configuration: dotted names.
+
+    Raises:
+        RunError: its configuration is damaged.
+    """
+    stored = folder / CONFIG_FILE
+    if not stored.is_file():
+        return []
     try:
         earlier = restore_config(yaml.safe_load(stored.read_text(encoding="utf-8"))).identity()
     except (ValueError, TypeError) as error:
         raise RunError(f"{stored} is damaged: start again with --restart") from error
-    if different := sorted(_differences(earlier, config.identity())):
+    return sorted(_differences(earlier, config.identity()))
+
+
+def _same_config(folder: Path, config: Config) -> None:
+    if different := differences(folder, config):
         raise RunError(
-            f"{stored.parent} was begun with another configuration ({', '.join(different[:5])} differ): "
+            f"{folder} was begun with another configuration ({', '.join(different[:5])} differ): "
             "resume with the same one, or add --restart"
         )
 

@@ -24,7 +24,7 @@ from training.evaluation.scores import percent
 from training.files import make_folder, write_atomically
 from training.fit import cpu_precision, train
 from training.models.equivae_config import EquiVAEConfig
-from training.run import LoadedRun, default_folder, load_run
+from training.run import LoadedRun, default_folder, differences, load_run
 
 
 def run_seeds(
@@ -51,6 +51,7 @@ def run_seeds(
             `error_neural_head` and `error_benchmark_cnn` (%).
     Raises:
         ConfigError: said before the first training: several devices, no test part, or classifiers of another model.
+        RunError: the folder of a seed holds a run of another configuration, or cannot be used.
     """
     console = console or Console(stderr=True)
     if config.fit.devices > 1:
@@ -65,7 +66,8 @@ def run_seeds(
         if splits.test is None:
             raise ConfigError(f"seeds: the data set {splits.name} has no test part to measure on")
         del splits  # training reads it again: not twice in memory
-    digest = _as_trained(config).digest()
+    config = _as_trained(config)
+    digest = config.digest()
     parts = ("validation", "test") if test else ("validation",)
 
     @cache
@@ -109,6 +111,11 @@ def _run_seed(
     config: Config, digest: str, runs: Path, parts: Sequence[str], benchmark_epochs: int | None, console: Console
 ) -> dict[str, Any]:
     folder = default_folder(runs, config)
+    if different := differences(folder, config):
+        raise RunError(
+            f"{folder} was begun with another configuration ({', '.join(different[:5])} differ): "
+            "choose another --runs, or another name by --set name=..."
+        )
     outcome = train(config, folder, resume=True, console=console)
     run = load_run(folder)
     figures: dict[str, Any] = {"validation": outcome.metrics, "test": None}

@@ -62,3 +62,4 @@ def test_rows_of_an_earlier_configuration_do_not_count(tmp_path: Path, monkeypat
     monkeypatch.setattr("results.render.ROOT", tmp_path)
     template = "{{ rows('x') | over_seeds('error') }}, {{ rows('y') | over_seeds('error') }}"
     assert rendered(template) == "2.00 ± 1.00 (2 seeds), not run"
+    assert rendered("{{ lines('x')[0].error }} of {{ lines('x') | length }}, {{ lines('y') }}") == "9 of 3, []"

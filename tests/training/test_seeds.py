@@ -130,6 +130,22 @@ def test_rows_of_another_configuration_stay_and_do_not_count(make_config: MakeCo
     assert [row["step"] for row in rows] == [6, 7] and rows[0]["config"] != rows[1]["config"]
 
 
+def test_a_run_of_another_configuration_in_the_way_is_left_and_what_helps_is_said(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_seeds(make_config("fit.steps=6"), [1], tmp_path / "six.jsonl", tmp_path / "runs")
+    before, called = (tmp_path / "runs" / "small-1" / "model.pt").read_bytes(), trained(monkeypatch)
+    longer, output = make_config("fit.steps=7"), tmp_path / "seven.jsonl"
+    helps = r"small-1 .*\(fit.steps differ\): choose another --runs, or .* --set name="
+    with pytest.raises(RunError, match=helps) as said:
+        run_seeds(longer, [1], output, tmp_path / "runs")
+    assert "--restart" not in str(said.value) and called == [] and not output.exists()
+    assert (tmp_path / "runs" / "small-1" / "model.pt").read_bytes() == before
+    run_seeds(longer, [1], output, tmp_path / "others")
+    run_seeds(make_config("fit.steps=7", "name=other"), [1], output, tmp_path / "runs")
+    assert called == [1, 1] and len(output.read_text().splitlines()) == 2
+
+
 def test_rows_and_runs_of_other_data_do_not_count(make_config: MakeConfig, tmp_path: Path) -> None:
     def pictures(name: str) -> Config:
         rng = np.random.default_rng(len(name))
