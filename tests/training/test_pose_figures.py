@@ -23,12 +23,21 @@ NAMES = {"pictures", "angles", "clusters", "tsne-z_c"}
 
 def test_all_figures_are_written(finished_pose_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pose_figures, "TSNE_IMAGES", 60)
+    # The small model puts all pictures into one cluster.
+    monkeypatch.setattr(pose_figures, "clusters", lambda model, shown: torch.eye(3)[torch.arange(len(shown)) % 3])
     paths = draw_figures(finished_pose_run, tmp_path, console=Console(file=io.StringIO()))
     assert {path.stem for path in paths} == NAMES
     for path in paths:
         with Image.open(path) as picture:
             assert picture.format == "PNG" and min(picture.size) > 200
             assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_one_cluster_for_all_is_not_drawn(finished_pose_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pose_figures, "TSNE_IMAGES", 60)
+    monkeypatch.setattr(pose_figures, "clusters", lambda model, shown: torch.eye(3)[torch.zeros(len(shown), dtype=int)])
+    run = load_run(finished_pose_run)
+    assert set(pose_figures.pose_figures(run, run.splits().validation, 0)) == NAMES - {"clusters"}
 
 
 def test_pictures_and_errors_repeat_and_follow_the_seed(finished_pose_run: Path, tmp_path: Path) -> None:
