@@ -1,6 +1,6 @@
 """How well digits survive on a page: validation digits drawn as photographs, scans and boards, read back, classified.
 
-    python benchmarks/pages.py model_store/equivae-mnist/3
+    python benchmarks/pages.py model_store/equivae-mnist/4
 
 Every kind of page differs from one digit to the next (size, place, light, grain) by the digit's index alone. The error
 stands beside that of the same digits as the data set has them.
