@@ -1,6 +1,6 @@
 """How well digits survive on a page: validation digits drawn as photographs, scans and boards, read back, classified.
 
-    python benchmarks/pages.py model_store/equivae-mnist/4
+    python benchmarks/pages.py model_store/equivae-mnist/3
 
 Every kind of page differs from one digit to the next (size, place, light, grain) by the digit's index alone. The error
 stands beside that of the same digits as the data set has them.
@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from contract.manifest import read_manifest
 from contract.picture import open_picture
 from contract.preprocess import prepare
 from training.config import DigitsData, MnistData
 from training.datasets import LabelledImages, load
+from training.evaluation.classification import NOVEL
 
 Digit = npt.NDArray[np.uint8]
 Plane = npt.NDArray[np.float32]
@@ -115,6 +116,18 @@ def cut_to_the_ink(digit: Digit, generator: Generator) -> bytes:
     return png(250 - page[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] * (240 / 255))
 
 
+def blurred(digit: Digit, generator: Generator) -> bytes:
+    """By a pixel of the digit's own 28: a photograph out of focus."""
+    page = Image.fromarray(255 - np.pad(digit, digit.shape[0] // 2)).resize((560, 560), Image.Resampling.BICUBIC)
+    return png(np.asarray(page.filter(ImageFilter.GaussianBlur(280 / 28)), np.float32))
+
+
+def few_pixels(digit: Digit, generator: Generator) -> bytes:
+    """10 pixels for the digit's frame."""
+    page = Image.fromarray(255 - np.pad(digit, digit.shape[0] // 2))
+    return png(np.asarray(page.resize((20, 20), Image.Resampling.BOX), np.float32))
+
+
 KINDS: dict[str, tuple[Callable[[Digit, Generator], bytes], float]] = {  # with the share of the digits that is drawn
     "clean page, 300 x 300": (clean_page, 1.0),
     "photograph, 4000 x 3000": (photograph, 0.1),
@@ -125,21 +138,26 @@ KINDS: dict[str, tuple[Callable[[Digit, Generator], bytes], float]] = {  # with 
     "chalk board": (chalk_board, 0.4),
     "scan, dark edge, specks": (scan_with_dark_edge_and_specks, 0.4),
     "cut to the ink": (cut_to_the_ink, 0.4),
+    "out of focus": (blurred, 0.4),
+    "few pixels": (few_pixels, 0.4),
 }
 
 
 def measure(folder: Path, digits: LabelledImages, count: int) -> None:
-    """Print a line for every kind of page: errors in percent, plain and from the page, and the time to read one."""
+    """Print a line for every kind of page: errors in percent, plain and from the page, the share of the latter that is
+    called novel, and the time to read one.
+    """
     manifest = read_manifest(folder)
     session = onnxruntime.InferenceSession(folder / manifest.graphs["classify"].file)
 
-    def wrong(images: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        (probabilities,) = session.run(["probabilities"], {"image": images})
-        return np.asarray(probabilities.argmax(axis=1) != labels[: len(images)])
+    def judged(images: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Whether each is read wrongly, and whether it is called novel."""
+        probabilities, novelty = session.run(["probabilities", "novelty"], {"image": images})
+        return np.asarray(probabilities.argmax(axis=1) != labels[: len(images)]), np.asarray(novelty > NOVEL)
 
     pictures, labels = digits.images.numpy(), digits.labels.numpy()
-    plain = wrong((pictures[:count] / 255).astype(np.float32))
-    print(f"{'':26}{'n':>6}{'plain %':>10}{'page %':>10}{'more':>8}{'ms':>8}")
+    plain, _ = judged((pictures[:count] / 255).astype(np.float32))
+    print(f"{'':26}{'n':>6}{'plain %':>10}{'page %':>10}{'more':>8}{'novel %':>10}{'ms':>8}")
     for name, (draw, share) in KINDS.items():
         number = max(1, round(share * len(plain)))
         images, seconds = [], 0.0
@@ -148,10 +166,11 @@ def measure(folder: Path, digits: LabelledImages, count: int) -> None:
             start = time.perf_counter()
             images.append(prepare(open_picture(data).pixels, manifest.input, manifest.preprocessing).image)
             seconds += time.perf_counter() - start
-        errors = 100 * wrong(np.stack(images)).mean(), 100 * plain[:number].mean()
+        wrong, novel = judged(np.stack(images))
+        errors = 100 * wrong.mean(), 100 * plain[:number].mean()
         print(
             f"{name:26}{number:6}{errors[1]:10.2f}{errors[0]:10.2f}{errors[0] - errors[1]:+8.2f}"
-            f"{1000 * seconds / number:8.1f}",
+            f"{100 * novel.mean():10.2f}{1000 * seconds / number:8.1f}",
             flush=True,
         )
 
