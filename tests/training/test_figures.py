@@ -161,6 +161,16 @@ def test_the_surest_mistakes_are_shown_with_their_names(finished_run: Path) -> N
     assert len(figures.read_wrongly(data, wrong[:1]).axes) == 1
 
 
+def test_names_of_classes_are_no_formulas(finished_run: Path, tmp_path: Path) -> None:
+    data = load_run(finished_run).splits().validation
+    priced = replace(data, class_names=tuple(f"$\\{name}$ {{" for name in data.class_names))
+    wrong = [Mistake(0, int(data.labels[0]), 3, 0.9, 0.5)]
+    plots.save(figures.read_wrongly(priced, wrong), tmp_path / "wrong.png")
+    rows = [data.images[:3].float() / 255]
+    plots.save(plots.grid_figure(rows, [priced.class_names[0]], "one"), tmp_path / "grid.png")
+    plots.save(plots.scatter(np.eye(2), torch.tensor([0, 1]), priced.class_names, "two"), tmp_path / "map.png")
+
+
 def test_a_full_disk_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -136,7 +136,7 @@ def read_wrongly(data: LabelledImages, wrong: list[Mistake]) -> Figure:
     for axes, mistake in zip(cells, wrong, strict=False):
         show(axes, tiles([data.images[mistake.place : mistake.place + 1].float() / 255]))
         names = f"{data.class_names[mistake.label]} as {data.class_names[mistake.read_as]}"
-        axes.set_title(f"{names}\n{mistake.probability:.2f}", fontsize=7)
+        axes.set_title(f"{names}\n{mistake.probability:.2f}", fontsize=7, parse_math=False)
     figure.suptitle(f"read wrongly: the {len(wrong)} surest", fontsize=11, color="#444444")
     return figure
 

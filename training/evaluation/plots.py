@@ -90,7 +90,10 @@ def show(axes: Axes, picture: np.ndarray) -> None:
 def _row_labels(axes: Axes, names: list[str], picture: np.ndarray) -> None:
     step = picture.shape[0] / len(names)
     for index, name in enumerate(names):
-        axes.text(-10, (index + 0.5) * step, name, ha="right", va="center", fontsize=11, color="#444444")
+        # A class may be called a$b$, which is no formula.
+        axes.text(
+            -10, (index + 0.5) * step, name, ha="right", va="center", fontsize=11, color="#444444", parse_math=False
+        )
 
 
 def grid_figure(rows: list[Tensor], names: list[str], title: str) -> Figure:
@@ -111,7 +114,9 @@ def scatter(points: np.ndarray, labels: Tensor, names: tuple[str, ...], title: s
     axes = figure.add_subplot()
     scatter_on(axes, points, labels, names)
     axes.set_title(title, fontsize=11)
-    axes.legend(markerscale=3, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend = axes.legend(markerscale=3, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
