@@ -137,7 +137,7 @@ def open_folder(folder: Path, config: Config, *, resume: bool, restart: bool) ->
             write_atomically(folder / METRICS_FILE, b"")
             write_atomically(stored, yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True).encode())
         elif resume:
-            _same_config(folder, config)
+            check_same_config(folder, config, "resume with the same one, or add --restart")
         else:
             raise RunError(f"{folder} holds a run already: add --resume, --restart to replace it, or another --run")
         yield
@@ -189,28 +189,22 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def differences(folder: Path, config: Config) -> list[str]:
-    """Settings by which the run in a folder, if there is one, differs from a configuration: dotted names.
+def check_same_config(folder: Path, config: Config, what_helps: str) -> None:
+    """That the run in a folder, if there is one, is of this configuration.
 
     Raises:
-        RunError: its configuration is damaged.
+        RunError: it is of another, with what helps, or its configuration is damaged.
     """
     stored = folder / CONFIG_FILE
     if not stored.is_file():
-        return []
+        return
     try:
         earlier = restore_config(yaml.safe_load(stored.read_text(encoding="utf-8"))).identity()
     except (ValueError, TypeError) as error:
         raise RunError(f"{stored} is damaged: start again with --restart") from error
-    return sorted(_differences(earlier, config.identity()))
-
-
-def _same_config(folder: Path, config: Config) -> None:
-    if different := differences(folder, config):
-        raise RunError(
-            f"{folder} was begun with another configuration ({', '.join(different[:5])} differ): "
-            "resume with the same one, or add --restart"
-        )
+    if different := sorted(_differences(earlier, config.identity())):
+        names = ", ".join(different[:5])
+        raise RunError(f"{folder} was begun with another configuration ({names} differ): {what_helps}")
 
 
 def _differences(one: Any, other: Any, name: str = "") -> Iterator[str]:

@@ -24,7 +24,7 @@ from training.evaluation.scores import percent
 from training.files import make_folder, write_atomically
 from training.fit import cpu_precision, train
 from training.models.equivae_config import EquiVAEConfig
-from training.run import LoadedRun, default_folder, differences, load_run
+from training.run import LoadedRun, check_same_config, default_folder, load_run
 
 
 def run_seeds(
@@ -111,11 +111,7 @@ def _run_seed(
     config: Config, digest: str, runs: Path, parts: Sequence[str], benchmark_epochs: int | None, console: Console
 ) -> dict[str, Any]:
     folder = default_folder(runs, config)
-    if different := differences(folder, config):
-        raise RunError(
-            f"{folder} was begun with another configuration ({', '.join(different[:5])} differ): "
-            "choose another --runs, or another name by --set name=..."
-        )
+    check_same_config(folder, config, "choose another --runs, or another name by --set name=...")
     outcome = train(config, folder, resume=True, console=console)
     run = load_run(folder)
     figures: dict[str, Any] = {"validation": outcome.metrics, "test": None}

@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from service.settings import Settings
 from tests.deploy.manifests import environment, load, pods
+from tests.forked import ForkedProcess
 from tests.server import running_server
 from tests.service.process import environment as clean_environment
 from tests.training import process as training_process
@@ -42,7 +43,7 @@ PICTURE = (ROOT / "examples" / "digit-7.png").read_bytes()
 pytestmark = pytest.mark.timeout(400)
 
 Container = dict[str, Any]
-Process = subprocess.Popen[bytes] | training_process.Process
+Process = subprocess.Popen[bytes] | ForkedProcess
 
 
 class Job:

@@ -103,11 +103,11 @@ def test_make_train_makes_a_served_model(
     commands = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert [command.split()[:4] for command in commands] == [[*PROGRAM.split(), verb] for verb in VERBS]
     monkeypatch.chdir(ROOT)
-    # An eighth of the steps comes near the error that the README prints; of the figures that follow a look is enough.
-    short = dict(zip(VERBS, (" --set fit.steps=300", " --benchmark-epochs 0 --samples 50 --limit 20", ""), strict=True))
+    # A quarter of the steps comes to the error that the README prints; of the figures that follow a look is enough.
+    short = dict(zip(VERBS, (" --set fit.steps=500", " --benchmark-epochs 0 --samples 50 --limit 20", ""), strict=True))
     printed = "".join(run_here(command, short[verb]) for command, verb in zip(commands, VERBS, strict=True))
     shipped = read_manifest(ROOT / "model_store" / "equivae-digits" / "1").metrics["validation"]["error"]
     assert f"validation error {shipped:.2f} %" in answer
-    # Rounding differs between processors and so does the course of a training: seven of 216 images are 3.2 points.
-    compare_text(answer, printed, relative=0.2, absolute=3.3)
+    # Rounding differs between processors and so does the course of a training: three of 216 images are 1.4 points.
+    compare_text(answer, printed, relative=0.2, absolute=1.5)
     assert here("check", EQUIPOISE_MODEL_STORE=str(store)).returncode == 0

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing import forkserver, reduction
 from pathlib import Path
 from typing import Any, TextIO
 from unittest.mock import patch
 
 from service.settings import ENV_PREFIX
+from tests.forked import ForkedProcess
 
 ROOT = Path(__file__).parents[2]
 FORKED = multiprocessing.get_context("forkserver")
@@ -46,11 +47,8 @@ def started(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
         process.communicate()
 
 
-class Forked:
-    """What the tests ask of a subprocess.Popen.
-
-    stderr: what the process writes there, unless that goes to a file.
-    """
+class Forked(ForkedProcess):
+    """stderr: what the process writes there, unless that goes to a file."""
 
     def __init__(
         self, arguments: tuple[str, ...], code: str, env: Mapping[str, str], cwd: str | None, stderr: TextIO | None
@@ -58,31 +56,14 @@ class Forked:
         read, write = os.pipe()
         self.stderr = os.fdopen(read)
         target = _Descriptor(stderr.fileno() if stderr else write)
-        self._process = FORKED.Process(target=_main, args=(arguments, code, dict(env), cwd, target))
+        process = FORKED.Process(target=_main, args=(arguments, code, dict(env), cwd, target))
         with patch.object(forkserver, "connect_to_new_process", SERVER.connect_to_new_process):
-            self._process.start()
+            process.start()
         os.close(write)
-
-    @property
-    def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        """Its exit status, negative where a signal ended it; None where it goes on after these seconds."""
-        self._process.join(timeout)
-        return self._process.exitcode
-
-    def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        super().__init__(process)
 
     def end(self) -> None:
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        self.wait()
+        super().end()
         self.stderr.close()
 
 

@@ -251,11 +251,11 @@ def test_unexpected_failures_outside_inference_are_problems_too(
 
 
 def test_a_photograph_is_decoded_beside_small_pictures(tiny_store: Path, serve: Serve) -> None:
-    """6 megapixels take the pool; meanwhile small pictures are answered by the event loop."""
+    """12 megapixels take the pool; meanwhile small pictures are answered by the event loop."""
     url = serve(tiny_store)
-    shade = np.linspace(200, 255, 3000, dtype=np.uint8)
-    photograph = np.repeat(shade[None], 2000, axis=0)
-    photograph[700:1400, 1100:1600] = 30
+    shade = np.linspace(200, 255, 4000, dtype=np.uint8)
+    photograph = np.repeat(shade[None], 3000, axis=0)
+    photograph[1000:2000, 1500:2200] = 30
     body = tiny.encode(np.stack([photograph] * 3, axis=2), "JPEG")
     with concurrent.futures.ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, trust_env=False) as client:
         large = pool.submit(client.post, "/classify", content=body, timeout=60)
@@ -264,7 +264,7 @@ def test_a_photograph_is_decoded_beside_small_pictures(tiny_store: Path, serve: 
             assert post(url).status_code == 200
             small += 1
     answer = large.result().json()
-    assert (answer["input"]["width"], answer["input"]["height"]) == (3000, 2000)
+    assert (answer["input"]["width"], answer["input"]["height"]) == (4000, 3000)
     assert answer["input"]["polarity"] == "dark"
     assert small >= 1
 

@@ -14,42 +14,22 @@ from pathlib import Path
 
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
+from tests.forked import ForkedProcess
+
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["tests.training.preloaded"])
 
 
-class Process:
-    """What the tests ask of a subprocess.Popen."""
-
-    def __init__(self, arguments: Sequence[str], env: Mapping[str, str], log: Path) -> None:
-        self._process = FORKED.Process(target=_main, args=([*arguments], dict(env), log))
-        self._process.start()
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        """Its exit status, negative where a signal ended it; None where it goes on after these seconds."""
-        self._process.join(timeout)
-        return self._process.exitcode
-
-    def send_signal(self, number: int) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
-
-    def kill(self) -> None:
-        self._process.kill()
-
-
 @contextmanager
-def started(arguments: Sequence[str], env: Mapping[str, str], log: Path) -> Iterator[Process]:
+def started(arguments: Sequence[str], env: Mapping[str, str], log: Path) -> Iterator[ForkedProcess]:
     """`python -m training` with these arguments and this environment; what it prints is added to `log`."""
-    process = Process(arguments, env, log)
+    forked = FORKED.Process(target=_main, args=([*arguments], dict(env), log))
+    forked.start()
+    process = ForkedProcess(forked)
     try:
         yield process
     finally:
-        process.kill()
-        process.wait()
+        process.end()
 
 
 def run_ranks(
