@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from training.augment_config import AugmentConfig
 
-__all__ = ["augment", "distorted_grid", "uniform"]
+__all__ = ["augment", "blurred", "distorted_grid", "uniform"]
+
+WIDEST_BLUR = 0.07  # of the frame: two pixels of 28, where people still read most digits
 
 
 def uniform(shape: tuple[int, ...], limit: float, generator: torch.Generator) -> Tensor:
@@ -47,8 +49,19 @@ def distorted_grid(count: int, height: int, width: int, config: AugmentConfig, g
     return grid
 
 
+def blurred(images: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of images [N,C,H,W] by `sigma` [N,1,1,1], in shares of the frame's height."""
+    height, width = images.shape[2:]
+    for length, axis in ((height, 2), (width, 3)):
+        places = torch.arange(length, dtype=images.dtype)
+        apart = (places[:, None] - places[None]) / (sigma.view(-1, 1, 1) * height).clamp_min(0.3)
+        kernel = torch.softmax(-(apart**2) / 2, 2)
+        images = kernel[:, None] @ images if axis == 2 else images @ kernel[:, None].transpose(2, 3)
+    return images
+
+
 def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Turn, shear, scale, shift, bend, re-expose, recolour and erase each image by its own draws.
+    """Turn, shear, scale, shift, bend, blur, re-expose, recolour and erase each image by its own draws.
 
     Args:
         images: [N,C,H,W] in [0,1]; what comes in from outside the frame is 0.
@@ -59,6 +72,10 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
     count, _, height, width = images.shape
     grid = distorted_grid(count, height, width, config, generator)
     changed = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    if config.blur:
+        chosen = torch.rand((count, 1, 1, 1), generator=generator) < config.blur
+        sigma = WIDEST_BLUR * torch.rand((count, 1, 1, 1), generator=generator)
+        changed = torch.where(chosen, blurred(changed, sigma), changed)
     if config.contrast:
         power = torch.exp(uniform((count, 1, 1, 1), config.contrast, generator))
         changed = changed.clamp_min(1e-6) ** power

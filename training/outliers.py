@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.augment import uniform
+from training.augment import blurred, uniform
 from training.moments import moments
 
 __all__ = ["outliers"]
@@ -30,30 +30,29 @@ def outliers(images: Tensor, generator: torch.Generator, as_content: float = 0.0
 
     Args:
         images: [N,C,S,S] in [0,1]
-        as_content: the share of them that comes as the content of a larger picture does, heaps of shapes among them:
-            what differs from its paper is ink, softened, and brought to the size of the data's.
+        as_content: the share of the first six that comes as the content of a larger picture does, heaps of shapes
+            among them: what differs from its paper is ink, softened, and brought to the size of the data's. Quarters
+            and pairs of the data would be much like the data by that.
     Returns:
         [N,C,S,S] in [0,1]
     """
     count, channels, height, width = images.shape
-    drawn = [_clouds(images, generator), _waves(images, generator), _rings(images, generator)]
+    made_up = [_clouds(images, generator), _waves(images, generator), _rings(images, generator)]
     if height >= LEAST_CIRCLE:
-        drawn.append(_enlarged_circles(images, generator))
-    drawn += [
+        made_up.append(_enlarged_circles(images, generator))
+    made_up += [
         _dots(images, generator),
         torch.rand((count, channels, 1, 1), generator=generator).expand_as(images),
-        _shuffled(images, generator),
-        _overlaid(images, generator),
     ]
     if as_content:
-        drawn.append(_heaps(images, generator))
-    kinds = torch.stack(drawn)
+        made_up.append(_heaps(images, generator))
+    kinds = torch.stack([*made_up, _shuffled(images, generator), _overlaid(images, generator)])
     kind = torch.randint(len(kinds), (count,), generator=generator)
     chosen = kinds[kind, torch.arange(count)]
     if not as_content:
         return chosen
-    brought = torch.rand((count, 1, 1, 1), generator=generator) < as_content
-    return torch.where(brought, _as_content(chosen, generator), chosen)
+    brought = (kind < len(made_up)) & (torch.rand(count, generator=generator) < as_content)
+    return torch.where(brought.view(-1, 1, 1, 1), _as_content(chosen, generator), chosen)
 
 
 def _as_content(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -69,7 +68,7 @@ def _as_content(images: Tensor, generator: torch.Generator) -> Tensor:
     paper = flat.gather(1, place).view(size)
     above, below = (grey - paper).clamp_min(0), (paper - grey).clamp_min(0)
     ink = torch.where((above**2).sum((1, 2, 3), True) > (below**2).sum((1, 2, 3), True), above, below)
-    ink = _blurred(ink, 0.1 * torch.rand(size, generator=generator) ** 2)
+    ink = blurred(ink, 0.1 * torch.rand(size, generator=generator) ** 2)
     strength = ink.flatten(1).quantile(0.95, 1).view(size).clamp_min(1e-3)
     ink = (ink / strength).clamp(0, 1)
     solid = (ink > SOLID).squeeze(1)
@@ -90,17 +89,6 @@ def _extent(occupied: Tensor) -> Tensor:
     first = torch.where(occupied, place, length).amin(1)
     last = torch.where(occupied, place, -1).amax(1)
     return (last - first + 1).clamp_min(0) / length
-
-
-def _blurred(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of images [N,1,H,W] by `sigma` [N,1,1,1], in shares of the frame's height."""
-    height, width = images.shape[2:]
-    for length, axis in ((height, 2), (width, 3)):
-        places = torch.arange(length, dtype=images.dtype)
-        apart = (places[:, None] - places[None]) / (sigma.view(-1, 1, 1) * height).clamp_min(0.3)
-        kernel = torch.softmax(-(apart**2) / 2, 2)
-        images = kernel[:, None] @ images if axis == 2 else images @ kernel[:, None].transpose(2, 3)
-    return images
 
 
 def _heaps(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from training.augment import augment
+from training.augment import augment, blurred
 from training.augment_config import AugmentConfig
 
 
@@ -21,7 +21,7 @@ def blobs(count: int = 6, side: int = 28) -> Tensor:
 
 
 EVERYTHING = AugmentConfig(
-    rotation_degrees=15, shear_degrees=10, scale=0.1, shift=0.1, elastic=1, contrast=0.3, erase=0.5
+    rotation_degrees=15, shear_degrees=10, scale=0.1, shift=0.1, elastic=1, blur=0.5, contrast=0.3, erase=0.5
 )
 
 
@@ -92,6 +92,27 @@ def test_scale_changes_the_size() -> None:
     area = augment(blobs(200), AugmentConfig(scale=0.2), seeded()).sum((1, 2, 3)) / blobs(1).sum()
     assert 1.25 < float(area.max()) < 1.5
     assert 0.6 < float(area.min()) < 0.8
+
+
+def test_a_blur_keeps_the_mean_and_softens() -> None:
+    images = torch.zeros(2, 1, 28, 28)
+    images[:, :, 10:18, 10:18] = 1
+    soft = blurred(images, torch.tensor([0.0, 0.1]).view(2, 1, 1, 1))
+    torch.testing.assert_close(soft.mean((1, 2, 3)), images.mean((1, 2, 3)), atol=2e-3, rtol=0)
+    assert float((soft[0] - images[0]).abs().max()) < 0.01
+    assert float(soft[1].max()) < 0.9
+
+
+def test_the_asked_share_is_out_of_focus_by_two_pixels_of_28_at_most() -> None:
+    images = torch.zeros(400, 1, 28, 28)
+    images[:, :, :, 14:] = 1
+    changed = augment(images, AugmentConfig(blur=0.3), seeded())
+    softest = (changed - images).abs().amax((1, 2, 3))
+    sharp = softest < 1e-4
+    assert 0.6 < float(sharp.float().mean()) < 0.8
+    slope = (changed[..., 1:] - changed[..., :-1]).amax((1, 2, 3))[~sharp]
+    assert 0.19 < float(slope.min()) < 0.25  # 1 / (sigma sqrt(2 pi)), sigma 2
+    assert float(slope.max()) > 0.9
 
 
 def test_contrast_leaves_black_and_white() -> None:
