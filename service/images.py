@@ -126,6 +126,7 @@ def to_input(
         "frames": picture.frames,
         "polarity": prepared.polarity,
         "box": prepared.box,
+        "has_content": prepared.has_content,
     }
     return ModelInput(prepared.image, description, prepared.frame, picture.original)
 

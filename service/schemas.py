@@ -51,6 +51,9 @@ class InputDescription(_Schema):
     box: tuple[int, int, int, int] = Field(
         description="What fills the model's frame: left, top, right, bottom, in pixels of the picture as it is seen."
     )
+    has_content: bool = Field(
+        description="False where ink was looked for and none stands out from the paper: the answer is that to a blank."
+    )
 
 
 class _Answer(_Schema):

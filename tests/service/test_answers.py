@@ -44,6 +44,7 @@ def test_embed(client: httpx.Client) -> None:
         "frames": 1,
         "polarity": "none",
         "box": [0, 0, 8, 8],
+        "has_content": True,
     }
 
 

@@ -73,6 +73,7 @@ def test_the_models_own_size_passes_unchanged_and_is_described() -> None:
         "frames": 1,
         "polarity": "none",
         "box": (0, 0, 28, 28),
+        "has_content": True,
     }
 
 
@@ -104,7 +105,9 @@ def test_content_that_was_asked_for_and_is_not_there() -> None:
     with pytest.raises(errors.NoContent):
         read(blank, fit="content")
     assert read(blank).image.max() == 0
-    assert read(blank).description["box"] == (0, 0, 300, 300)
+    description = read(blank).description
+    assert description["box"] == (0, 0, 300, 300) and not description["has_content"]
+    assert read(blank, fit="image").description["has_content"]  # nothing was looked for
 
 
 def test_limits_come_from_the_settings() -> None:
