@@ -103,11 +103,14 @@ class Preprocessing(_Record):
         same circle, while the size of an upright box would tell the angle; "image" takes the whole picture and looks
         for no content.
     margin: share of the frame's side that stays empty on either side of the content's longer side, or of the circle.
+    own_size: whether a picture that has the model's own size already is one of its frames, as MNIST's pictures are
+        ("unchanged"), or is framed like any other, as those of a folder were ("framed").
     """
 
     polarity: Literal["light", "dark", "none"]
     fit: Literal["mass", "box", "circle", "image"]
     margin: float = Field(default=0.0, ge=0.0, lt=0.5)
+    own_size: Literal["unchanged", "framed"] = "unchanged"
 
 
 class TensorSpec(_Record):

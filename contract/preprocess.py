@@ -1,7 +1,8 @@
 """Picture array -> model input. Training's folder data, evaluation on pages and the service call the same `prepare`.
 
-A picture of the model's own size passes as it is. Any other is read as ink on paper: polarity from the frame, content
-box, antialiased resize and placement as the training data have it (`Preprocessing` in the manifest).
+A picture of the model's own size passes as it is, unless the training's were framed too. Any other is read as ink on
+paper: polarity from the frame, content box, antialiased resize and placement as the training data have it
+(`Preprocessing` in the manifest).
 """
 
 import math
@@ -71,11 +72,11 @@ def prepare(
     """Bring uint8 `pixels` [H,W] or [H,W,3] to the frame of a model.
 
     polarity: brightness of the picture's ink; "auto" finds it, "none" leaves brightness alone. fit: "content" searches
-    for the content even in a picture of the model's own size, "image" takes the whole picture, "auto" does as the
-    training data (content or not), except that a picture of the model's own size passes unchanged.
+    for the content even in a picture that `passes_unchanged`, "image" takes the whole picture, "auto" does as the
+    training data (content or not).
     """
     height, width = pixels.shape[:2]
-    if height == spec.height and width == spec.width and fit != "content":
+    if passes_unchanged(width, height, spec, preprocessing, fit):
         image = _to_channels(pixels, spec.channels)
         if polarity in ("dark", "light") and preprocessing.polarity not in ("none", polarity):
             image = np.float32(1) - image
@@ -83,6 +84,13 @@ def prepare(
     if fit == "image" or (fit == "auto" and preprocessing.fit == "image"):
         return _whole(pixels, spec, preprocessing, polarity)
     return _content(pixels, spec, preprocessing, polarity)
+
+
+def passes_unchanged(width: int, height: int, spec: InputSpec, preprocessing: Preprocessing, fit: Fit) -> bool:
+    """Whether `prepare` takes a picture of so many pixels for one of the model's frames."""
+    nothing_to_do = preprocessing.fit == "image" and preprocessing.polarity == "none"
+    as_it_is = preprocessing.own_size == "unchanged" or nothing_to_do
+    return (width, height) == (spec.width, spec.height) and fit != "content" and as_it_is
 
 
 @cache

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from contract.manifest import Preprocessing
@@ -71,6 +71,14 @@ class FolderData(Data):
     )
     validation: float = Field(default=0.1, gt=0, lt=1, description="share of every class held out")
     split_seed: Seed = Field(default=0, description="seed of which these are")
+
+    @field_validator("preprocessing")
+    @classmethod
+    def _every_size_is_framed(cls, preprocessing: Preprocessing) -> Preprocessing:
+        """A folder may hold pictures of many sizes: those that happen to have the model's own are no exception."""
+        if "own_size" in preprocessing.model_fields_set:
+            return preprocessing
+        return preprocessing.model_copy(update={"own_size": "framed"})
 
 
 class TextData(Data):

@@ -178,7 +178,8 @@ def query_parameters() -> list[dict[str, Any]]:
         _choice(
             "fit",
             "content looks for the content and fits it to the model's frame, image takes the whole picture; auto does "
-            "as the model's training data, and leaves a picture of the model's own size as it is.",
+            "as the model's training data, and leaves a picture of the model's own size as it is, unless the "
+            "training's were framed from pictures of any size.",
         ),
         _choice("exif", "Whether an EXIF orientation is applied first."),
     ]

@@ -90,6 +90,20 @@ def test_a_stated_polarity_holds_for_the_models_own_size(model: Any, stated: Any
     assert prepared.polarity == stated
 
 
+def test_the_own_size_is_framed_where_the_trainings_pictures_were() -> None:
+    """So that a folder's pictures of that size do not keep the polarity and margins which all others lose."""
+    small = pixels(page(0, 255, 28, 28, side=14, at=(6, 3)))
+    like_others = MASS.model_copy(update={"own_size": "framed"})
+    np.testing.assert_array_equal(
+        prepare(small, SPEC, like_others).image, prepare(small, SPEC, MASS, fit="content").image
+    )
+    assert not prepare(np.full((28, 28), 255, np.uint8), SPEC, like_others).has_content
+    whole = prepare(small, SPEC, like_others, fit="image")
+    np.testing.assert_allclose(whole.image[0], 1 - small / np.float32(255), atol=1e-6)
+    as_they_are = WHOLE.model_copy(update={"own_size": "framed"})
+    np.testing.assert_array_equal(prepare(small, SPEC, as_they_are).image[0], small / np.float32(255))
+
+
 # Where the content goes
 
 

@@ -80,8 +80,23 @@ def test_pictures_are_framed_as_the_service_frames_them(root: Path) -> None:
     bar = torch.tensor([0, 0, 0, 255, 255, 0, 0, 0], dtype=torch.uint8).repeat(8, 1)
     everything = torch.cat([splits.train.images, splits.validation.images])[:, 0]
     assert any(torch.equal(image, bar) for image in everything)
-    assert splits.preprocessing == framing
+    assert splits.preprocessing == framing.model_copy(update={"own_size": "framed"})
     assert splits.skipped == ("cat/blank.png: blank: no content was found in it",)
+
+
+def test_pictures_of_the_models_own_size_are_framed_too_unless_they_are_frames_already(root: Path) -> None:
+    page = np.full((8, 8), 255, np.uint8)
+    page[1:5, 2:6] = 0
+    Image.fromarray(page).save(root / "cat" / "own.png")
+    read = {}
+    for own_size in (None, "unchanged"):
+        framing = {"polarity": "light", "fit": "box", "margin": 0.0} | ({"own_size": own_size} if own_size else {})
+        splits = datasets.load(config(root, preprocessing=framing))
+        read[own_size] = torch.cat([splits.train.images, splits.validation.images])[:, 0]
+    square, unchanged = torch.full((8, 8), 255, dtype=torch.uint8), torch.from_numpy(page)
+    assert any(torch.equal(image, square) for image in read[None])
+    assert not any(torch.equal(image, unchanged) for image in read[None])
+    assert any(torch.equal(image, unchanged) for image in read["unchanged"])
 
 
 def test_what_cannot_be_used_is_listed_with_its_reason(root: Path) -> None:
