@@ -29,7 +29,6 @@ MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden.npz"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_LABEL_LENGTH = 200
-_HASH_CHUNK_BYTES = 1024 * 1024
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 Capability = Literal["embed", "classify", "transform", "canonicalize", "recombine", "augment"]
@@ -327,7 +326,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path) -> Manifest:
-    """Check a whole model folder: the manifest, its name and version against the path, every file's size and SHA-256.
+    """Check a whole model folder, see `read_verified`."""
+    return read_verified(folder)[0]
+
+
+def read_verified(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """A whole model folder: the manifest, its name and version checked against the path, and every other file by its
+    name, read once: what has been checked by size and SHA-256 is what the caller gets, whoever writes there meanwhile.
 
     Raises:
         ManifestError: the first fact that fails; also a file that the manifest does not list, or one that is a link.
@@ -341,22 +346,18 @@ def verify(folder: Path) -> Manifest:
     unlisted = {entry.name for entry in folder.iterdir()} - set(manifest.files) - {MANIFEST_FILE}
     if unlisted:
         raise ManifestError(f"not listed in the manifest: {', '.join(sorted(unlisted))}")
-    for name, expected in manifest.files.items():
-        _verify_file(folder / name, expected)
-    return manifest
+    return manifest, {name: _read_checked(folder / name, expected) for name, expected in manifest.files.items()}
 
 
-def _verify_file(path: Path, expected: FileSpec) -> None:
+def _read_checked(path: Path, expected: FileSpec) -> bytes:
     if path.is_symlink() or not path.is_file():
         raise ManifestError(f"{path.name} is missing or not a plain file")
     try:
         if path.stat().st_size != expected.size:
             raise ManifestError(f"{path.name} has {path.stat().st_size} bytes, the manifest says {expected.size}")
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_HASH_CHUNK_BYTES):
-                digest.update(chunk)
+        data = path.read_bytes()
     except OSError as error:
         raise ManifestError(f"{path.name} cannot be read: {error.strerror}") from error
-    if digest.hexdigest() != expected.sha256:
+    if hashlib.sha256(data).hexdigest() != expected.sha256:
         raise ManifestError(f"{path.name} does not match its SHA-256")
+    return data

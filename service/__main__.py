@@ -127,7 +127,7 @@ def _check(settings: Settings) -> int:
     with ThreadPoolExecutor(1) as loader:
         store = create_store(settings, observed, devices, [loader] * len(devices.found), loader, Life())
         load_at_start(store, every_version=True)
-    return EXIT_FAILED if store.refused or not store.models else EXIT_OK
+    return EXIT_FAILED if store.refused or not store.serving.models else EXIT_OK
 
 
 def _complain(message: str, status: int) -> int:

@@ -22,6 +22,7 @@ from service.access_log import AccessLog
 from service.admission import Admission, Door
 from service.batching import Batcher
 from service.budget import Budget
+from service.catalogue import CAPABILITIES
 from service.connection import DOOR, Connections
 from service.cpus import usable_cpus
 from service.deadlines import TIMEOUT_HEADER
@@ -40,7 +41,7 @@ from service.inference import Inference
 from service.keys import KeyGate, Keys
 from service.life import Life
 from service.middleware import CALL, PROBE_PATHS, BodyLimits, Note, RequestEdge, RequestIds, TwoPorts, unexpected
-from service.model_store import CAPABILITIES, ModelStore
+from service.model_store import ModelStore
 from service.observability import Metrics, say
 from service.pool import Pool
 from service.routes import (

@@ -101,7 +101,7 @@ class Engine:
     Attributes:
         max_batch: most rows in one run; it and the next two are known from `warm` on.
         inline_batch: most rows of a run that is short enough for the event loop; 0: none is, as on a GPU.
-        run_seconds: time of a run of `max_batch` rows, measured when warm.
+        run_seconds: time of a run of `max_batch` rows, measured when warm, or estimated from the time of fewer rows.
         nodes: how many nodes of the graph, as ONNX Runtime has optimised it, each execution provider runs.
         strays: of a graph on a GPU the nodes, as `name (operator)`, that run on the CPU all the same.
         lost: what CUDA said when it failed a run; from then on every run of the process may fail. Empty: it has not.
@@ -183,28 +183,30 @@ class Engine:
         largest that does is `max_batch` and all runs are inline. Otherwise larger batches run in the thread, and only
         those up to `inline_batch` run inline.
 
-        Sizes above a `max_batch` that is inline are never run, and not warmed. Neither are those on the CPU between the
-        first that takes too long and `max_batch`: no choice hangs on them, and a first run there costs no more.
+        On the CPU nothing is run beyond the first size that takes too long: no choice hangs on it, a first run there
+        costs no more than a later one, and `run_seconds` follows from fewer rows. On a GPU every size is.
 
         Raises:
             EngineError: a batch does not run, or not to the manifest's shapes.
         """
-        options, short = self._options, not self._bindings
-        chosen, taken, own, inline = 0, 0.0, 0.0, 0
-        for size in _buckets(options.max_batch):
-            if short and chosen >= _ENOUGH_IN_A_BATCH and _GROWTH * own > options.inline_seconds:
+        limit, most = self._options.inline_seconds, self._options.max_batch
+        if self._bindings:
+            for size in _buckets(most):
+                _, self.run_seconds = self._time_run(size, 0.0)
+            self.max_batch, self.inline_batch = most, 0
+            return
+        inline, own, taken = 0, 0.0, 0.0
+        for size in _buckets(most):
+            if inline >= _ENOUGH_IN_A_BATCH and _GROWTH * own > limit:
                 break
-            if not short and not self._bindings and size < options.max_batch:
-                continue
-            limit = options.inline_seconds if short else 0.0 if self._bindings else math.inf
             own, seconds = self._time_run(size, limit)
-            if short and own > limit:
-                if chosen >= _ENOUGH_IN_A_BATCH:
-                    break
-                short = False
-            chosen, taken = size, seconds
-            inline = size if short else inline
-        self.max_batch, self.run_seconds, self.inline_batch = chosen, taken, inline
+            if own > limit and inline >= _ENOUGH_IN_A_BATCH:
+                break
+            if own > limit:
+                self.max_batch, self.run_seconds, self.inline_batch = most, seconds * most / size, inline
+                return
+            inline, taken = size, seconds
+        self.max_batch, self.run_seconds, self.inline_batch = inline, taken, inline
 
     def _time_run(self, size: int, limit: float) -> tuple[float, float]:
         """Seconds of a run: of this thread's CPU time, which no other work on the machine lengthens, and by the clock.

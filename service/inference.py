@@ -20,12 +20,13 @@ from contract.preprocess import passes_unchanged
 from service import images
 from service.batching import Entry, Row
 from service.budget import Budget, Permit
+from service.catalogue import LoadedModel
 from service.deadlines import Deadline, read_deadline
 from service.engine import Array
 from service.errors import Problem, TooManyPixels, UnsupportedMediaType
 from service.images import ModelInput, decoding_cost
 from service.middleware import CALL, FREE_BODY_BYTES, Call, read_body
-from service.model_store import LoadedModel, ModelStore
+from service.model_store import ModelStore
 from service.observability import Metrics
 from service.payloads import Encoded, Payload, read_pictures
 from service.pool import Pool

@@ -17,6 +17,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.budget import Budget
+from service.catalogue import CAPABILITIES, LoadedModel
 from service.deadlines import CallerGone, Deadline
 from service.errors import (
     PROTOCOL_PATH,
@@ -29,7 +30,6 @@ from service.errors import (
     render,
 )
 from service.life import Life
-from service.model_store import CAPABILITIES, LoadedModel
 from service.observability import Metrics, say
 
 CALL = "equipoise.call"

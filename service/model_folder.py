@@ -4,11 +4,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
-from contract.manifest import GOLDEN_FILE, Manifest, ManifestError, is_version, verify
+from contract.manifest import GOLDEN_FILE, Manifest, ManifestError, is_version, read_verified
 from service.engine import Array, Engine, EngineError, EngineOptions, Golden
 
 Version = tuple[Manifest, dict[str, list[Engine]]]
@@ -115,14 +116,14 @@ def read_version(folder: Path, options: Sequence[EngineOptions]) -> Version:
     Raises:
         ManifestError, EngineError, OSError: the folder is refused; the message is the reason.
     """
-    manifest = verify(folder)
-    golden = _read_golden(folder / GOLDEN_FILE)
+    manifest, files = read_verified(folder)
+    golden = _read_golden(files[GOLDEN_FILE])
     engines: dict[str, list[Engine]] = {}
     for capability, spec in manifest.graphs.items():
-        graph = (folder / spec.file).read_bytes()
         with _named(capability):
             engines[capability] = [
-                Engine(graph, spec, manifest.opset, _golden_of(golden, capability), wanted) for wanted in options
+                Engine(files[spec.file], spec, manifest.opset, _golden_of(golden, capability), wanted)
+                for wanted in options
             ]
     return manifest, engines
 
@@ -147,17 +148,17 @@ def _named(capability: str) -> Iterator[None]:
         raise EngineError(f"{capability}: {error}") from error
 
 
-def _read_golden(path: Path) -> dict[str, Array]:
+def _read_golden(data: bytes) -> dict[str, Array]:
     """Arrays by `<capability>/<in|out>/<tensor>`.
 
     Raises:
         ManifestError: not such a file.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with np.load(BytesIO(data), allow_pickle=False) as archive:
             return {key: np.ascontiguousarray(archive[key], dtype=np.float32) for key in archive.files}
     except Exception as error:  # numpy and zipfile raise a dozen kinds on a damaged archive
-        raise ManifestError(f"{path.name} cannot be read: {error}") from error
+        raise ManifestError(f"{GOLDEN_FILE} cannot be read: {error}") from error
 
 
 def _golden_of(golden: Mapping[str, Array], capability: str) -> Golden:

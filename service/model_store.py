@@ -13,17 +13,16 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_args
+from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
-from contract.manifest import Capability, Manifest, ManifestError
+from contract.manifest import ManifestError
 from service.batching import Batcher
+from service.catalogue import Catalogue, LoadedModel
 from service.engine import Engine, EngineError, EngineOptions
-from service.errors import CapabilityNotFound, ModelNotFound, ModelRefused, NotAlive, NotReady, VersionNotFound
+from service.errors import ModelNotFound, ModelRefused, NotAlive, NotReady
 from service.life import Life
 from service.model_folder import EmptyStore, Refusal, Signature, Version, find, printable, read_version, sign, warm
-
-CAPABILITIES: tuple[str, ...] = get_args(Capability)
 
 _LOADING = "models are being loaded"
 _ENDING = "the service is about to end and finishes what it has accepted"
@@ -34,58 +33,16 @@ Result = TypeVar("Result")
 class StoreObserver(Protocol):
     """What is told of the store; `store_watch` implements it."""
 
-    def loaded(self, model: "LoadedModel") -> None: ...
+    def loaded(self, model: LoadedModel) -> None: ...
 
-    def refused(self, refusal: Refusal) -> None: ...
+    def refused(self, refusal: Refusal, unforeseen: Exception | None) -> None: ...
 
-    def closed(self, model: "LoadedModel") -> None: ...
-
-
-class LoadedModel:
-    """A version that serves. A request that has entered it is answered by it, whatever is loaded meanwhile.
-
-    It is entered, left and retired on the event loop, so that a plain number counts its requests.
-    """
-
-    __slots__ = ("_close", "_requests", "_retired", "batchers", "manifest")
-
-    def __init__(
-        self, manifest: Manifest, batchers: Mapping[str, Batcher], close: Callable[["LoadedModel"], None]
-    ) -> None:
-        self.manifest = manifest
-        self.batchers = batchers
-        self._close = close
-        self._requests = 0
-        self._retired = False
-
-    @property
-    def name(self) -> str:
-        return self.manifest.name
-
-    @property
-    def version(self) -> int:
-        return self.manifest.version
-
-    def enter(self) -> None:
-        """A request begins that will use this model."""
-        self._requests += 1
-
-    def leave(self) -> None:
-        """That request has been answered."""
-        self._requests -= 1
-        if self._retired and not self._requests:
-            self._close(self)
-
-    def retire(self) -> None:
-        """No new request enters: close at once, or when the last one leaves."""
-        self._retired = True
-        if not self._requests:
-            self._close(self)
+    def closed(self, model: LoadedModel) -> None: ...
 
 
 @dataclass
 class ModelStore:
-    """Loaded models by name; `models` is replaced by one assignment and never changed in place.
+    """`serving` is what requests see; it is replaced by one assignment.
 
     options: of the engines of a graph, one a device.
     queue: puts the queue in front of a graph's engines; the last argument is (model, version, capability).
@@ -102,7 +59,7 @@ class ModelStore:
     loader: Executor
     life: Life
     hang_seconds: float
-    models: dict[str, LoadedModel] = field(default_factory=dict)
+    serving: Catalogue = field(init=False)
     refused: list[Refusal] = field(default_factory=list)
     loading: bool = True
     empty: str = ""
@@ -113,6 +70,7 @@ class ModelStore:
     _batchers: WeakSet[Batcher] = field(default_factory=WeakSet)
 
     def __post_init__(self) -> None:
+        self.serving = Catalogue({}, self.defaults)
         self.root = self.root.absolute()  # a path that is found in reasons where it is meant, and nowhere else
 
     def load_all(self, *, every_version: bool = False) -> None:
@@ -137,14 +95,15 @@ class ModelStore:
             }
         for name, numbers in found.items():
             for number in numbers:
-                model = self._read(name, number, ahead.pop((name, number), None))
-                if model is None:
+                version = self._read(name, number, ahead.pop((name, number), None))
+                if version is None:
                     continue
+                model = self._made_ready(version)
                 self.observer.loaded(model)
                 models.setdefault(name, model)
                 if not every_version:
                     break
-        self.models, self.loading = models, False
+        self.serving, self.loading = Catalogue(models, self.defaults), False
 
     async def load(self, name: str) -> LoadedModel:
         """Let the highest version on disk serve; the answer is the model that does then.
@@ -167,14 +126,14 @@ class ModelStore:
                 if bad := [entry for entry in whole if entry.model == name]:
                     raise ModelRefused(f"{name} is refused: {bad[0].reason}")
                 raise ModelNotFound(f"the model store has no model {name[:100]!r}", models=list(found))
-            numbers, serving = found[name], self.models.get(name)
+            numbers, serving = found[name], self.serving.models.get(name)
             newer = numbers[: numbers.index(serving.version)] if serving and serving.version in numbers else numbers
-            if model := await self._in_loader(self._read_first, name, newer):
-                self._publish(model)
+            if version := await self._in_loader(self._read_first, name, newer):
+                self._publish(version)
             self._unloaded.discard(name)
             if bad := [entry for entry in self.refused if (entry.model, entry.version) == (name, numbers[0])]:
                 raise ModelRefused(f"version {numbers[0]} of {name} is refused: {bad[0].reason}")
-            return self.models[name]
+            return self.serving.models[name]
 
     async def unload(self, name: str) -> None:
         """Take a model out of service until it is loaded by name again; its requests are answered first.
@@ -183,10 +142,11 @@ class ModelStore:
             ModelNotFound: it is not loaded.
         """
         async with self._changing:
-            model = self.models.get(name)
+            model = self.serving.models.get(name)
             if model is None:
-                raise ModelNotFound(f"the model {name[:100]!r} is not loaded", models=list(self.models))
-            self.models = {other: loaded for other, loaded in self.models.items() if other != name}
+                raise ModelNotFound(f"the model {name[:100]!r} is not loaded", models=list(self.serving.models))
+            others = {other: loaded for other, loaded in self.serving.models.items() if other != name}
+            self.serving = Catalogue(others, self.defaults)
             self._unloaded.add(name)
             model.retire()
 
@@ -201,8 +161,8 @@ class ModelStore:
         """
         async with self._changing:
             for name, numbers in (await self._in_loader(self._find_new)).items():
-                if model := await self._in_loader(self._read_first, name, numbers):
-                    self._publish(model)
+                if version := await self._in_loader(self._read_first, name, numbers):
+                    self._publish(version)
 
     def _find_new(self) -> dict[str, list[int]]:
         found, whole = find(self.root)
@@ -218,7 +178,7 @@ class ModelStore:
         self._seen = {key: facts for key, facts in self._seen.items() if key[1] in found.get(key[0], ())}
         new: dict[str, list[int]] = {}
         for name, numbers in found.items():
-            serving = self.models.get(name)
+            serving = self.serving.models.get(name)
             above = [number for number in numbers if serving is None or number > serving.version]
             unseen = [number for number in above if self._seen.get((name, number)) != sign(self._folder(name, number))]
             if unseen and name not in self._unloaded:
@@ -227,7 +187,7 @@ class ModelStore:
 
     def _is_outdated(self, refusal: Refusal) -> bool:
         """Whether it is of a version below the one that serves, which is not read again, and its folder has changed."""
-        serving, number = self.models.get(refusal.model), refusal.version
+        serving, number = self.serving.models.get(refusal.model), refusal.version
         if serving is None or number is None or number > serving.version:
             return False
         return self._seen.get((refusal.model, number)) != sign(self._folder(refusal.model, number))
@@ -235,17 +195,18 @@ class ModelStore:
     async def _in_loader(self, work: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self.loader, work, *arguments)
 
-    def _publish(self, model: LoadedModel) -> None:
-        """From here on `model` serves; on the event loop, between two requests."""
-        old = self.models.get(model.name)
-        self.models = dict(sorted((self.models | {model.name: model}).items()))
+    def _publish(self, version: Version) -> None:
+        """From here on it serves; on the event loop, between two requests."""
+        model = self._made_ready(version)
+        old = self.serving.models.get(model.name)
+        self.serving = Catalogue(self.serving.models | {model.name: model}, self.defaults)
         self.observer.loaded(model)
         if old is not None:
             old.retire()
 
-    def _read_first(self, name: str, numbers: Sequence[int]) -> LoadedModel | None:
+    def _read_first(self, name: str, numbers: Sequence[int]) -> Version | None:
         """The first good one of these versions; the others are refused."""
-        return next((model for number in numbers if (model := self._read(name, number)) is not None), None)
+        return next((version for number in numbers if (version := self._read(name, number)) is not None), None)
 
     def _verify(self, name: str, number: int) -> Version:
         self._check_going_on()
@@ -253,20 +214,28 @@ class ModelStore:
         self._seen[name, number] = sign(folder)
         return read_version(folder, self.options)
 
-    def _read(self, name: str, number: int, ahead: Future[Version] | None = None) -> LoadedModel | None:
-        """A version, ready to serve; None where it is refused. ahead: it has been verified already."""
+    def _read(self, name: str, number: int, ahead: Future[Version] | None = None) -> Version | None:
+        """A version, warm; None where it is refused. ahead: it has been verified already."""
         self.refused = [entry for entry in self.refused if (entry.model, entry.version) != (name, number)]
         try:
-            manifest, engines = ahead.result() if ahead else self._verify(name, number)
+            version = ahead.result() if ahead else self._verify(name, number)
             self._check_going_on()
-            warm(engines)
+            warm(version[1])
         except NotReady:
             raise
-        except Exception as error:  # whatever is wrong with one folder, the others are served
-            reason = str(error) if isinstance(error, ManifestError | EngineError | OSError) else repr(error)
-            self._refuse(Refusal(name, number, self._told(reason)))
+        except (ManifestError, EngineError, OSError) as error:
+            self._refuse(Refusal(name, number, self._told(str(error))))
             return None
-        batchers = {capability: self.queue(those, (name, number, capability)) for capability, those in engines.items()}
+        except Exception as error:  # whatever is wrong with one folder, the others are served
+            self._refuse(Refusal(name, number, self._told(repr(error))), error)
+            return None
+        return version
+
+    def _made_ready(self, version: Version) -> LoadedModel:
+        """With a queue in front of every graph."""
+        manifest, engines = version
+        key = manifest.name, manifest.version
+        batchers = {capability: self.queue(those, (*key, capability)) for capability, those in engines.items()}
         self._batchers = WeakSet((*self._batchers, *batchers.values()))  # others may be going through the old one
         return LoadedModel(manifest, batchers, self._closed)
 
@@ -283,9 +252,9 @@ class ModelStore:
         with suppress(RuntimeError):  # the loader has ended, and so does the process
             self.loader.submit(_trim)
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: Refusal, unforeseen: Exception | None = None) -> None:
         self.refused = [*self.refused, refusal]
-        self.observer.refused(refusal)
+        self.observer.refused(refusal, unforeseen)
 
     def _told(self, reason: str) -> str:
         """As clients read it: they learn nothing of where the store is."""
@@ -295,62 +264,14 @@ class ModelStore:
         return self.root / name / str(number)
 
     def select(self, capability: str, name: str | None, version: int | None) -> LoadedModel:
-        """The model that answers a request.
-
-        With no name it is the capability's default (of poses, where no default is set, the most exact model); where
-        that is not loaded and exactly one model has the capability, that one.
+        """The model that answers a request, see `Catalogue.select`.
 
         Raises:
             NotReady: nothing is loaded. ModelNotFound, VersionNotFound, CapabilityNotFound: with what there is.
         """
-        if not self.models:
+        if not self.serving.models:
             self.check_ready()
-        able = self.able(capability)
-        if name is None:
-            if not able:
-                raise CapabilityNotFound(f"no loaded model can {capability}", capability=capability, models=able)
-            default = self._default(capability, able)
-            if default not in able and len(able) > 1:
-                raise ModelNotFound(
-                    f"the default model {default!r} of {capability} is not loaded and several others are: "
-                    "choose one with ?model=",
-                    models=able,
-                )
-            name = default if default in able else able[0]
-        model = self.models.get(name)
-        if model is None:
-            raise ModelNotFound(f"the model {name!r} is not loaded", models=able)
-        if version is not None and version != model.version:
-            raise VersionNotFound(f"version {version} of {name} is not loaded", model=name, versions=[model.version])
-        if capability not in model.batchers:
-            raise CapabilityNotFound(f"the model {name} cannot {capability}", capability=capability, models=able)
-        return model
-
-    def able(self, capability: str) -> list[str]:
-        """The names of the loaded models that have a capability."""
-        return [model.name for model in self.models.values() if capability in model.batchers]
-
-    def undecided(self) -> dict[str, str]:
-        """Capabilities that several models have and the default is none of them, and its name: without a name nobody
-        answers.
-        """
-        undecided = {}
-        for capability in CAPABILITIES:
-            able = self.able(capability)
-            default = self._default(capability, able)
-            if default not in able and len(able) > 1:
-                undecided[capability] = default
-        return undecided
-
-    def _default(self, capability: str, able: Sequence[str]) -> str:
-        """The name of the model that is meant where none is named; it need not be loaded."""
-        return self.defaults.get(capability) or self._most_exact(able)
-
-    def _most_exact(self, able: Sequence[str]) -> str:
-        """Of models that estimate a pose the one whose rotation is the most exact; empty where none says."""
-        errors = {name: self.models[name].manifest.rotation_error for name in able}
-        known = {name: error for name, error in errors.items() if error is not None}
-        return min(known, key=known.__getitem__, default="")
+        return self.serving.select(capability, name, version)
 
     def check_started(self) -> None:
         """
@@ -378,7 +299,7 @@ class ModelStore:
         Raises:
             NotAlive: a run in a thread hangs, so that nothing behind it is ever answered; or CUDA has failed.
         """
-        for model in self.models.values():
+        for model in self.serving.models.values():
             for engine in (engine for batcher in model.batchers.values() for engine in batcher.engines):
                 if engine.lost:
                     raise NotAlive(f"the GPU has failed, which only a new process mends: {engine.lost}")
@@ -392,7 +313,7 @@ class ModelStore:
             return _ENDING
         if self.loading:
             return _LOADING
-        if self.models:
+        if self.serving.models:
             return None
         reasons = [f"{refusal.model}/{refusal.version or ''}: {refusal.reason}" for refusal in self.refused]
         reasons += [f"{name}: unloaded until it is loaded by name" for name in sorted(self._unloaded)]

@@ -5,10 +5,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
+from service.catalogue import LoadedModel
 from service.engine import Engine
 from service.errors import NotReady
 from service.model_folder import EmptyStore, Refusal
-from service.model_store import LoadedModel, ModelStore
+from service.model_store import ModelStore
 from service.observability import Metrics, say
 from service.settings import option_name
 
@@ -30,8 +31,9 @@ class StoreLog:
                 graph, nodes = f"{model.name}/{model.version}.{capability}", ", ".join(strays)
                 say(logging.WARNING, "nodes on the CPU beside a GPU", graph=graph, nodes=nodes)
 
-    def refused(self, refusal: Refusal) -> None:
-        say(logging.ERROR, "model refused", model=refusal.model, version=refusal.version, reason=refusal.reason)
+    def refused(self, refusal: Refusal, unforeseen: Exception | None) -> None:
+        facts = {"model": refusal.model, "version": refusal.version, "reason": refusal.reason}
+        say(logging.ERROR, "model refused", unforeseen, **facts)
 
     def closed(self, model: LoadedModel) -> None:
         self._open[model.name, model.version] -= 1
@@ -63,10 +65,11 @@ def load_at_start(store: ModelStore, *, every_version: bool = False) -> None:
         say(logging.ERROR, "not ready", reason=reason)
     else:
         devices = ",".join(options.device.name for options in store.options)
-        say(logging.INFO, "ready", models=",".join(store.models), devices=devices)
-    for capability, default in store.undecided().items():
+        say(logging.INFO, "ready", models=",".join(store.serving.models), devices=devices)
+    serving = store.serving
+    for capability in serving.undecided():
         text = f"the default of /{capability} is not loaded: requests that name no model get 404"
-        able = ",".join(store.able(capability))
+        default, able = serving.meant[capability], ",".join(serving.able[capability])
         say(logging.WARNING, text, setting=option_name(f"default_{capability}"), default=default, models=able)
 
 

@@ -15,12 +15,12 @@ from contract.geometry import Canvas
 from contract.picture import Original
 from service import upright
 from service.batching import Row
+from service.catalogue import LoadedModel
 from service.deadlines import Deadline
 from service.engine import Array
 from service.errors import Problem, TooManyPixels
 from service.images import ModelInput, decoding_cost
 from service.inference import Inference, JsonAnswer, head, raise_of_single, to_base64, to_json
-from service.model_store import LoadedModel
 from service.queries import Options, UprightOptions
 from service.routes.direct import (
     DirectRoute,

@@ -12,11 +12,11 @@ from contract.geometry import Canvas
 from contract.picture import EncodedPicture, Original
 from service import errors, upright
 from service.batching import Row
+from service.catalogue import LoadedModel
 from service.engine import Array
 from service.errors import Problem
 from service.images import PICTURE_TYPES, ModelInput, decoding_cost
 from service.inference import Inference, JsonAnswer, head, picture_answer, raise_of_single, to_base64, to_json
-from service.model_store import LoadedModel
 from service.negotiation import choose
 from service.payloads import Payload
 from service.queries import UprightOptions

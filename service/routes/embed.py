@@ -5,10 +5,10 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from service.catalogue import LoadedModel
 from service.engine import Array
 from service.images import ModelInput
 from service.inference import Inference
-from service.model_store import LoadedModel
 from service.routes.pictures import add_picture_route
 from service.schemas import Batch, EmbedAnswer
 

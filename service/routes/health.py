@@ -28,7 +28,7 @@ def add(router: APIRouter, store: ModelStore, devices: Devices) -> None:
     async def readyz(request: Request) -> Response:
         request.scope[CALL].endpoint = "readyz"
         store.check_ready()
-        serving = store.models.values()
+        serving = store.serving.models.values()
         answer = Ready(
             models=[f"{model.name}/{model.version}" for model in serving],
             devices=[device.name for device in devices.found],

@@ -4,9 +4,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.catalogue import LoadedModel
 from service.errors import CapabilityNotFound, ModelNotFound, NotReady
 from service.middleware import CALL
-from service.model_store import LoadedModel, ModelStore
+from service.model_store import ModelStore
 from service.routes.direct import DirectRoute
 from service.schemas import ModelDescription, ModelsAnswer, RefusedModel
 
@@ -32,7 +33,7 @@ def add(router: APIRouter, store: ModelStore) -> None:
     async def models(request: Request) -> Response:
         request.scope[CALL].endpoint = "models"
         answer = ModelsAnswer(
-            models=[describe(model) for model in store.models.values()],
+            models=[describe(model) for model in store.serving.models.values()],
             refused=[
                 RefusedModel(model=refusal.model, version=refusal.version, reason=refusal.reason)
                 for refusal in store.refused

@@ -9,11 +9,11 @@ from fastapi import APIRouter
 
 from contract import geometry
 from contract.geometry import COEFFICIENTS, GeometryError
+from service.catalogue import LoadedModel
 from service.engine import Array
 from service.errors import InternalError
 from service.images import ModelInput
 from service.inference import Inference
-from service.model_store import LoadedModel
 from service.routes.pictures import add_picture_route
 from service.schemas import Batch, TransformAnswer
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contract.manifest import TensorSpec
+from service.catalogue import CAPABILITIES, LoadedModel
 from service.errors import (
     CapabilityNotFound,
     InternalError,
@@ -23,7 +24,7 @@ from service.errors import (
     VersionNotFound,
 )
 from service.middleware import CALL
-from service.model_store import CAPABILITIES, LoadedModel, ModelStore
+from service.model_store import ModelStore
 from service.routes.direct import DirectRoute, protocol_responses
 from service.tensors import Message
 
@@ -78,7 +79,7 @@ def find_graph(store: ModelStore, name: str, version: str | None) -> tuple[Loade
         if not (version.isascii() and version.isdigit() and len(version) <= 9):
             raise VersionNotFound(f"version {version[:40]!r} of {name[:100]} is not loaded")
         number = int(version)
-    model = store.models.get(name)
+    model = store.serving.models.get(name)
     if model is not None:
         capability = next((plain for plain in PLAIN if plain in model.batchers), None)
         if capability is None:
@@ -86,11 +87,11 @@ def find_graph(store: ModelStore, name: str, version: str | None) -> tuple[Loade
             raise CapabilityNotFound(f"{name} is no graph by itself; there are {graphs}")
         return store.select(capability, name, number), capability
     base, _, capability = name.rpartition(".")
-    if base in store.models and capability in CAPABILITIES:
+    if base in store.serving.models and capability in CAPABILITIES:
         return store.select(capability, base, number), capability
-    if not store.models:
+    if not store.serving.models:
         store.check_ready()
-    graphs = ", ".join(f"{other.name}.{graph}" for other in store.models.values() for graph in other.batchers)
+    graphs = ", ".join(f"{other.name}.{graph}" for other in store.serving.models.values() for graph in other.batchers)
     raise ModelNotFound(f"the model {name[:100]!r} is not loaded; there are {graphs}")
 
 

@@ -56,7 +56,7 @@ class LoadRequest(Message):
 
 def index(store: ModelStore) -> list[IndexEntry]:
     entries = []
-    for model in store.models.values():
+    for model in store.serving.models.values():
         names = [model.name] if any(plain in model.batchers for plain in PLAIN) else []
         names += [f"{model.name}.{graph}" for graph in model.batchers]
         entries += [IndexEntry(name=name, version=str(model.version), state="READY") for name in names]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from service.admission import PROTOCOL_ENDPOINT
-from service.model_store import CAPABILITIES
+from service.catalogue import CAPABILITIES
 
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "observability" / "alerts.yaml"

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.catalogue import CAPABILITIES
 from service.errors import problem_types
 from service.middleware import PROBE_PATHS
-from service.model_store import CAPABILITIES
 from service.settings import Settings
 from tests.server import running_server
 from tests.service import tiny

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import pytest
 
+from contract.manifest import Manifest
 from service import model_folder, model_store
 from service.engine import Engine, EngineOptions
 from service.errors import ModelRefused, NotReady
@@ -127,20 +128,22 @@ def test_a_graph_that_does_not_run_at_every_batch_is_refused(tmp_path: Path, ser
     assert refusal["reason"].startswith("embed: a batch of 1 does not run: ")
 
 
-def test_an_error_that_nobody_foresaw_stops_no_other_model(
-    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+def test_an_error_that_nobody_foresaw_stops_no_other_model_and_is_logged_with_its_traceback(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny.write(tmp_path)
     tiny.write(tmp_path, name="odd")
-    verify = model_folder.verify
+    read = model_folder.read_verified
 
     def odd(folder: Path) -> object:
-        return verify(folder) if folder.parent.name == "tiny" else 1 / 0
+        return read(folder) if folder.parent.name == "tiny" else 1 / 0
 
-    monkeypatch.setattr(model_folder, "verify", odd)
+    monkeypatch.setattr(model_folder, "read_verified", odd)
     answer = get(f"{serve(tmp_path)}/models").json()
     assert [model["name"] for model in answer["models"]] == ["tiny"]
     assert answer["refused"] == [{"model": "odd", "version": 1, "reason": "ZeroDivisionError('division by zero')"}]
+    (record,) = [record for record in caplog.records if record.message == "model refused"]
+    assert record.exc_info and isinstance(record.exc_info[1], ZeroDivisionError)
 
 
 @pytest.fixture
@@ -248,6 +251,22 @@ def test_at_the_start_models_are_read_side_by_side_and_warmed_one_after_the_othe
     assert done == ["read"] * 4 + ["warmed"] * 3 * len(tiny.SPECS)
     said = [(record.message, record.facts["model"]) for record in caplog.records if record.message.startswith("model ")]  # type: ignore[attr-defined]
     assert said == [("model refused", "a"), *(("model loaded", name) for name in "bcd")]
+
+
+def test_what_was_verified_is_what_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes there meanwhile: by then it has been read."""
+    folder = tiny.write(tmp_path)
+    read_verified = model_folder.read_verified
+
+    def overtaken(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
+        found = read_verified(folder)
+        for name in found[1]:
+            (folder / name).write_bytes(b"something else")
+        return found
+
+    monkeypatch.setattr(model_folder, "read_verified", overtaken)
+    _, engines = model_folder.read_version(folder, [EngineOptions(1, 4, 1.0)])
+    assert set(engines) == set(tiny.SPECS)
 
 
 @pytest.mark.parametrize("end", [1, 3])

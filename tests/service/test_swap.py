@@ -200,7 +200,7 @@ def with_store(root: Path, scenario: Callable[[ModelStore], object]) -> None:
 
 
 def serving(store: ModelStore) -> dict[str, int]:
-    return {model.name: model.version for model in store.models.values()}
+    return {model.name: model.version for model in store.serving.models.values()}
 
 
 def test_load_and_unload_by_name(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_load_and_unload_by_name(tmp_path: Path) -> None:
             await store.load("tiny")
         store.load_all()
         first = await store.load("tiny")
-        assert first is store.models["tiny"]  # nothing newer: nothing is loaded again
+        assert first is store.serving.models["tiny"]  # nothing newer: nothing is loaded again
         tiny.write_scaled(tmp_path, 2)
         second = await store.load("tiny")
         assert (second.version, serving(store)) == (2, {"tiny": 2})
@@ -236,7 +236,7 @@ def test_a_run_that_hangs_is_known_after_its_version_is_gone(tmp_path: Path, gat
     async def main(loader: ThreadPoolExecutor, device: ThreadPoolExecutor) -> None:
         store = create_store(settings, observed, Devices("cpu"), [device], loader, Life())
         store.load_all()
-        batcher = store.models["tiny"].batchers["embed"]
+        batcher = store.serving.models["tiny"].batchers["embed"]
         row = (np.zeros(batcher.engine.spec.inputs[0].row_shape, np.float32),)
         with pytest.raises(DeadlineExceeded):
             await batcher.run([row], Deadline(time.perf_counter() + 0.05), lambda: False)
@@ -259,8 +259,8 @@ def test_a_closed_version_is_freed_at_once(tmp_path: Path) -> None:
 
     async def scenario(store: ModelStore) -> None:
         store.load_all()
-        sessions = [weakref.ref(batcher.engine) for batcher in store.models["tiny"].batchers.values()]
-        model = store.models["tiny"]
+        sessions = [weakref.ref(batcher.engine) for batcher in store.serving.models["tiny"].batchers.values()]
+        model = store.serving.models["tiny"]
         model.enter()
         tiny.write_scaled(tmp_path, 2)
         await store.load("tiny")
@@ -339,7 +339,7 @@ def test_the_end_of_the_service_changes_nothing_about_what_is_loaded(tmp_path: P
     async def scenario(store: ModelStore) -> None:
         store.load_all()
         store.life.draining = True
-        assert find_graph(store, "tiny.embed", None) == (store.models["tiny"], "embed")
+        assert find_graph(store, "tiny.embed", None) == (store.serving.models["tiny"], "embed")
         for name in ("nope", "nope.embed", "tiny.nope"):
             with pytest.raises(ModelNotFound, match="there are tiny.embed"):
                 find_graph(store, name, None)
