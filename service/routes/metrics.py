@@ -1,7 +1,7 @@
 """GET /metrics: for Prometheus."""
 
 from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,7 +13,7 @@ from service.routes.direct import DirectRoute
 def add(router: APIRouter, metrics: Metrics) -> None:
     async def scrape(request: Request) -> Response:
         request.scope[CALL].endpoint = "metrics"
-        return Response(generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return Response(await metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     router.add_api_route(
         "/metrics",
