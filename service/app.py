@@ -59,7 +59,7 @@ from service.routes import (
     v2_repository,
 )
 from service.routes.direct import DirectPaths, describe_keys
-from service.settings import Settings
+from service.settings import MOST_THREADS_BY_DEFAULT, Settings
 from service.store_watch import StoreLog, serve_store
 from service.tensors import JSON_LENGTH_HEADER
 from service.tracing import Tracing
@@ -203,7 +203,7 @@ def create_store(
         root=settings.model_store,
         options=[
             EngineOptions(
-                threads=settings.inference_threads or usable_cpus(),
+                threads=settings.inference_threads or min(usable_cpus(), MOST_THREADS_BY_DEFAULT),
                 max_batch=settings.max_batch,
                 inline_seconds=settings.inline_milliseconds / 1e3,
                 device=device,
