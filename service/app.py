@@ -88,10 +88,11 @@ def create_app(
     keys = Keys(settings.api_keys)
     life = life or Life()
     notes: list[Note] = [AccessLog(settings.access_log_every)] if settings.access_log_every else []
+    devices = find_devices(settings.device, settings.gpu_memory_bytes, settings.gpu_conv_search)
+    # After all that may refuse: it has a thread that is to be ended.
     tracing = Tracing(settings.otel_endpoint, settings.otel_share, _version()) if settings.otel_endpoint else None
     if tracing is not None:
         notes.append(tracing)
-    devices = find_devices(settings.device, settings.gpu_memory_bytes, settings.gpu_conv_search)
     at_once = settings.max_batch * len(devices.found)
     budget = Budget(settings.queue_images, settings.queue_bytes, settings.queue_seconds or math.inf, at_once)
     observed = Metrics(budget)
