@@ -103,7 +103,7 @@ def create_app(
     if devices.fell_back:
         say(logging.WARNING, "graphs run on the CPU", reason=devices.reason)
     runners = [ThreadPoolExecutor(1, f"device {device.name}") for device in devices.found]
-    loader = ThreadPoolExecutor(1, "loader")
+    loader, writer = ThreadPoolExecutor(1, "loader"), ThreadPoolExecutor(1, "metrics")
     store = create_store(settings, observed, devices, runners, loader, life)
     inference = Inference(
         store,
@@ -130,7 +130,7 @@ def create_app(
         pool.shutdown()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
-        for executor in (loader, *runners):
+        for executor in (loader, writer, *runners):
             executor.shutdown(wait=False, cancel_futures=True)
 
     async def refused(request: Request, error: Exception) -> Response:
@@ -159,7 +159,7 @@ def create_app(
     v2_repository.add(app.router, store, keys)
     v2.add(app.router, inference)
     health.add(app.router, store, devices)
-    metrics.add(app.router, observed)
+    metrics.add(app.router, observed, writer)
     docs.add(app.router)
     app.openapi = lambda: _openapi(app, keys)  # type: ignore[method-assign]
     layered: ASGIApp = BodyLimits(DirectPaths(app), settings.max_body_bytes, settings.body_timeout_seconds, budget)

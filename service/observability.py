@@ -11,6 +11,7 @@ import sys
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal, get_args
@@ -122,13 +123,13 @@ class Metrics:
         )
         self._answers: dict[tuple[str, int], tuple[Counter, Series]] = {}
 
-    async def text(self) -> bytes:
-        """All of it as Prometheus reads it. Made in a thread, but for what the event loop alone may touch: with thirty
-        graphs the loop would stand still for longer than most requests take.
+    async def text(self, writer: Executor) -> bytes:
+        """All of it as Prometheus reads it. Written in a thread, but for what the event loop alone may touch: with
+        thirty graphs the loop would stand still for longer than most requests take.
         """
         self.registry.fold()
         self._tasks.set(len(asyncio.all_tasks()))
-        return await asyncio.to_thread(generate_latest, self.registry)
+        return await asyncio.get_running_loop().run_in_executor(writer, generate_latest, self.registry)
 
     def devices(self, devices: Devices) -> None:
         self._fallback.set(devices.fell_back)
