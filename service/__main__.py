@@ -25,7 +25,7 @@ from service.life import Life, Server
 from service.model_folder import EmptyStore, NoModelYet, find
 from service.observability import Metrics, say, set_up_logging
 from service.schemas import EXAMPLE_PNG
-from service.server import allow_files, configure, listen_all, url_of
+from service.server import AddressUnavailable, allow_files, bind_all, configure, listen, url_of
 from service.settings import ENV_PREFIX, Settings, SettingsError, load_settings, option_name
 from service.store_watch import load_at_start
 from service.tracing import TracingUnavailable
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _check(settings) if command == "check" else _serve(settings, runtime)
     except KeyFileError as error:
         return _complain(str(error), EXIT_WRONG_SETTING)
-    except (RuntimeUnavailable, DeviceUnavailable, TracingUnavailable, EmptyStore) as error:
+    except (RuntimeUnavailable, DeviceUnavailable, TracingUnavailable, AddressUnavailable, EmptyStore) as error:
         return _complain(str(error), EXIT_FAILED)
 
 
@@ -66,24 +66,16 @@ def _serve(settings: Settings, runtime: str) -> int:
     except NoModelYet:
         if not settings.wait_for_models:
             raise
-    try:
-        listening = listen_all(settings)
-    except OSError as error:
-        return _complain(f"cannot listen on {error.filename}: {error.strerror or error}", EXIT_FAILED)
     allow_files(settings.max_connections)
-    server = assemble(settings, listening, _freeze)
-    url = url_of(listening[0])
-    say(logging.INFO, "starting", url=url, docs=f"{url}/docs", model_store=settings.model_store, runtime=runtime)
-    if len(listening) > 1:
-        say(logging.INFO, "probes", url=url_of(listening[1]))
-    # uvicorn finishes what it has accepted, then raises the signal that stopped it once more: that is a normal end here
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, lambda number, frame: None)
-    if settings.log_format == "plain":
-        example = json.dumps({"images": [{"data": EXAMPLE_PNG}]})
-        key = "-H 'Authorization: Bearer KEY' " if settings.api_keys else ""
-        say(logging.INFO, f"try: curl {url}/classify {key}-H 'Content-Type: application/json' -d '{example}'")
-    server.run(sockets=listening)
+    with bind_all(settings) as sockets:
+        server = assemble(settings, sockets, _freeze)
+        # One that comes before the server runs ends it when it does. uvicorn finishes what it has accepted, then raises
+        # the signal that stopped it once more: that is a normal end here.
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(stop, server.handle_exit)
+        listen(sockets)
+        _say_where(settings, runtime, *map(url_of, sockets))
+        server.run(sockets=sockets)
     if server.life.hung:
         say(logging.ERROR, "stopped, with a run of a graph that never ended")
         os._exit(EXIT_FAILED)  # the interpreter would wait for its thread for ever
@@ -93,13 +85,23 @@ def _serve(settings: Settings, runtime: str) -> int:
     return EXIT_OK
 
 
+def _say_where(settings: Settings, runtime: str, url: str, probes: str = "") -> None:
+    say(logging.INFO, "starting", url=url, docs=f"{url}/docs", model_store=settings.model_store, runtime=runtime)
+    if probes:
+        say(logging.INFO, "probes", url=probes)
+    if settings.log_format == "plain":
+        example = json.dumps({"images": [{"data": EXAMPLE_PNG}]})
+        key = "-H 'Authorization: Bearer KEY' " if settings.api_keys else ""
+        say(logging.INFO, f"try: curl {url}/classify {key}-H 'Content-Type: application/json' -d '{example}'")
+
+
 def assemble(
-    settings: Settings, listening: Sequence[socket.socket], on_loaded: Callable[[], None] = lambda: None
+    settings: Settings, sockets: Sequence[socket.socket], on_loaded: Callable[[], None] = lambda: None
 ) -> Server:
-    """The app and its server for the sockets of `listen_all`."""
+    """The app and its server for the sockets of `bind_all`."""
     life = Life()
     connections = Connections(settings.max_connections)
-    probe_port = listening[1].getsockname()[1] if len(listening) > 1 else None
+    probe_port = sockets[1].getsockname()[1] if len(sockets) > 1 else None
     app = create_app(settings, on_loaded, connections, probe_port, life)
     return Server(configure(app, settings, connections, probe_port), life, settings)
 

@@ -60,7 +60,7 @@ from service.routes import (
     v2_repository,
 )
 from service.routes.direct import DirectPaths, describe_keys
-from service.settings import Settings
+from service.settings import MOST_THREADS_BY_DEFAULT, Settings
 from service.store_watch import StoreLog, serve_store
 from service.tensors import JSON_LENGTH_HEADER
 from service.tracing import Tracing
@@ -89,10 +89,11 @@ def create_app(
     keys = Keys(settings.api_keys)
     life = life or Life()
     notes: list[Note] = [AccessLog(settings.access_log_every)] if settings.access_log_every else []
+    devices = find_devices(settings.device, settings.gpu_memory_bytes, settings.gpu_conv_search)
+    # After all that may refuse: it has a thread that is to be ended.
     tracing = Tracing(settings.otel_endpoint, settings.otel_share, _version()) if settings.otel_endpoint else None
     if tracing is not None:
         notes.append(tracing)
-    devices = find_devices(settings.device, settings.gpu_memory_bytes, settings.gpu_conv_search)
     at_once = settings.max_batch * len(devices.found)
     budget = Budget(settings.queue_images, settings.queue_bytes, settings.queue_seconds or math.inf, at_once)
     observed = Metrics(budget)
@@ -103,7 +104,7 @@ def create_app(
     if devices.fell_back:
         say(logging.WARNING, "graphs run on the CPU", reason=devices.reason)
     runners = [ThreadPoolExecutor(1, f"device {device.name}") for device in devices.found]
-    loader = ThreadPoolExecutor(1, "loader")
+    loader, writer = ThreadPoolExecutor(1, "loader"), ThreadPoolExecutor(1, "metrics")
     store = create_store(settings, observed, devices, runners, loader, life)
     inference = Inference(
         store,
@@ -130,7 +131,7 @@ def create_app(
         pool.shutdown()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
-        for executor in (loader, *runners):
+        for executor in (loader, writer, *runners):
             executor.shutdown(wait=False, cancel_futures=True)
 
     async def refused(request: Request, error: Exception) -> Response:
@@ -159,7 +160,7 @@ def create_app(
     v2_repository.add(app.router, store, keys)
     v2.add(app.router, inference)
     health.add(app.router, store, devices)
-    metrics.add(app.router, observed)
+    metrics.add(app.router, observed, writer)
     docs.add(app.router)
     app.openapi = lambda: _openapi(app, keys)  # type: ignore[method-assign]
     layered: ASGIApp = BodyLimits(DirectPaths(app), settings.max_body_bytes, settings.body_timeout_seconds, budget)
@@ -204,7 +205,7 @@ def create_store(
         root=settings.model_store,
         options=[
             EngineOptions(
-                threads=settings.inference_threads or usable_cpus(),
+                threads=settings.inference_threads or min(usable_cpus(), MOST_THREADS_BY_DEFAULT),
                 max_batch=settings.max_batch,
                 inline_seconds=settings.inline_milliseconds / 1e3,
                 device=device,

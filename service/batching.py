@@ -44,7 +44,8 @@ class Entry:
 
     Attributes:
         outputs: arrays [n, ...] in the order of the graph's outputs, n the number of rows.
-        queue_seconds: from arrival to the first run that has a row of it. infer_seconds: of all runs with rows of it.
+        queue_seconds: from arrival to the begin of the run that has its first row, the wait for a thread that runs
+            other graphs included. infer_seconds: of all runs with rows of it.
     """
 
     __slots__ = (
@@ -108,14 +109,26 @@ Batch = list[tuple[Entry, int, int]]
 
 
 class _Lane:
-    """An engine and the thread of its device. since: when its batch was handed over; None where it is free."""
+    """An engine and the thread of its device, which the graphs share. is_free: it has no batch. since: when the thread
+    began its run; None where it runs none, as while it is busy with other graphs.
+    """
 
-    __slots__ = ("engine", "executor", "since")
+    __slots__ = ("engine", "executor", "is_free", "since")
 
     def __init__(self, engine: Engine, executor: Executor) -> None:
         self.engine = engine
         self.executor = executor
+        self.is_free = True
         self.since: float | None = None
+
+    def run(self, inputs: list[Array]) -> tuple[list[Array], float, float]:
+        """In the thread: outputs, begin, seconds."""
+        start = self.since = time.perf_counter()
+        try:
+            outputs = self.engine.run(inputs)
+            return outputs, start, time.perf_counter() - start
+        finally:
+            self.since = None
 
 
 class Batcher:
@@ -155,8 +168,9 @@ class Batcher:
 
     @property
     def running_since(self) -> float | None:
-        """When the oldest batch in a thread was handed over, by `time.perf_counter`; None where there is none."""
-        return min((lane.since for lane in self._lanes if lane.since is not None), default=None)
+        """When the oldest run in a thread began, by `time.perf_counter`; None where there is none."""
+        since = [lane.since for lane in self._lanes]  # read once: the threads change them
+        return min((start for start in since if start is not None), default=None)
 
     @property
     def engines(self) -> list[Engine]:
@@ -204,7 +218,7 @@ class Batcher:
         self._ahead += max(-self._share, min(rows, self._share))
 
     def _call_turn(self) -> None:
-        if self._waiting and not self._due and any(lane.since is None for lane in self._lanes):
+        if self._waiting and not self._due and any(lane.is_free for lane in self._lanes):
             self._due = True
             self._loop.call_soon(self._turn)
 
@@ -218,7 +232,7 @@ class Batcher:
                 if len(inputs[0]) <= self.engine.inline_batch:
                     start = time.perf_counter()
                     outputs = self.engine.run(inputs)
-                    self._give_back(batch, outputs, time.perf_counter() - start)
+                    self._give_back(batch, outputs, start, time.perf_counter() - start)
                 else:
                     self._run_in_thread(batch, inputs)
         except Exception as error:  # whatever is raised is these callers' answer, the next ones are served
@@ -226,14 +240,14 @@ class Batcher:
         self._call_turn()
 
     def _run_in_thread(self, batch: Batch, inputs: list[Array]) -> None:
-        lane = next(lane for lane in self._lanes if lane.since is None)
-        running = self._loop.run_in_executor(lane.executor, lane.engine.run, inputs)
-        start = lane.since = time.perf_counter()
+        lane = next(lane for lane in self._lanes if lane.is_free)
+        running = self._loop.run_in_executor(lane.executor, lane.run, inputs)
+        lane.is_free = False
 
-        def finish(running: "asyncio.Future[list[Array]]") -> None:
-            lane.since = None
+        def finish(running: "asyncio.Future[tuple[list[Array], float, float]]") -> None:
+            lane.is_free = True
             try:
-                self._give_back(batch, running.result(), time.perf_counter() - start)
+                self._give_back(batch, *running.result())
             except (Exception, asyncio.CancelledError) as error:  # cancelled: the service stops
                 self._fail(batch, error)
             self._call_turn()
@@ -266,8 +280,7 @@ class Batcher:
             entry.expire()
             self._observer.dropped(len(entry.rows) - entry.taken, "deadline")
         elif not entry.taken:
-            entry.queue_seconds = now - entry.enqueued
-            if entry.queue_seconds > _ASK_AFTER_SECONDS and entry.has_left():
+            if now - entry.enqueued > _ASK_AFTER_SECONDS and entry.has_left():
                 entry.fail(CallerGone())
                 self._observer.dropped(len(entry.rows), "caller_left")
         return not entry.done.done()
@@ -276,12 +289,14 @@ class Batcher:
         rows = [row for entry, start, stop in batch for row in entry.rows[start:stop]]
         return [np.array(column) for column in zip(*rows, strict=True)]
 
-    def _give_back(self, batch: Batch, outputs: list[Array], seconds: float) -> None:
+    def _give_back(self, batch: Batch, outputs: list[Array], began: float, seconds: float) -> None:
         for entry in {entry for entry, _, _ in batch}:  # a large request may stand in it twice
             entry.infer_seconds += seconds
         at = 0
         for entry, start, stop in batch:
             count = stop - start
+            if not start:
+                entry.queue_seconds = began - entry.enqueued
             entry.give([output[at : at + count] for output in outputs], start, stop)
             at += count
         self._run_seconds = smoothed(self._run_seconds, seconds)

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 
 import numpy as np
-from prometheus_client import CollectorRegistry
 
 from service.engine import Array
-from service.histograms import Histogram
+from service.histograms import Histogram, Registry
 
 _NOVELTY = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _DEGREES = tuple(float(edge) for edge in range(-150, 181, 30))
@@ -16,7 +15,7 @@ _MODEL = ("model", "version")
 class Drift:
     """Histograms of novelty and of estimated rotation, a model. Called on the event loop."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: Registry) -> None:
         self._novelty = Histogram(
             "equipoise_novelty_score",
             "Share of validation pictures of its class that lie nearer than a picture; like training: uniform.",

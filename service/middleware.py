@@ -203,14 +203,14 @@ class RequestEdge:
         finally:
             self._metrics.in_flight -= 1
             seconds = time.perf_counter() - call.start
-            self._metrics.request(call.endpoint, call.status, seconds)
-            for note in self._notes:
-                note(call, scope, seconds)
             if call.model is not None:
-                call.model.leave()
+                call.model.leave()  # before a note, which may fail: a version that was replaced would never be closed
             # The server's receive knows the scope: a circle, which would wait for the garbage collector. And a
             # connection keeps its last request's scope for as long as it idles.
             del scope[CALL]
+            self._metrics.request(call.endpoint, call.status, seconds)
+            for note in self._notes:
+                note(call, scope, seconds)
 
     async def _answer(self, problem: Problem, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         self._metrics.problem(problem.slug)

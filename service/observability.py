@@ -11,11 +11,12 @@ import sys
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
+from prometheus_client import Counter, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -26,7 +27,7 @@ from service.devices import Devices
 from service.drift import Drift
 from service.engine import Array
 from service.errors import problem_types
-from service.histograms import Histogram, Series
+from service.histograms import Histogram, Registry, Series
 
 STAGES = ("decode", "queue", "infer", "warp", "encode")
 # 50 microseconds to 13 seconds, doubling
@@ -43,7 +44,7 @@ class Metrics:
     """One app's metrics in a registry of its own. Everything but a model's load is counted on the event loop."""
 
     def __init__(self, budget: Budget) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.registry = registry = Registry()
         self.in_flight = 0
         ProcessCollector(registry=registry)
         self._requests = Counter("equipoise_requests", "Answered requests.", ("endpoint", "status"), registry=registry)
@@ -113,10 +114,22 @@ class Metrics:
                 lambda: budget.bytes,
             ),
             ("requests_in_flight", "Requests not yet answered.", lambda: self.in_flight),
-            ("event_loop_tasks", "Tasks of the event loop, that of the asking request included.", _count_tasks),
         ):
             Gauge(f"equipoise_{name}", text, registry=registry).set_function(value)
+        self._tasks = Gauge(
+            "equipoise_event_loop_tasks",
+            "Tasks of the event loop, that of the asking request included.",
+            registry=registry,
+        )
         self._answers: dict[tuple[str, int], tuple[Counter, Series]] = {}
+
+    async def text(self, writer: Executor) -> bytes:
+        """All of it as Prometheus reads it. Written in a thread, but for what the event loop alone may touch: with
+        thirty graphs the loop would stand still for longer than most requests take.
+        """
+        self.registry.fold()
+        self._tasks.set(len(asyncio.all_tasks()))
+        return await asyncio.get_running_loop().run_in_executor(writer, generate_latest, self.registry)
 
     def devices(self, devices: Devices) -> None:
         self._fallback.set(devices.fell_back)
@@ -179,13 +192,6 @@ class Metrics:
         self._providers[names] = list(batcher.engine.nodes)  # the same on every device
         for provider, count in batcher.engine.nodes.items():
             self._nodes.labels(*names, provider).set(count)
-
-
-def _count_tasks() -> int:
-    try:
-        return len(asyncio.all_tasks())
-    except RuntimeError:  # asked from elsewhere than an event loop
-        return 0
 
 
 class _ConnectionCollector(Collector):

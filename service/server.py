@@ -3,6 +3,8 @@
 import math
 import socket
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import uvicorn
@@ -22,42 +24,61 @@ _SPARE_FILES = 64  # besides connections: sockets, model files, logs
 _HANDLES = 8
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, so that a port in use is known before a model is loaded."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listening = socket.socket(family, kind, protocol)
-    try:
-        if sys.platform != "win32":  # there it would let two processes share the port
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it: no 40 ms for a body
-        listening.bind(address)
-        listening.listen()  # who connects before the app is made waits for it instead of being refused
-        listening.set_inheritable(True)
-    except OSError:
-        listening.close()
-        raise
-    return listening
+class AddressUnavailable(Exception):
+    """An address that is to be listened on cannot be had; the message says which, and why."""
 
 
-def listen_all(settings: Settings) -> list[socket.socket]:
-    """The service's socket, then the probes' where they have one of their own.
+def bind(host: str, port: int) -> socket.socket:
+    """A socket of this address, on which nobody can connect yet.
 
     Raises:
-        OSError: one of them cannot be had; with the address as its `filename`.
+        AddressUnavailable: there is no such address here, or another process listens there.
+    """
+    with _unavailable(f"{host}:{port}"):
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            if sys.platform != "win32":  # there it would let two processes share the port
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it: no 40 ms for a body
+            bound.bind(address)
+            bound.set_inheritable(True)
+        except OSError:
+            bound.close()
+            raise
+    return bound
+
+
+@contextmanager
+def bind_all(settings: Settings) -> Iterator[list[socket.socket]]:
+    """The service's socket, then the probes' where they have one of their own; closed at the end. A port in use is
+    known before a model is loaded, and the number of a free one before the app is made.
     """
     ports = [settings.port] if settings.probe_port is None else [settings.port, settings.probe_port]
-    listening: list[socket.socket] = []
-    for port in ports:
-        try:
-            listening.append(listen(settings.host, port))
-        except OSError as error:
-            for other in listening:
-                other.close()
-            error.filename = f"{settings.host}:{port}"
-            raise
-    return listening
+    with ExitStack() as stack:
+        yield [stack.enter_context(bind(settings.host, port)) for port in ports]
+
+
+def listen(sockets: Iterable[socket.socket]) -> None:
+    """Let clients connect; who does before the server runs waits for it instead of being refused.
+
+    Raises:
+        AddressUnavailable: another process was bound to the same address, and was faster.
+    """
+    for bound in sockets:
+        host, port = bound.getsockname()[:2]
+        with _unavailable(f"{host}:{port}"):
+            bound.listen()
+
+
+@contextmanager
+def _unavailable(address: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AddressUnavailable(f"cannot listen on {address}: {error.strerror or error}") from error
 
 
 def handles(listening: socket.socket) -> list[socket.socket]:

@@ -21,6 +21,7 @@ from service.devices import ConvSearch
 ENV_PREFIX = "EQUIPOISE_"
 TRAINING_PREFIX = "EQUIPOISE_TRAINING_"  # the training package's own variables: not ours to judge
 MIB = 1024 * 1024
+MOST_THREADS_BY_DEFAULT = 8  # thirty graphs have thirty pools
 _DAY_SECONDS = 24 * 3600
 _LEAST_SECONDS = 0.001  # below it a deadline has passed before anything can be done
 _LEAST_HANG_SECONDS = 1.0  # a busy machine may leave a process out for as long as less
@@ -193,8 +194,9 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         le=256,
-        description="Threads for one run of a graph; 0: as many as the CPUs that the process may use (affinity and "
-        "cgroup quota).",
+        description="Threads for one run of a graph, in a pool that every graph keeps for itself, so that all graphs "
+        "together have so many times their number; 0: as many as the CPUs that the process may use (affinity and "
+        f"cgroup quota), at most {MOST_THREADS_BY_DEFAULT}.",
     )
     decode_threads: int = Field(
         default=1,

@@ -13,7 +13,7 @@ import pytest
 
 from service.__main__ import assemble
 from service.model_store import ModelStore
-from service.server import listen_all, url_of
+from service.server import bind_all, listen, url_of
 from service.settings import Settings
 
 READY_WITHIN = 60  # seconds: with all shipped models, on a busy machine
@@ -23,31 +23,30 @@ ENDS_WITHIN = 60  # seconds: longer than a service waits for its clients at the 
 @contextmanager
 def running_server(settings: Settings, *, ready: bool = True) -> Iterator[str]:
     """The URL of a service with these settings, in a thread of its own; `ready`: wait until it answers."""
-    listening = listen_all(settings.model_copy(update={"port": 0}))
-    server = assemble(settings, listening)
-    loops: list[asyncio.AbstractEventLoop] = []
+    with bind_all(settings.model_copy(update={"port": 0})) as sockets:
+        server = assemble(settings, sockets)
+        listen(sockets)
+        loops: list[asyncio.AbstractEventLoop] = []
 
-    async def serve() -> None:
-        loops.append(asyncio.get_running_loop())
-        await server.serve(sockets=listening)
+        async def serve() -> None:
+            loops.append(asyncio.get_running_loop())
+            await server.serve(sockets=sockets)
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
-    thread.start()
-    url = url_of(listening[0])
-    try:
-        deadline = time.monotonic() + READY_WITHIN
-        with httpx.Client(base_url=url, trust_env=False) as client:
-            while client.get("/readyz" if ready else "/healthz").status_code != 200:
-                assert time.monotonic() < deadline, client.get("/readyz").text
-                time.sleep(0.01)
-        yield url
-    finally:
-        server.should_exit = True
-        thread.join(ENDS_WITHIN)
-        waiting = [repr(task) for loop in loops for task in asyncio.all_tasks(loop)] if thread.is_alive() else []
-        for socket in listening:
-            socket.close()
-        assert not thread.is_alive(), f"{url} did not end: {waiting}"
+        thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+        thread.start()
+        url = url_of(sockets[0])
+        try:
+            deadline = time.monotonic() + READY_WITHIN
+            with httpx.Client(base_url=url, trust_env=False) as client:
+                while client.get("/readyz" if ready else "/healthz").status_code != 200:
+                    assert time.monotonic() < deadline, client.get("/readyz").text
+                    time.sleep(0.01)
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join(ENDS_WITHIN)
+            waiting = [repr(task) for loop in loops for task in asyncio.all_tasks(loop)] if thread.is_alive() else []
+            assert not thread.is_alive(), f"{url} did not end: {waiting}"
 
 
 def part_of_store(store: Path, models: Iterable[str], folder: Path) -> Path:

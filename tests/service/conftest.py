@@ -1,5 +1,6 @@
 """Servers with a tiny model and low limits, shared by the tests that do not change them."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,12 @@ def pose_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clie
 def executor() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(1) as pool:
         yield pool
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -42,11 +42,13 @@ class Doubler:
 class Counts:
     def __init__(self) -> None:
         self.images: list[int] = []
+        self.seconds: list[float] = []
         self.gone: dict[str, int] = {}
 
     def batch(self, images: int, seconds: float, outputs: Mapping[str, Array]) -> None:
         assert [len(output) for output in outputs.values()] == [images] * 2
         self.images.append(images)
+        self.seconds.append(seconds)
 
     def dropped(self, images: int, reason: str) -> None:
         self.gone[reason] = self.gone.get(reason, 0) + images
@@ -268,16 +270,48 @@ def test_an_idle_queue_runs_a_single_picture_at_once(executor: ThreadPoolExecuto
     assert sorted(waited)[10] < 0.005
 
 
+class Gated(Doubler):
+    """Its runs wait until the gate is open."""
+
+    def __init__(self, gate: threading.Event, max_batch: int = 8) -> None:
+        super().__init__(max_batch, inline=False)
+        self.gate = gate
+
+    def run(self, inputs: list[Array]) -> list[Array]:
+        assert self.gate.wait(20)
+        return super().run(inputs)
+
+
+def test_waiting_for_a_thread_that_runs_other_graphs_is_no_running(executor: ThreadPoolExecutor) -> None:
+    """Not in what a request is told, nor in the metrics, the estimate of waits, or the search for a run that hangs."""
+    gate = threading.Event()
+    counts = [Counts() for _ in range(4)]
+
+    async def main() -> None:
+        engines = [Gated(gate), *(Doubler(max_batch=1, inline=False) for _ in counts[1:])]
+        first, *others = batchers = [
+            Batcher([(cast(Engine, engine), executor)], told) for engine, told in zip(engines, counts, strict=True)
+        ]
+        running = [asyncio.ensure_future(batcher.run(rows(1, 2), soon(), here)) for batcher in batchers]
+        while first.running_since is None:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.2)
+        assert [batcher.running_since for batcher in others] == [None] * 3
+        assert all(batcher.depth for batcher in others) and all(batcher.wait_seconds < 0.1 for batcher in others)
+        gate.set()
+        slow, *quick = await asyncio.gather(*running)
+        assert slow.infer_seconds >= 0.19 and slow.queue_seconds < 0.1
+        assert all(entry.infer_seconds < 0.1 and entry.queue_seconds >= 0.2 for entry in quick)
+        assert [batcher.running_since for batcher in batchers] == [None] * 4
+
+    asyncio.run(main())
+    assert [max(told.seconds) < 0.1 for told in counts] == [False, True, True, True]
+
+
 def test_every_device_takes_its_own_batches(executor: ThreadPoolExecutor) -> None:
     """While one is busy the other serves; both together answer what one could not."""
     gate = threading.Event()
-
-    class Gated(Doubler):
-        def run(self, inputs: list[Array]) -> list[Array]:
-            assert gate.wait(20)
-            return super().run(inputs)
-
-    slow, fast = Gated(max_batch=2, inline=False), Doubler(max_batch=2, inline=False)
+    slow, fast = Gated(gate, max_batch=2), Doubler(max_batch=2, inline=False)
 
     async def scenario(batcher: Batcher) -> None:
         assert batcher.engines == [slow, fast] and batcher.running_since is None

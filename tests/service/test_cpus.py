@@ -1,11 +1,18 @@
 """The CPUs of a container are its quota, not its host's."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from service.app import create_store
+from service.budget import Budget
 from service.cpus import usable_cpus
+from service.devices import Devices
+from service.life import Life
+from service.observability import Metrics
+from service.settings import Settings
 
 
 @pytest.fixture
@@ -35,3 +42,14 @@ def test_cgroup_version_1(tmp_path: Path, quota: int, cpus: int) -> None:
 @pytest.mark.usefixtures("many_cpus")
 def test_no_cgroup(tmp_path: Path) -> None:
     assert usable_cpus(tmp_path) == 16
+
+
+@pytest.mark.parametrize(("cpus", "setting", "threads"), [(2, 0, 2), (64, 0, 8), (64, 16, 16), (2, 4, 4)])
+def test_a_graph_has_a_thread_a_cpu_and_no_more_than_eight_unless_told_so(
+    cpus: int, setting: int, threads: int, monkeypatch: pytest.MonkeyPatch, executor: ThreadPoolExecutor
+) -> None:
+    """Each of thirty graphs has a pool of its own: on a host of 64 cores they were two thousand threads."""
+    monkeypatch.setattr("service.app.usable_cpus", lambda: cpus)
+    settings = Settings(inference_threads=setting)
+    store = create_store(settings, Metrics(Budget(1, 1)), Devices("cpu"), [executor], executor, Life())
+    assert [options.threads for options in store.options] == [threads]

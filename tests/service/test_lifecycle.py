@@ -240,6 +240,30 @@ def test_a_load_does_not_hold_up_the_end(tiny_store: Path, tmp_path: Path, stop:
         assert told == ["starting", *(["draining"] if stop == signal.SIGTERM else []), "stopped"]
 
 
+# A signal comes just before the server runs.
+STOPPED_EARLY = """
+import os, signal
+from service.life import Server
+
+genuine = Server.run
+
+def run(self, sockets=None):
+    os.kill(os.getpid(), int(os.environ["STOP"]))
+    genuine(self, sockets=sockets)
+
+Server.run = run
+"""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_server_runs_ends_it(tiny_store: Path, stop: signal.Signals) -> None:
+    options = ("--model-store", str(tiny_store), "--port", "0", "--drain-seconds", "0", "--log-format", "json")
+    with forked(*options, code=STOPPED_EARLY, env=environment(STOP=str(int(stop)))) as process:
+        assert process.wait(timeout=20) == 0
+        told = [json.loads(line)["message"] for line in process.stderr]
+    assert (told[0], told[-1]) == ("starting", "stopped")
+
+
 def test_a_full_disk_under_the_log(tmp_path: Path) -> None:
     """Log lines are lost, not answers: of the start, of a refused model, of failing requests, of the end."""
     store = tmp_path / "store"

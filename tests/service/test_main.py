@@ -8,6 +8,8 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 
 from service import __main__ as command_line
+from service.devices import DeviceUnavailable
 from service.engine import RuntimeUnavailable
 from service.settings import ENV_PREFIX, Settings, option_name
 from tests.service import tiny
@@ -102,6 +105,52 @@ def test_a_port_in_use(tmp_path: Path, here: Here) -> None:
         result = here("--model-store", str(tmp_path), "--port", str(port))
     assert result.returncode == 1
     assert result.stderr == f"error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_what_refuses_to_start_was_never_connected_to_and_leaves_nothing_open(
+    tmp_path: Path, here: Here, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write(tmp_path)
+    opened: list[socket.socket] = []
+    assemble = command_line.assemble
+
+    def assembled(settings: Settings, sockets: list[socket.socket], *more: object) -> object:
+        opened.extend(sockets)
+        return assemble(settings, sockets, *more)  # type: ignore[arg-type]
+
+    def refuse(*arguments: object) -> None:
+        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", free_port), timeout=5):
+            pass
+        raise DeviceUnavailable("there is none")
+
+    monkeypatch.setattr(command_line, "assemble", assembled)
+    monkeypatch.setattr("service.app.find_devices", refuse)
+    threads = set(threading.enumerate())
+    options = ("--port", str(free_port), "--probe-port", "0", "--otel-endpoint", "http://127.0.0.1:9")
+    result = here("--model-store", str(tmp_path), *options)
+    assert (result.returncode, result.stderr) == (1, "error: there is none\n")
+    assert [one.fileno() for one in opened] == [-1, -1]
+    assert set(threading.enumerate()) == threads
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the second one cannot even be bound")
+def test_a_port_that_another_process_takes_meanwhile(
+    tmp_path: Path, here: Here, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that start at once may both have it as long as nobody listens."""
+    tiny.write(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", free_port))
+        monkeypatch.setattr(command_line, "create_app", lambda *arguments: other.listen())
+        try:
+            result = here("--model-store", str(tmp_path), "--port", str(free_port))
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    assert result.returncode == 1
+    assert result.stderr == f"error: cannot listen on 127.0.0.1:{free_port}: Address already in use\n"
 
 
 def test_a_host_that_is_not_ours(tmp_path: Path, here: Here) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
+from prometheus_client.core import HistogramMetricFamily
 
 from service.drift import Drift
-from service.histograms import Series
+from service.histograms import Histogram, Registry, Series
 from service.settings import Settings
 from tests.server import running_server
 from tests.service import tiny
@@ -45,12 +47,13 @@ def test_novelty_is_a_distribution_a_model(tiny_store: Path, serve: Serve) -> No
 
 
 def test_rotation_is_a_distribution_in_degrees() -> None:
-    registry = CollectorRegistry()
+    registry = Registry()
     drift = Drift(registry)
     drift.know("m", 1)
     turn = np.radians(np.array([30.0, -100.0, 179.0]))
     matrix = np.stack([np.stack([np.cos(turn), np.sin(turn), 0 * turn], 1), np.zeros((3, 3))], 1)
     drift.observe("m", 1, {"matrix": matrix.astype(np.float32)})
+    registry.fold()
     text = generate_latest(registry).decode()
     assert 'equipoise_rotation_degrees_bucket{le="-90.0",model="m",version="1"} 1.0' in text
     assert 'equipoise_rotation_degrees_bucket{le="0.0",model="m",version="1"} 1.0' in text
@@ -58,6 +61,7 @@ def test_rotation_is_a_distribution_in_degrees() -> None:
     assert 'equipoise_rotation_degrees_bucket{le="180.0",model="m",version="1"} 3.0' in text
     drift.forget("m", 1)
     drift.observe("m", 1, {"matrix": matrix.astype(np.float32)})  # a run that ended after everybody had left
+    registry.fold()
     assert 'model="m"' not in generate_latest(registry).decode()
 
 
@@ -65,7 +69,30 @@ def test_a_value_that_is_not_finite_spoils_no_sum() -> None:
     series = Series([1.0])
     series.extend([0.5, float("nan"), float("inf")])
     series.fold()
-    assert (series.counts.tolist(), series.total) == ([1, 0], 0.5)
+    counts, total = series.folded
+    assert (counts.tolist(), total) == ([1, 0], 0.5)
+
+
+def test_a_scrape_stands_in_nobodys_way(tiny_store: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are answered while what the metrics were before is written."""
+    begun, go_on = threading.Event(), threading.Event()
+    collect = Histogram.collect
+
+    def held(histogram: Histogram) -> Iterator[HistogramMetricFamily]:
+        begun.set()
+        assert go_on.wait(5)
+        return collect(histogram)
+
+    url = serve(tiny_store)
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
+        patch.setattr(Histogram, "collect", held)
+        scraped = pool.submit(metrics, url)
+        assert begun.wait(5)
+        assert post(url).status_code == 200
+        go_on.set()
+        assert "equipoise_event_loop_tasks " in scraped.result()
+    count = 'equipoise_batch_images_count{capability="classify",model="tiny",version="1"}'
+    assert f"{count} 0.0" in scraped.result() and f"{count} 1.0" in metrics(url)
 
 
 def test_nodes_are_counted_by_provider(url: str) -> None:

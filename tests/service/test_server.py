@@ -18,17 +18,11 @@ import pytest
 from service import connection
 from service.__main__ import assemble
 from service.schemas import Problem
-from service.server import listen_all, url_of
+from service.server import bind_all, url_of
 from service.settings import Settings
 from tests.service import tiny
 
 Serve = Callable[..., str]
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def get(url: str, **headers: str) -> httpx.Response:
@@ -53,17 +47,15 @@ def test_clients_that_come_at_once_are_accepted_in_few_turns(tiny_store: Path) -
     """A turn of the event loop may run a batch, and each handle accepts one client a turn."""
     import uvloop
 
-    listening = listen_all(Settings(model_store=tiny_store, port=0))
-    server = assemble(Settings(model_store=tiny_store), listening)
-
-    async def accept(clients: int) -> int:
-        serving = asyncio.create_task(server.serve(sockets=listening))
+    async def accept(clients: int, sockets: list[socket.socket]) -> int:
+        server = assemble(Settings(model_store=tiny_store), sockets)
+        serving = asyncio.create_task(server.serve(sockets=sockets))
         while not server.started:
             await asyncio.sleep(0.01)
         turns = 0
         with ExitStack() as stack:
             for _ in range(clients):
-                stack.enter_context(connect(url_of(listening[0])))
+                stack.enter_context(connect(url_of(sockets[0])))
             while len(server.server_state.connections) < clients:
                 await asyncio.sleep(0)
                 turns += 1
@@ -71,8 +63,11 @@ def test_clients_that_come_at_once_are_accepted_in_few_turns(tiny_store: Path) -
         await serving
         return turns
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        assert runner.run(accept(64)) < 20
+    with (
+        bind_all(Settings(model_store=tiny_store, port=0)) as sockets,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        assert runner.run(accept(64, sockets)) < 20
 
 
 @pytest.fixture

@@ -253,6 +253,27 @@ def test_a_run_that_hangs_is_known_after_its_version_is_gone(tmp_path: Path, gat
         asyncio.run(main(loader, device))
 
 
+def test_a_request_whose_note_fails_leaves_its_version(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    noted = threading.Event()
+
+    def fail(*facts: object, **more: object) -> None:
+        noted.set()
+        raise OSError("a note that fails")
+
+    tiny.write(tmp_path)
+    url = serve(tmp_path, access_log_every=1, log_level="info", **POLL)
+    with monkeypatch.context() as patch:
+        patch.setattr("service.access_log.say", fail)
+        assert embed(url).json()["version"] == 1
+        assert noted.wait(10)
+    with caplog.at_level(logging.INFO, "equipoise"):
+        tiny.write(tmp_path)
+        until(lambda: "model closed" in [record.message for record in caplog.records])
+    assert embed(url).json()["version"] == 2
+
+
 def test_a_closed_version_is_freed_at_once(tmp_path: Path) -> None:
     """Without the garbage collector, which knows nothing of what lived when it was frozen."""
     tiny.write_scaled(tmp_path, 1)
