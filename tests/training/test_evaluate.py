@@ -21,7 +21,8 @@ from training.evaluation import equivae, negatives, probes
 from training.evaluation import equivae_measures as measures
 from training.evaluation.classification import listed, mistakes, serve
 from training.evaluation.held_out import held_out_class
-from training.evaluation.report import Options, Report, print_report
+from training.evaluation.options import Options
+from training.evaluation.report import Report, print_report
 from training.models.equivae import EquiVAE
 from training.run import LoadedRun, load_run
 

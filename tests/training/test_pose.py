@@ -21,7 +21,8 @@ from training.evaluate import EVALUATION_FILE, QUICK_FILE, evaluate
 from training.evaluation import pose as card
 from training.evaluation import pose_measures as measures
 from training.evaluation import probes
-from training.evaluation.report import Options, Report
+from training.evaluation.options import Options
+from training.evaluation.report import Report
 from training.evaluation.views import Limits, observe
 from training.lie import inverse, resample
 from training.mixture import matched_accuracy

@@ -9,12 +9,14 @@ import torch
 from rich.console import Console
 
 from training.datasets import LabelledImages, Splits
+from training.errors import ConfigError
 from training.evaluation import equivae_measures as measures
 from training.evaluation import probes
 from training.evaluation.classification import class_scores, listed, mistakes, serve
 from training.evaluation.held_out import held_out_class, without_class
+from training.evaluation.options import Options
 from training.evaluation.pages import PAGES, read_from_pages
-from training.evaluation.report import Measurement, Options, Report, describe
+from training.evaluation.report import Measurement, Report, describe
 from training.evaluation.scores import percent
 from training.latent import ACTIVE_NATS
 from training.models.equivae_few import FewLabelEquiVAE
@@ -28,11 +30,18 @@ PAGES_READ = 1000
 
 
 class EquiVAEEvaluation:
-    """One evaluation in progress: the model on its device, the split, and the figures so far."""
+    """One evaluation in progress: the model on its device, the split, and the figures so far.
+
+    Raises:
+        ConfigError: an option was given that does not apply.
+    """
 
     def __init__(
         self, run: LoadedRun, splits: Splits, data: LabelledImages, options: Options, console: Console
     ) -> None:
+        options.refuse(run.config.model.kind, "classifier")
+        if "held_out_epochs" in options.given and not options.held_out:
+            raise ConfigError("evaluate: --held-out-epochs needs --held-out")
         self.loaded, self.splits, self.options, self.console = run, splits, options, console
         self.data = data
         self.labels = self.data.labels

@@ -26,9 +26,10 @@ from training.evaluation import pose_baselines as baselines
 from training.evaluation import pose_measures as measures
 from training.evaluation import probes
 from training.evaluation.classification import NOVEL, class_scores, listed, mistakes, serve
+from training.evaluation.options import Options
 from training.evaluation.pose_measures import Errors
 from training.evaluation.pose_models import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
-from training.evaluation.report import Measurement, Options, Report, describe
+from training.evaluation.report import Measurement, Report, describe
 from training.evaluation.scores import percent
 from training.evaluation.upright_classifier import Classifier, served_classifier
 from training.evaluation.views import Limits, even_degrees, limits_of, lost_ink, observe, rotation_matrices
@@ -60,6 +61,7 @@ class PoseEvaluation:
     """One evaluation in progress: the model on its device, the pictures, and the figures so far.
 
     Raises:
+        ConfigError: an option was given that does not apply.
         RunError: the classifier that is named does not fit, or a model that was not told what is upright would be
             measured on pictures that are turned already: there is nothing to hold its angles to.
     """
@@ -67,6 +69,8 @@ class PoseEvaluation:
     def __init__(
         self, run: LoadedRun, splits: Splits, data: LabelledImages, options: Options, console: Console
     ) -> None:
+        of_equivae = ("samples", "benchmark_epochs", "photographs", "held_out", "held_out_epochs")
+        options.refuse(run.config.model.kind, *of_equivae)
         self.loaded, self.splits, self.options, self.console = run, splits, options, console
         self.data, self.labels, self.names = data, data.labels, data.class_names
         self.upright = data.images.float() / 255
