@@ -50,3 +50,8 @@ class Options:
         for name in names:
             if name in self.given:
                 raise ConfigError(f"evaluate: --{name.replace('_', '-')} does not apply to a model of kind {kind}")
+
+    @property
+    def fitted(self) -> str:
+        """Where the constants of calibration come from: what they make of their own images says less than of others."""
+        return "fitted on these images" if self.split == "validation" else "fitted on the validation split"
