@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, stdev
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 import typer.core
 from rich.console import Console
 
 from training.errors import ConfigError, DataError, DeviceError, RunError, RunFailed, TrainingError
+from training.evaluation.options import Options, Split
 
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -271,11 +272,12 @@ def seeds(
 
 @app.command(epilog="Example: python -m training evaluate runs/equivae-digits-2 --split test")
 def evaluate(
+    context: typer.Context,
     run: RunFolder,
     split: Annotated[
-        Literal["validation", "test"],
+        Split,
         typer.Option("--split", help="Part of the data set to measure on; test only when every choice is made."),
-    ] = "validation",
+    ] = Options.split,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -290,27 +292,36 @@ def evaluate(
             max=LARGEST_SEED_OF_FIGURES,
             help="Seed of the classifiers trained here and of the samples drawn.",
         ),
-    ] = 0,
+    ] = Options.seed,
     samples: Annotated[
-        int, typer.Option("--samples", min=1, help="Samples from the prior, and negatives of each kind, images.")
-    ] = 1000,
+        int,
+        typer.Option(
+            "--samples", min=1, help="Of an EquiVAE: samples from the prior, and negatives of each kind, images."
+        ),
+    ] = Options.samples,
     benchmark_epochs: Annotated[
-        int, typer.Option("--benchmark-epochs", min=0, help="Epochs of the paper's benchmark CNN; 0 leaves it out.")
-    ] = 20,
+        int,
+        typer.Option(
+            "--benchmark-epochs",
+            min=0,
+            help="Of an EquiVAE: epochs of the paper's benchmark CNN; 0 leaves it out.",
+        ),
+    ] = Options.benchmark_epochs,
     photographs: Annotated[
         int,
         typer.Option(
             "--photographs",
             min=0,
-            help="12-megapixel pages with a digit to read, about a second each; 0 leaves them out.",
+            help="Of an EquiVAE of light strokes: 12-megapixel pages with a digit to read, about a second each; 0 "
+            "leaves them out.",
         ),
-    ] = 100,
+    ] = Options.photographs,
     held_out: Annotated[
         list[str] | None,
         typer.Option(
             "--held-out",
-            help="Train a model without this class for novelty; may be repeated (in the environment: set apart by "
-            "spaces).",
+            help="Of an EquiVAE: train a model without this class for novelty; may be repeated (in the environment: "
+            "set apart by spaces).",
             show_default="none",
             metavar="CLASS",
         ),
@@ -318,30 +329,36 @@ def evaluate(
     held_out_epochs: Annotated[
         int | None,
         typer.Option("--held-out-epochs", min=1, help="Epochs of each such training. Default: as the run's own."),
-    ] = None,
+    ] = Options.held_out_epochs,
     limit: Annotated[
         int | None,
         typer.Option(
-            "--limit", min=1, help="A quick look at this many images, no figures for an export. Default: all."
+            "--limit",
+            min=1,
+            help="A quick look at this many images of the split, no figures for an export; what is trained here takes "
+            "its time all the same. Default: all.",
         ),
-    ] = None,
+    ] = Options.limit,
     classifier: Annotated[
         Path | None,
         typer.Option(
             "--classifier",
-            help="Folder of a served model that reads what a model of poses makes upright. Default: a CNN made here.",
+            help="Of a model of poses: folder of a served model that reads what it makes upright. Default: a CNN made "
+            "here.",
             metavar="DIR",
         ),
-    ] = None,
+    ] = Options.classifier,
     data: Data = None,
 ) -> None:
     """Measure a finished run, print the table and write it as JSON."""
     with explained():
         with importing():
             from training.evaluate import evaluate as measure
-            from training.evaluation.report import Options
 
         use_data_folder(data)
+        # Not those of the environment, which is there for runs of every kind.
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        given = (name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE")
         options = Options(
             split=split,
             seed=seed,
@@ -352,6 +369,7 @@ def evaluate(
             held_out_epochs=held_out_epochs,
             limit=limit,
             classifier=classifier,
+            given=frozenset(given),
         )
         measure(run, output, options)
 

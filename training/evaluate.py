@@ -14,8 +14,9 @@ from rich.console import Console
 from training.datasets.images import first_of_each_class
 from training.errors import DataError, RunError
 from training.evaluation.equivae import EquiVAEEvaluation
+from training.evaluation.options import Options
 from training.evaluation.pose import PoseEvaluation
-from training.evaluation.report import Options, Report, print_report
+from training.evaluation.report import Report, print_report
 from training.files import make_folder, write_atomically
 from training.models.registry import KINDS
 from training.run import load_run
@@ -36,8 +37,9 @@ def evaluate(
             manifest, or quick-SPLIT.json where `options.limit` leaves out a part of the split.
 
     Raises:
-        TrainingError: the run is not finished, its data is not there or has changed, there is no such split, a class
-            cannot be held out, or `output` cannot be written; all but a full disk is said before anything is measured.
+        TrainingError: the run is not finished, its data is not there or has changed, there is no such split, an option
+            that was given does not apply to the model, a class cannot be held out, or `output` cannot be written; all
+            but a full disk is said before anything is measured.
     """
     options = options or Options()
     console = console or Console()

@@ -15,6 +15,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from training.__main__ import app
+from training.errors import RunError
+from training.evaluation.equivae import EquiVAEEvaluation
+from training.evaluation.pose import PoseEvaluation
 from training.models.equivae import EquiVAE
 from training.run import load_run
 
@@ -250,6 +253,42 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(
     result = run(command, finished_run, "--output", tmp_path / output)
     assert result.exit_code == 2 and result.output.startswith("error: ")
     assert words in result.output and len(result.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "words"),
+    [
+        (
+            "equivae",
+            ["--classifier", "model_store"],
+            "evaluate: --classifier does not apply to a model of kind equivae",
+        ),
+        ("equivae", ["--held-out-epochs", "3"], "evaluate: --held-out-epochs needs --held-out"),
+        ("equivae", ["--photographs", "0"], "measured"),
+        ("mcevae", ["--held-out", "3"], "evaluate: --held-out does not apply to a model of kind mcevae"),
+        ("mcevae", ["--samples", "1000"], "evaluate: --samples does not apply to a model of kind mcevae"),
+        ("mcevae", ["--photographs", "0"], "evaluate: --photographs does not apply to a model of kind mcevae"),
+        ("mcevae", ["--limit", "20", "--seed", "0"], "measured"),
+    ],
+)
+def test_an_option_that_does_not_apply_to_the_model_is_refused(
+    finished_run: Path,
+    finished_pose_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    arguments: list[str],
+    words: str,
+) -> None:
+    def measured(self: object) -> None:
+        raise RunError("measured")
+
+    monkeypatch.setattr(EquiVAEEvaluation, "run", measured)
+    monkeypatch.setattr(PoseEvaluation, "run", measured)
+    monkeypatch.setenv("EQUIPOISE_TRAINING_EVALUATE_BENCHMARK_EPOCHS", "3")  # for all that are evaluated, of any kind
+    folder = finished_run if kind == "equivae" else finished_pose_run
+    result = run("evaluate", folder, *arguments, "--output", tmp_path / "report.json")
+    assert (result.exit_code, result.output) == (2, f"error: {words}\n")
 
 
 def test_ctrl_c_says_how_to_go_on(

@@ -19,9 +19,10 @@ from training.errors import DataError, RunError
 from training.evaluate import evaluate
 from training.evaluation import equivae, negatives, probes
 from training.evaluation import equivae_measures as measures
-from training.evaluation.classification import listed, mistakes, serve
+from training.evaluation.classification import listed, mistakes, serve, serve_embeddings
 from training.evaluation.held_out import held_out_class
-from training.evaluation.report import Options, Report, print_report
+from training.evaluation.options import Options
+from training.evaluation.report import Report, print_report
 from training.models.equivae import EquiVAE
 from training.run import LoadedRun, load_run
 
@@ -84,6 +85,8 @@ def test_every_figure_has_its_split_seed_and_count(reported: tuple[Report, str],
         assert figure.split == "validation" and figure.n > 0 and figure.how and np.isfinite(figure.value)
         assert figure.name in said
     assert next(figure.n for figure in report.figures if figure.name == "ece") == len(splits.validation)
+    for name in ("ece", "nll", "false_alarms"):
+        assert next(figure.how for figure in report.figures if figure.name == name).endswith("fitted on these images")
     kl = "  ".join(f"{value:.2f}" for value in report.details["kl_per_dimension"])
     assert f"KL of every dimension of v, nats: {kl}\n" in said
 
@@ -140,6 +143,9 @@ def test_test_split_is_read_only_when_asked_for(run: Path, tmp_path: Path, monke
     target = tmp_path / "deep" / "report.json"
     report = evaluate(run, target, Options(split="test"), Console(file=io.StringIO()))
     assert {figure.split for figure in report.figures} == {"test"}
+    assert {figure.how for figure in report.figures if figure.name == "nll"} == {
+        "served probabilities; temperature fitted on the validation split"
+    }
     assert json.loads(target.read_text())["figures"][0]["n"] == len(load_run(run).splits().test.labels)
     assert not (run / "evaluation-test.json").exists()
 
@@ -153,6 +159,19 @@ def test_missing_split_and_missing_run_are_explained(
     monkeypatch.setattr(LoadedRun, "splits", lambda self: without_test)
     with pytest.raises(DataError, match="no test split"):
         evaluate(run, options=Options(split="test"))
+
+
+def test_every_picture_goes_through_the_net_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "independent_cnn", lambda *_: probes.Judge(Bright(), 0.0))
+    monkeypatch.setattr(probes.neural_head, "__defaults__", (1,))
+    loaded = load_run(run)
+    splits, model, rows = loaded.splits(), loaded.model, []
+    model.body.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    evaluation = equivae.EquiVAEEvaluation(loaded, splits, splits.validation, QUICK, Console(file=io.StringIO()))
+    evaluation.distances()
+    evaluation.generation()
+    evaluation.probes()
+    assert sum(rows) == len(splits.train) + len(splits.validation)
 
 
 # --- measures against the naive way ---
@@ -180,7 +199,11 @@ def test_elbo_terms_by_hand(model: EquiVAE, splits: Splits) -> None:
 def test_elbo_classifier_takes_the_class_of_the_highest_bound(model: EquiVAE, splits: Splits) -> None:
     part = splits.validation.subset(torch.arange(5))
     shares = torch.full((10,), 0.1)
+    passes: list[int] = []
+    hook = model.posterior.body.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
     chosen = measures.elbo_predictions(model, part, shares, seed=2)
+    hook.remove()
+    assert passes == [5]
     noise = torch.randn((5, 3), generator=torch.Generator().manual_seed(2))
     bounds = torch.empty(5, 10)
     with torch.no_grad():
@@ -225,7 +248,7 @@ def test_intended_share_tells_class_in_r_from_class_in_v() -> None:
     judge = probes.Judge(Bright(), 0.0)
     labels = torch.arange(200) % 10
     level = ((labels + 0.5) / 10)[:, None]
-    encoded = measures.Encoded(level, level)
+    encoded = measures.Encoded(level, level, level)
     assert measures.intended_swaps(Painter("r"), encoded, labels, judge, seed=0) == 100
     assert measures.intended_swaps(Painter("v"), encoded, labels, judge, seed=0) < 25
     means = ((torch.arange(10) + 0.5) / 10)[:, None]
@@ -234,7 +257,7 @@ def test_intended_share_tells_class_in_r_from_class_in_v() -> None:
 
 
 def test_swaps_never_pair_an_image_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded = measures.Encoded(torch.arange(9.0)[:, None], torch.arange(9.0)[:, None])
+    encoded = measures.Encoded(*3 * [torch.arange(9.0)[:, None]])
     pairs = []
     monkeypatch.setattr(
         measures, "recombine_images", lambda model, r, v: pairs.append((r, v)) or torch.zeros(len(r), 1, 8, 8)
@@ -246,7 +269,8 @@ def test_swaps_never_pair_an_image_with_itself(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_novelty_table_against_scores_by_hand(model: EquiVAE, splits: Splits) -> None:
-    found = measures.novelty(model, splits.validation, 30, seed=0)
+    encoded = measures.encode(model, splits.validation.images)
+    found = measures.novelty(model, serve_embeddings(model, encoded.r), 30, seed=0)
     known = serve(model, splits.validation.images).novelty
     assert found["known"]["false_alarms"] == pytest.approx(100 * np.mean(known > 0.99))
     noise = serve(model, negatives.draw("noise", model.input, 30, 0)).novelty
@@ -255,22 +279,39 @@ def test_novelty_table_against_scores_by_hand(model: EquiVAE, splits: Splits) ->
     assert set(found) == {"known", "all", *negatives.KINDS}
 
 
+def test_photographs_that_training_pictures_lie_over_are_said_to_be_those(run: Path, splits: Splits) -> None:
+    loaded = load_run(run)
+    for seed in (None, 0):
+        data = loaded.config.data.model_copy(update={"photograph_seed": seed})
+        over = dataclasses.replace(loaded, config=loaded.config.model_copy(update={"data": data}))
+        console, options = Console(file=io.StringIO()), Options(samples=2)
+        evaluation = equivae.EquiVAEEvaluation(over, splits, splits.validation, options, console)
+        evaluation.novelty()
+        how = next(figure.how for figure in evaluation.report.figures if figure.name == "novelty_auroc")
+        assert how.endswith("training pictures lie over the same photographs") == (seed is not None)
+
+
 def test_held_out_class_trains_without_it_and_keeps_the_model(run: Path) -> None:
     loaded = load_run(run)
-    quiet = Console(file=io.StringIO())
-    result = held_out_class(loaded, "4", "validation", console=quiet)
+    splits, quiet = loaded.splits(), Console(file=io.StringIO())
+    result = held_out_class(loaded, "4", splits.validation, console=quiet)
     inner = load_run(run / "without-class-4")
     assert inner.class_names == ("0", "1", "2", "3", "5", "6", "7", "8", "9")
     assert inner.config.fit.batch == 36
-    assert result["n"] == int((loaded.splits().validation.labels == 4).sum())
+    assert result["n"] == int((splits.validation.labels == 4).sum())
     assert 0 <= result["auroc"] <= 1
     stamp = (run / "without-class-4" / "model.pt").stat().st_mtime_ns
-    assert held_out_class(loaded, "4", "validation", console=quiet) == result
+    assert held_out_class(loaded, "4", splits.validation, console=quiet) == result
     assert (run / "without-class-4" / "model.pt").stat().st_mtime_ns == stamp
-    held_out_class(loaded, "4", "validation", epochs=2, console=quiet)
+    # A quick look at a few images takes the whole split for this, and says so.
+    options, few = Options(held_out=("4",), held_out_epochs=2), splits.validation.subset(torch.arange(20))
+    evaluation = equivae.EquiVAEEvaluation(loaded, splits, few, options, quiet)
+    evaluation.held_out()
     assert load_run(run / "without-class-4-2-epochs").step == 2 * (len(inner.splits().train) // 36)
+    assert [figure.n for figure in evaluation.report.figures] == 2 * [len(splits.validation)]
+    assert evaluation.report.details["held_out"]["4"]["n"] == result["n"]
     with pytest.raises(DataError, match="no class 'x'"):
-        held_out_class(loaded, "x", "validation")
+        held_out_class(loaded, "x", splits.validation)
 
 
 @pytest.mark.parametrize(("held_out", "words"), [("x", "no class 'x'"), ("4", "labels are not equally many")])

@@ -21,7 +21,8 @@ from training.evaluate import EVALUATION_FILE, QUICK_FILE, evaluate
 from training.evaluation import pose as card
 from training.evaluation import pose_measures as measures
 from training.evaluation import probes
-from training.evaluation.report import Options, Report
+from training.evaluation.options import Options
+from training.evaluation.report import Report
 from training.evaluation.views import Limits, observe
 from training.lie import inverse, resample
 from training.mixture import matched_accuracy
@@ -69,6 +70,10 @@ def splits(loaded: LoadedRun) -> Splits:
     return loaded.splits()
 
 
+def how(report: Report, name: str) -> str:
+    return next(figure.how for figure in report.figures if figure.name == name)
+
+
 def test_card_has_every_line_and_its_baselines(report: Report, run: Path) -> None:
     names = [figure.name for figure in report.figures]
     assert len(set(names)) == len(names) and set(names) >= LINES | BASELINES
@@ -96,6 +101,7 @@ def test_rotation_error_and_calibration_are_those_of_the_measures(
     expected = torch.hypot(before.coefficients_std[:, 0], after.coefficients_std[:, 0]).rad2deg()
     within = 100 * float((errors <= expected)[errors <= 90].float().mean())
     assert report.value("within_one_std_60") == pytest.approx(within, abs=1)
+    assert how(report, "within_one_std_60").endswith("the factor of the deviation fitted on these images")
     assert report.value("identity_error_60") == pytest.approx(30, abs=3)
 
 
@@ -127,6 +133,8 @@ def test_quick_look_takes_a_part_and_is_no_figure_for_an_export(run: Path, tmp_p
     shutil.copytree(run, copy)
     report = quick(copy, limit=40, seed=3, split="test")
     assert {figure.n for figure in report.figures if figure.name == "rotation_error_60"} == {40}
+    for name in ("within_one_std_60", "ece", "false_alarms"):
+        assert how(report, name).endswith("fitted on the validation split")
     assert {figure.seed for figure in report.figures} == {3} and {figure.split for figure in report.figures} == {"test"}
     assert (copy / QUICK_FILE.format(split="test")).is_file()
     assert not (copy / EVALUATION_FILE.format(split="test")).exists()
@@ -146,6 +154,8 @@ def test_supervised_model_has_absolute_errors_and_rotnets_line(supervised: Path)
     assert values["absolute_error_by_axis"] <= values["absolute_error"] < 80  # 90 by chance
     assert 0 < values["rotnet_error_by_axis"] <= values["rotnet_error"] <= 180
     assert not {name for name in values if name.startswith("shift")}
+    assert how(report, "within_one_std_60").endswith("of the absolute error, of which alone 68.3 is expected")
+    assert how(report, "absolute_within_one_std").endswith("the factor of the deviation fitted on these images")
 
 
 def test_pictures_that_are_turned_already_are_shown_as_they_are(supervised: Path) -> None:

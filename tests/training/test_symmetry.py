@@ -29,6 +29,7 @@ from training.models.symmetry_config import PolarEncoderConfig, SymmetryConfig
 from training.models.symmetry_parts import Correlator, InvariantEncoder
 from training.rotation import wrapped
 from training.run import LoadedRun, load_run
+from training.symmetry_experiments import card
 from training.turned import RelativeError, move, similarity
 
 SMALL: dict[str, Any] = {
@@ -318,3 +319,13 @@ def test_one_gaussian_in_place_of_the_flow_exports() -> None:
     model = make(12, prior="gaussian").eval()
     exported = export_graphs({"embed": Prior(model)}, model.input)
     assert exported.graphs["embed"].outputs[0].shape == ("N", 64)
+
+
+def test_the_card_of_experiments_needs_no_more_training_pictures_than_there_are(
+    run: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card, "STEPS", 1)
+    monkeypatch.setattr(card, "ORBITS", 2)
+    found = card.measure(run.folder, "validation", 8, 0, tmp_path)
+    assert len(run.splits().train) < card.FITTED and found["n"] == 8
+    assert all(math.isfinite(value) for value in found["log_likelihood_of_eta"].values())

@@ -19,7 +19,7 @@ from training.evaluation.scores import expected_calibration_error, percent
 from training.models.equivae import EquiVAE
 from training.models.mcevae import MCEVAE
 
-__all__ = ["CHUNK", "NOVEL", "Served", "chunks", "class_scores", "listed", "mistakes", "serve"]
+__all__ = ["CHUNK", "NOVEL", "Served", "chunks", "class_scores", "listed", "mistakes", "serve", "serve_embeddings"]
 
 CHUNK = 500
 NOVEL = 0.99  # a score above this is called novel
@@ -46,6 +46,14 @@ def serve(model: EquiVAE | MCEVAE, images: Tensor) -> Served:
     """Images [N,C,H,W], uint8 or in [0,1]; of a calibrated model that knows the means of its classes."""
     parts = [[value.cpu().numpy() for value in model.classify(chunk)] for chunk in chunks(images, model)]
     return Served(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def serve_embeddings(model: EquiVAE, embeddings: Tensor) -> Served:
+    """`serve` of pictures whose embeddings [N,D] are known."""
+    device = model.classes.prototypes.device
+    parts = [(own, *model.classes(own.to(device))) for own in torch.split(embeddings, CHUNK)]
+    return Served(*(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)))
 
 
 def class_scores(served: Served, labels: np.ndarray) -> dict[str, float]:

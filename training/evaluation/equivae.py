@@ -9,12 +9,15 @@ import torch
 from rich.console import Console
 
 from training.datasets import LabelledImages, Splits
+from training.distances import prototypes_of
+from training.errors import ConfigError
 from training.evaluation import equivae_measures as measures
 from training.evaluation import probes
-from training.evaluation.classification import class_scores, listed, mistakes, serve
+from training.evaluation.classification import Served, class_scores, listed, mistakes, serve, serve_embeddings
 from training.evaluation.held_out import held_out_class, without_class
+from training.evaluation.options import Options
 from training.evaluation.pages import PAGES, read_from_pages
-from training.evaluation.report import Measurement, Options, Report, describe
+from training.evaluation.report import Measurement, Report, describe
 from training.evaluation.scores import percent
 from training.latent import ACTIVE_NATS
 from training.models.equivae_few import FewLabelEquiVAE
@@ -28,11 +31,18 @@ PAGES_READ = 1000
 
 
 class EquiVAEEvaluation:
-    """One evaluation in progress: the model on its device, the split, and the figures so far."""
+    """One evaluation in progress: the model on its device, the split, and the figures so far.
+
+    Raises:
+        ConfigError: an option was given that does not apply.
+    """
 
     def __init__(
         self, run: LoadedRun, splits: Splits, data: LabelledImages, options: Options, console: Console
     ) -> None:
+        options.refuse(run.config.model.kind, "classifier")
+        if "held_out_epochs" in options.given and not options.held_out:
+            raise ConfigError("evaluate: --held-out-epochs needs --held-out")
         self.loaded, self.splits, self.options, self.console = run, splits, options, console
         self.data = data
         self.labels = self.data.labels
@@ -62,19 +72,28 @@ class EquiVAEEvaluation:
     def encoded(self) -> measures.Encoded:
         return measures.encode(self.model, self.data.images)
 
+    @cached_property
+    def encoded_train(self) -> measures.Encoded:
+        return measures.encode(self.model, self.splits.train.images)
+
+    @cached_property
+    def served(self) -> Served:
+        return serve_embeddings(self.model, self.encoded.r)
+
     def add(self, name: str, value: float, unit: str, how: str, n: int | None = None, split: str | None = None) -> None:
         count, where = n or len(self.data), split or self.options.split
         self.report.figures.append(Measurement(name, float(value), unit, where, count, self.options.seed, how))
 
     def distances(self) -> None:
-        served = serve(self.model, self.data.images)
-        scores = class_scores(served, self.data.labels.numpy())
-        self.report.details["mistakes"] = listed(mistakes(served, self.data.labels.numpy()), self.data)
+        scores = class_scores(self.served, self.labels.numpy())
+        self.report.details["mistakes"] = listed(mistakes(self.served, self.labels.numpy()), self.data)
         self.add("error_distance", scores["error"], "%", "nearest class mean of the training split, f_inv with m = 1")
-        other = measures.hidden_mean_error(self.model, self.splits.train, self.data)
+        seen, train_labels = self.encoded_train, self.splits.train.labels
+        other = measures.hidden_mean_error(self.model, seen, train_labels, self.encoded, self.labels)
         self.add("error_distance_hidden_mean", other, "%", "the same, class means of the hidden units through the head")
-        self.add("ece", scores["ece"], "", "served probabilities, 15 bins; temperature from the validation split")
-        self.add("nll", scores["nll"], "nats", "served probabilities")
+        temperature = f"temperature {self.options.fitted}"
+        self.add("ece", scores["ece"], "", f"served probabilities, 15 bins; {temperature}")
+        self.add("nll", scores["nll"], "nats", f"served probabilities; {temperature}")
         if isinstance(self.model, FewLabelEquiVAE):
             wrong = measures.classifier_error(self.model, self.data)
             self.add("error_classifier", wrong, "%", "argmax of q(y|x)")
@@ -95,17 +114,20 @@ class EquiVAEEvaluation:
         self.add("error_elbo", percent(wrong), "%", "argmax over y of the ELBO, one draw of v")
 
     def generation(self) -> None:
-        seed = self.options.seed
+        seed, validation = self.options.seed, self.splits.validation
         judge = probes.independent_cnn(self.loaded.folder, self.splits, seed)
         self.add(
             "judge_error",
             judge.validation_error,
             "%",
             "the independent CNN on real images",
-            n=len(self.splits.validation),
+            n=len(validation),
             split="validation",
         )
-        means = self.model.class_means(self.splits.validation)
+        if self.data is validation:
+            means = prototypes_of(self.encoded.r, self.labels, self.model.num_classes)
+        else:
+            means = self.model.class_means(validation)
         share = measures.intended_prior_samples(self.model, means, judge, self.options.samples, seed)
         how = "prior samples of v, r of the validation class mean, that the independent CNN gives the class"
         self.add("intended_prior_samples", share, "%", how, n=self.options.samples, split="validation")
@@ -114,8 +136,7 @@ class EquiVAEEvaluation:
             self.add("intended_swaps", share, "%", "swaps that the independent CNN gives the class of the content")
 
     def probes(self) -> None:
-        seed, train = self.options.seed, self.splits.train
-        seen = measures.encode(self.model, train.images)
+        seed, train, seen = self.options.seed, self.splits.train, self.encoded_train
         head = probes.neural_head(seen.r, train.labels, self.model.num_classes, seed)
         wrong = probes.predict(head, self.encoded.r) != self.labels
         self.add("error_neural_head", percent(wrong.numpy()), "%", "dropout dense 128, 64 on frozen f_inv")
@@ -127,9 +148,12 @@ class EquiVAEEvaluation:
             self.add(f"probe_accuracy_{name}", accuracy, "%", how)
 
     def novelty(self) -> None:
-        found = measures.novelty(self.model, self.data, self.options.samples, self.options.seed)
-        self.add("false_alarms", found["known"]["false_alarms"], "%", "images of the split with novelty > 0.99")
+        found = measures.novelty(self.model, self.served, self.options.samples, self.options.seed)
+        how = f"images of the split with novelty > 0.99; its quantiles {self.options.fitted}"
+        self.add("false_alarms", found["known"]["false_alarms"], "%", how)
         how = "novelty, the split against photograph patches, textures and noise"
+        if self.loaded.config.data.photograph_seed is not None:
+            how += "; training pictures lie over the same photographs"
         self.add("novelty_auroc", found["all"]["auroc"], "", how, n=len(self.data) + 3 * self.options.samples)
         self.report.details["novelty"] = found
         for kind in ("blanks", "rings", "checkerboards"):
@@ -146,7 +170,8 @@ class EquiVAEEvaluation:
                 continue
             images = read_from_pages(part.images, kind, self.loaded.input, preprocessing, self.options.seed)
             error, plain = (
-                class_scores(serve(self.model, shown), part.labels.numpy())["error"] for shown in (images, part.images)
+                percent(served.distances[: len(part)].argmin(1) != part.labels.numpy())
+                for served in (serve(self.model, images), self.served)
             )
             self.report.details.setdefault("pages", {})[name] = {"error": error, "plain": plain, "n": len(part)}
             how = f"{kind.how}, {kind.width} x {kind.height}; the same images plain: {plain:.2f} %"
@@ -164,16 +189,15 @@ class EquiVAEEvaluation:
     def held_out(self) -> None:
         epochs = self.options.held_out_epochs
         length = "as long as this one" if epochs is None else f"for {epochs} epochs"
-        found = {
-            name: held_out_class(self.loaded, name, self.options.split, epochs, self.console)
-            for name in self.options.held_out
-        }
+        whole = self.splits.parts[self.options.split]
+        found = {name: held_out_class(self.loaded, name, whole, epochs, self.console) for name in self.options.held_out}
         for name, result in found.items():
             how = f"novelty, class {name} against the others, model trained without it {length}"
-            self.add(f"novelty_auroc_without_{name}", result["auroc"], "", how)
+            self.add(f"novelty_auroc_without_{name}", result["auroc"], "", how, n=len(whole))
         if found:
             mean = sum(result["auroc"] for result in found.values()) / len(found)
-            self.add("novelty_auroc_held_out", mean, "", f"mean over the held-out classes {', '.join(found)}")
+            how = f"mean over the held-out classes {', '.join(found)}"
+            self.add("novelty_auroc_held_out", mean, "", how, n=len(whole))
             self.report.details["held_out"] = found
 
 

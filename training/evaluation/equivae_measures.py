@@ -14,7 +14,7 @@ from torch import Tensor
 from training.datasets import LabelledImages
 from training.distances import squared_distances
 from training.evaluation import negatives
-from training.evaluation.classification import CHUNK, NOVEL, chunks, serve
+from training.evaluation.classification import CHUNK, NOVEL, Served, chunks, serve
 from training.evaluation.probes import Judge, predict
 from training.evaluation.scores import auroc, percent
 from training.latent import kl_per_dimension
@@ -36,8 +36,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Encoded:
-    """r = f_inv(x) [N,D] and v = mu(r, x) [N,V], each image with its own r, as `recombine` serves it; on the CPU."""
+    """The hidden units of f_inv [N,hidden], r = f_inv(x) [N,D] and v = mu(r, x) [N,V], each image with its own r, as
+    `recombine` serves it; on the CPU.
+    """
 
+    hidden: Tensor
     r: Tensor
     v: Tensor
 
@@ -45,12 +48,12 @@ class Encoded:
 @torch.no_grad()
 def encode(model: EquiVAE, images: Tensor) -> Encoded:
     """Images [N,C,H,W], uint8 or in [0,1]."""
-    r, v = [], []
+    parts = []
     for chunk in chunks(images, model):
-        own = model.invariant(chunk)
-        r.append(own.cpu())
-        v.append(model.posterior(own, chunk)[0].cpu())
-    return Encoded(torch.cat(r), torch.cat(v))
+        hidden = model.body(chunk)
+        r = model.head(hidden)
+        parts.append([value.cpu() for value in (hidden, r, model.posterior(r, chunk)[0])])
+    return Encoded(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
@@ -61,16 +64,12 @@ def classifier_error(model: FewLabelEquiVAE, data: LabelledImages) -> float:
 
 
 @torch.no_grad()
-def hidden_mean_error(model: EquiVAE, train: LabelledImages, data: LabelledImages) -> float:
+def hidden_mean_error(model: EquiVAE, train: Encoded, train_labels: Tensor, data: Encoded, labels: Tensor) -> float:
     """Error (%) where a class's r_y is the head on the class's mean hidden units, the other reading of Eq. 2."""
-    hidden = torch.cat([model.body(chunk) for chunk in chunks(train.images, model)])
-    labels = train.labels.to(hidden.device)
-    means = torch.stack([hidden[labels == k].mean(0) for k in range(model.num_classes)])
-    prototypes = model.head(means)
-    distances = torch.cat(
-        [squared_distances(model.invariant(chunk), prototypes) for chunk in chunks(data.images, model)]
-    )
-    return percent((distances.argmin(1).cpu() != data.labels).numpy())
+    means = torch.stack([train.hidden[train_labels == k].mean(0) for k in range(model.num_classes)])
+    prototypes = model.head(means.to(model.classes.prototypes.device)).cpu()
+    nearest = torch.cat([squared_distances(r, prototypes).argmin(1) for r in torch.split(data.r, CHUNK)])
+    return percent((nearest != labels).numpy())
 
 
 @torch.no_grad()
@@ -98,10 +97,11 @@ def elbo_predictions(model: EquiVAE, data: LabelledImages, class_shares: Tensor,
     predictions = []
     for chunk in chunks(data.images, model):
         noise = torch.randn((len(chunk), model.config.v_dim), generator=generator).to(chunk.device)
+        features = model.posterior.body(chunk)
         scores = []
         for prototype, prior in zip(model.classes.prototypes, torch.log(class_shares).tolist(), strict=True):
             r = prototype.expand(len(chunk), -1)
-            mean, log_variance = model.posterior(r, chunk)
+            mean, log_variance = model.posterior.given(features, r)
             v = mean + torch.exp(0.5 * log_variance) * noise
             kl = kl_per_dimension(mean, log_variance).sum(1)
             scores.append(prior - model.reconstruction(chunk, r, v) - kl)
@@ -147,14 +147,14 @@ def intended_swaps(model: EquiVAE, encoded: Encoded, labels: Tensor, judge: Judg
 # --- novelty ----------------------------------------------------------------------------------------------------------
 
 
-def novelty(model: EquiVAE, data: LabelledImages, count: int, seed: int) -> dict[str, dict[str, float]]:
-    """Served novelty of the data against `count` pictures of each kind that belongs to no class.
+def novelty(model: EquiVAE, served: Served, count: int, seed: int) -> dict[str, dict[str, float]]:
+    """Novelty of the data, as it is served, against `count` pictures of each kind that belongs to no class.
 
     Returns:
         "known": false_alarms (%); every kind: auroc, caught (%), the share that is called novel; "all": auroc against
         photographs, textures and noise together.
     """
-    known = serve(model, data.images).novelty
+    known = served.novelty
     result = {"known": {"false_alarms": percent(known > NOVEL)}}
     scores = {}
     for kind in negatives.KINDS:

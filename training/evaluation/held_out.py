@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from training.config import Config
+from training.datasets import LabelledImages
 from training.errors import DataError
 from training.evaluation.classification import NOVEL, serve
 from training.evaluation.scores import auroc, percent
@@ -15,14 +16,16 @@ __all__ = ["held_out_class", "without_class"]
 
 
 def held_out_class(
-    run: LoadedRun, name: str, split: str, epochs: int | None = None, console: Console | None = None
+    run: LoadedRun, name: str, data: LabelledImages, epochs: int | None = None, console: Console | None = None
 ) -> dict[str, float]:
     """Train without the class (or take the model that an earlier call left in the run's folder) and measure.
 
     Args:
-        epochs: of that training, with the schedule compressed to them; by default as long as the run's own.
+        data: of all the run's classes; what is measured.
+        epochs: of that training; by default as long as the run's own. A cosine falls to 0 within them, a batch that
+            doubles does so after the epochs that it always does, if there are so many.
     Returns:
-        auroc of the served novelty, the class's images against those of the known classes of the split; caught (%), the
+        auroc of the served novelty, the class's images against those of the known classes; caught (%), the
         share of its images that are called novel; error (%) and false_alarms (%) of the model without it; n, the images
         of the class.
 
@@ -33,9 +36,8 @@ def held_out_class(
     folder = run.folder / (f"without-class-{label}" + (f"-{epochs}-epochs" if epochs else ""))
     train(config, folder, resume=folder.exists(), console=console)
     model = load_run(folder).equivae()
-    whole = run.splits().parts[split]
-    novel = whole.images[whole.labels == label]
-    known = whole.without((name,))
+    novel = data.images[data.labels == label]
+    known = data.without((name,))
     known_served, novel_scores = serve(model, known.images), serve(model, novel).novelty
     return {
         "auroc": auroc(known_served.novelty, novel_scores),

@@ -1,7 +1,9 @@
 """Pictures that show no class of the data, against which `novelty` is measured.
 
-Every kind is float32 [N,C,S,S] in [0,1] and a function of the seed alone. "photographs" are real pictures that no
-model here is trained on; the others are drawn.
+Every kind is float32 [N,C,S,S] in [0,1] and a function of the seed alone. "photographs" are real pictures, new to
+every model but those whose training pictures lie over the same ones (`training.datasets.colour`); the others are drawn,
+and the stripes, plaid and clouds among "textures", noise, blanks, rings and checkerboards are much like the outliers
+that a training makes up (`training.outliers`), where it does.
 """
 
 from __future__ import annotations

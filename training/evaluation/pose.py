@@ -26,9 +26,10 @@ from training.evaluation import pose_baselines as baselines
 from training.evaluation import pose_measures as measures
 from training.evaluation import probes
 from training.evaluation.classification import NOVEL, class_scores, listed, mistakes, serve
+from training.evaluation.options import Options
 from training.evaluation.pose_measures import Errors
 from training.evaluation.pose_models import LatentModel, PoseModel, canonicals, clusters, latents, look_at_orbits, poses
-from training.evaluation.report import Measurement, Options, Report, describe
+from training.evaluation.report import Measurement, Report, describe
 from training.evaluation.scores import percent
 from training.evaluation.upright_classifier import Classifier, served_classifier
 from training.evaluation.views import Limits, even_degrees, limits_of, lost_ink, observe, rotation_matrices
@@ -60,6 +61,7 @@ class PoseEvaluation:
     """One evaluation in progress: the model on its device, the pictures, and the figures so far.
 
     Raises:
+        ConfigError: an option was given that does not apply.
         RunError: the classifier that is named does not fit, or a model that was not told what is upright would be
             measured on pictures that are turned already: there is nothing to hold its angles to.
     """
@@ -67,6 +69,8 @@ class PoseEvaluation:
     def __init__(
         self, run: LoadedRun, splits: Splits, data: LabelledImages, options: Options, console: Console
     ) -> None:
+        of_equivae = ("samples", "benchmark_epochs", "photographs", "held_out", "held_out_epochs")
+        options.refuse(run.config.model.kind, *of_equivae)
         self.loaded, self.splits, self.options, self.console = run, splits, options, console
         self.data, self.labels, self.names = data, data.labels, data.class_names
         self.upright = data.images.float() / 255
@@ -178,7 +182,17 @@ class PoseEvaluation:
         found = measures.error_matrices(self.before.matrix, after.matrix, self.probe.known)
         stds = (torch.rad2deg(pose.coefficients_std[:, 0]) for pose in (self.before, after))
         share = measures.calibration(measures.rotation_errors(found), *stds)
-        self.add("within_one_std_60", share, "%", "relative error within sqrt(s1^2 + s2^2), flips apart; 68.3 expected")
+        how = "relative error within sqrt(s1^2 + s2^2), flips apart"
+        if self.model.config.supervised:
+            how += "; deviations are of the absolute error, of which alone 68.3 is expected"
+        else:
+            how += f"; 68.3 expected{self._fitted_factor}"
+        self.add("within_one_std_60", share, "%", how)
+
+    @property
+    def _fitted_factor(self) -> str:
+        """Of the standard deviation, where the model has one."""
+        return f", the factor of the deviation {self.options.fitted}" if hasattr(self.model, "std_factor") else ""
 
     def absolute_errors(self) -> None:
         if not self.model.config.supervised:
@@ -194,7 +208,8 @@ class PoseEvaluation:
         self.report.details["absolute"] = asdict(errors)
         std = torch.rad2deg(after.coefficients_std[:, 0])
         share = measures.calibration(measures.rotation_errors(found), std, torch.zeros_like(std))
-        self.add("absolute_within_one_std", share, "%", f"{how}: within its standard deviation, flips apart")
+        within = f"{how}: within its standard deviation, flips apart; 68.3 expected{self._fitted_factor}"
+        self.add("absolute_within_one_std", share, "%", within)
         by_axis = bool(set(SYMMETRIC) & set(self.names))
         modulo = f"{', '.join(SYMMETRIC)} modulo 180"
         if by_axis:
@@ -327,5 +342,7 @@ class PoseEvaluation:
         scores, how = class_scores(served, self.labels.numpy()), f"pictures under {self.limits}"
         self.report.details["mistakes"] = listed(mistakes(served, self.labels.numpy()), self.data)
         self.add("error_distance", scores["error"], "%", f"nearest class mean of z_c, training split; {how}")
-        self.add("ece", scores["ece"], "", f"probabilities served, 15 bins; {how}")
-        self.add("false_alarms", percent(served.novelty > NOVEL), "%", f"novelty > {NOVEL}; {how}")
+        fitted = self.options.fitted
+        self.add("ece", scores["ece"], "", f"probabilities served, 15 bins; {how}; temperature {fitted}")
+        alarms = percent(served.novelty > NOVEL)
+        self.add("false_alarms", alarms, "%", f"novelty > {NOVEL}; {how}; its quantiles {fitted}")

@@ -4,45 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from training.run import LoadedRun
 
-__all__ = ["Measurement", "Options", "Report", "describe", "print_report"]
+__all__ = ["Measurement", "Report", "describe", "print_report"]
 
 WIDE = 120  # columns of a terminal from which on how a figure was measured stands beside it, and not below
 MISTAKES_SHOWN = 5  # pairs of classes
-
-Split = Literal["train", "validation", "test"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is measured.
-
-    seed: of the classifiers trained here and of all that is drawn; the run's own is in the report.
-    limit: images at most, the first of every class; None takes the whole split.
-
-    Of an EquiVAE: samples: prior samples, and negatives of each kind. benchmark_epochs: 0 leaves the benchmark CNN out.
-    photographs: 12-megapixel pages to read, 0 leaves them out.
-    held_out: classes for each of which a model without it is trained, for held_out_epochs or as long as the run itself.
-
-    Of a model of poses: classifier: folder of a served model that reads the upright pictures; None: a CNN trained here.
-    """
-
-    split: Split = "validation"
-    seed: int = 0
-    samples: int = 1000
-    benchmark_epochs: int = 20
-    photographs: int = 100
-    held_out: tuple[str, ...] = ()
-    held_out_epochs: int | None = None
-    limit: int | None = None
-    classifier: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def measure(run: Path, split: str, limit: int | None, seed: int, figures: Path) 
         data = data.subset(torch.arange(min(limit, len(data))))
     degrees = model.config.rotation_degrees
     seen = _Seen(model, data, degrees, seed)
-    train = _Seen(model, splits.train.subset(torch.arange(FITTED)), degrees, seed + 1)
+    train = _Seen(model, splits.train.subset(torch.arange(min(FITTED, len(splits.train)))), degrees, seed + 1)
     rebuilt = resample(seen.prototypes, inverse(seen.matrix))
     known = likelihoods(model, train, seen, seed)
     second = seen.weights[:, 1] > PLAIN_SECOND
