@@ -359,6 +359,17 @@ def test_a_small_validation_set_does_not_make_every_other_picture_novel(
     assert novel(torch.rand((50, 1, SIDE, SIDE), generator=seeded(7))) > 0.6
 
 
+def test_a_class_of_one_picture_repeated_leaves_novelty_a_number(data: LabelledImages) -> None:
+    few = data.subset(torch.arange(4 * CLASSES))
+    same = replace(few, images=torch.where(few.labels[:, None, None, None] == 0, few.images[:1], few.images))
+    model = make(SMALL).eval()
+    model.calibrate(same, same)
+    with torch.no_grad():
+        _, distances, _, novelty = model.classify(same.images.float() / 255)
+    assert float(distances[0, 0]) == 0
+    assert bool(((novelty >= 0) & (novelty <= 1)).all()) and float(novelty[0]) < 0.99
+
+
 def test_made_up_outliers_are_pushed_beyond_the_distance_that_rejects(ours: EquiVAE, data: LabelledImages) -> None:
     """Of other pictures than those of training; without them in training 15 to 47 % were as far."""
     with torch.no_grad():
