@@ -3,12 +3,14 @@
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from contract.manifest import InputSpec
 from training.augment import augment
@@ -309,6 +311,26 @@ def test_prepare_names_the_class_without_a_complement(data: LabelledImages) -> N
     rows = torch.cat([torch.arange(60)[data.labels != 1], torch.tensor([1])])
     with pytest.raises(ValueError, match="'upright' has 1 images"):
         make(SMALL).prepare(data.subset(rows))
+
+
+def test_prepare_needs_little_memory_beside_the_images() -> None:
+    class Watching(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **kwargs or {})
+            if isinstance(result, torch.Tensor):
+                self.largest = max(self.largest, result.nbytes)
+            return result
+
+    images = torch.randint(256, (4000, 1, SIDE, SIDE), generator=seeded()).byte()
+    model = make(SMALL | {"likelihood": "gaussian"})
+    with Watching() as watching:
+        model.prepare(LabelledImages(images, torch.arange(4000) % CLASSES, ("level", "upright", "aslant")))
+    assert watching.largest <= images.nbytes
+    pixels = images.double() / 255
+    torch.testing.assert_close(model.pixel_mean, pixels.mean(0).float(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(model.pixel_deviation, pixels.std(0).float(), rtol=0, atol=1e-7)
 
 
 # --- over a data set --------------------------------------------------------------------------------------------------
