@@ -133,7 +133,8 @@ def _prepared_folder(
     fabric: Fabric, prepared: Prepared, folder: Path, console: Console, *, resume: bool, restart: bool
 ) -> ExitStack:
     """Rank 0 opens the folder and keeps it while the context lasts; every process fails with it."""
-    held, problem, splits = ExitStack(), "", prepared.splits
+    held, splits = ExitStack(), prepared.splits
+    problem: RunError | None = None
     if fabric.is_global_zero:
         try:
             held.enter_context(open_folder(folder, prepared.config, resume=resume, restart=restart))
@@ -150,11 +151,11 @@ def _prepared_folder(
                     soft_wrap=True,
                 )
         except RunError as error:
-            problem = str(error)
+            problem = error
     problem = fabric.broadcast(problem)
-    if problem:
+    if problem is not None:
         held.close()
-        raise RunError(problem)
+        raise problem
     return held
 
 

@@ -77,6 +77,18 @@ def test_a_restart_deletes_nothing_before_the_new_run_can_begin(
     assert load_run(run).step == 1
 
 
+def test_a_disk_that_is_full_from_the_first_is_no_wrong_input(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFailed, match="cannot be written: the disk is full") as failed:
+        train(make_config(), tmp_path / "run", console=Console(quiet=True))
+    assert isinstance(failed.value.__cause__, OSError) and failed.value.exit_code == 1
+
+
 @pytest.mark.parametrize("text", ["apiVersion: v1\n", "{{ template }}", None])
 def test_a_config_yaml_makes_no_run_folder(make_config: MakeConfig, tmp_path: Path, text: str | None) -> None:
     """Another program's, or the user's own (None) beside the pictures that it names."""
