@@ -140,7 +140,8 @@ class Fit(Section):
     select_mode: Literal["min", "max"] = Field(default="min", description="which of its ends is better")
     initial: Path | None = Field(
         default=None,
-        description="finished run of the same shape whose weights to begin with; {seed} is this run's seed",
+        description="finished run of the same shape whose weights to begin with, on this data's statistics; {seed} is "
+        "this run's seed",
     )
     checkpoint_steps: int = Field(default=500, ge=1, description="steps between two checkpoints")
     log_steps: int = Field(default=50, ge=1, description="steps over which the logged terms are averaged")

@@ -26,7 +26,7 @@ from training.files import write_atomically
 from training.models.base import Model
 from training.models.symmetry_config import TwoStageConfig
 from training.plan import Stream, derived_seed, generator
-from training.preparation import Prepared, begin_with, prepare
+from training.preparation import Prepared, prepare
 from training.progress import Reporter, describe
 from training.run import SKIPPED_FILE, is_complete, load_run, open_folder, save_model
 
@@ -82,10 +82,8 @@ def train(
             f"fit.precision: {cpu_precision(fit)}; {fit.precision} would be slower on this CPU", highlight=False
         )
     # All that can be wrong with the new run is said before a restart deletes the old one.
-    prepared = prepare(config)
     goes_on = resume and (is_complete(folder) or checkpoint.is_begun(folder))  # with weights of its own
-    if fit.initial_run is not None and not goes_on:
-        begin_with(prepared.module, fit.initial_run)
+    prepared = prepare(config, None if goes_on else fit.initial_run)
     with _prepared_folder(fabric, prepared, folder, console, resume=resume, restart=restart):
         if is_complete(folder):
             done = load_run(folder)

@@ -182,6 +182,25 @@ def test_a_run_can_begin_with_the_weights_of_another(
         train(make_config("fit.initial=nowhere"), tmp_path / "none", console=Console(quiet=True))
 
 
+def test_weights_of_another_run_come_without_the_statistics_of_its_data(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    gaussian = ["model.likelihood=gaussian", "fit.steps=1", "fit.optimiser.learning_rate=1e-9", "fit.ema=null"]
+    train(make_config(*gaussian), first, console=Console(quiet=True))
+    other_data = make_config(*gaussian, f"fit.initial={first}", "fit.seed=2", "data.split_seed=7")
+    train(other_data, second, console=Console(quiet=True))
+    models = []
+    for run in map(load_run, (first, second)):
+        pixels = run.splits().train.images.float() / 255
+        models.append(run.equivae())
+        torch.testing.assert_close(models[-1].pixel_mean, pixels.mean(0))
+        torch.testing.assert_close(models[-1].pixel_deviation, pixels.std(0).clamp_min(1e-2))
+    assert not torch.equal(models[0].pixel_mean, models[1].pixel_mean)
+    for weight, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.allclose(weight, other, atol=1e-6)
+
+
 def test_only_a_run_without_weights_of_its_own_needs_those_it_begins_with(
     make_config: MakeConfig, finished_run: Path, tmp_path: Path
 ) -> None:
