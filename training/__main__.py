@@ -16,10 +16,10 @@ import typer
 import typer.core
 from rich.console import Console
 
-from training.errors import ConfigError, DataError, DeviceError, RunError, RunFailed, TrainingError
+from training.errors import ConfigError, TrainingError
 from training.evaluation.options import Options, Split
 
-WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+INTERRUPTED = 130
 
 
 class Documented(typer.core.TyperGroup):
@@ -86,7 +86,7 @@ LARGEST_SEED, LARGEST_SEED_OF_FIGURES = 2**63 - 1, 2**32 - 1
 
 @contextmanager
 def explained(go_on: str = "run the command again") -> Iterator[None]:
-    """An expected error is one line and an exit code: 2 for wrong input, 1 for what went wrong on the way.
+    """An expected error is one line and its exit code.
 
     Args:
         go_on: what to do after an interruption.
@@ -95,8 +95,7 @@ def explained(go_on: str = "run the command again") -> Iterator[None]:
         yield
     except TrainingError as error:
         typer.echo(f"error: {error}", err=True)
-        wrong_input = isinstance(error, ConfigError | DataError | DeviceError | RunError)
-        raise typer.Exit(WRONG_INPUT if wrong_input and not isinstance(error, RunFailed) else FAILED) from error
+        raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {go_on}", err=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -148,7 +148,8 @@ class Fit(Section):
     select_mode: Literal["min", "max"] = Field(default="min", description="which of its ends is better")
     initial: Path | None = Field(
         default=None,
-        description="finished run of the same shape whose weights to begin with; {seed} is this run's seed",
+        description="finished run of the same shape whose weights to begin with, on this data's statistics; {seed} is "
+        "this run's seed",
     )
     checkpoint_steps: int = Field(default=500, ge=1, description="steps between two checkpoints")
     log_steps: int = Field(default=50, ge=1, description="steps over which the logged terms are averaged")
@@ -170,8 +171,10 @@ class Fit(Section):
         return None if self.initial is None else Path(str(self.initial).replace("{seed}", str(self.seed)))
 
 
-# What may differ between a run and its resumption: none of it changes what is computed, rounding apart (and where the
-# number of devices would change a balanced batch, its checkpoint is refused).
+# What may differ between a run and its resumption, which then are of one recipe. What is computed is the same, rounding
+# apart, but for `accelerator` and `devices`: each kind of device draws noise by its own generator, and of several each
+# takes draws, batch norm and means of classes of its own share of the batch. Where their number would change a balanced
+# batch, the checkpoint is refused.
 RUNTIME_KEYS = frozenset({"accelerator", "devices", "threads", "checkpoint_steps", "log_steps"})
 
 
@@ -218,7 +221,7 @@ class Config(Section):
         return _without_places(self.as_dict())
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: everything except where it runs, how often it logs and where the data lies."""
+        """What the result is of: everything except where it runs, how often it logs and where the data lies."""
         return _deciding(self.as_dict())
 
     def digest(self) -> str:

@@ -16,6 +16,7 @@ __all__ = [
     "class_quantiles",
     "fit_temperature",
     "leave_one_out_distances",
+    "log_distances",
     "prototypes_of",
     "share_below",
     "spaced_quantiles",
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 ENOUGH = 200  # fewest values from which a 99th percentile can be estimated
+LEAST = 1e-12  # of a squared distance that is told from 0: those of embeddings near 1 are rounded by as much
 KNOTS = 101  # quantiles of the distances kept for each class: whole per cents, 99 among them
 
 
@@ -49,7 +51,7 @@ class ClassMeans(nn.Module):
         distances = squared_distances(embeddings, self.prototypes)
         probabilities = torch.softmax(-distances / self.temperature, 1)
         nearest, label = distances.min(1)
-        return distances, probabilities, share_below(torch.log(nearest), self.distance_knots[label])
+        return distances, probabilities, share_below(log_distances(nearest), self.distance_knots[label])
 
     def fit(self, prototypes: Tensor, embeddings: Tensor, labels: Tensor, known: Sequence[Tensor] = ()) -> None:
         """Take the prototypes [K,D]; the temperature of least negative log-likelihood over the validation images, whose
@@ -60,7 +62,7 @@ class ClassMeans(nn.Module):
         self.temperature.fill_(fit_temperature(distances, labels))
         found = [distances.min(1), *(squared_distances(each, self.prototypes).cpu().min(1) for each in known)]
         nearest, predicted = (torch.cat(values) for values in zip(*found, strict=True))
-        self.distance_knots.copy_(class_quantiles(torch.log(nearest), predicted, len(self.prototypes), KNOTS))
+        self.distance_knots.copy_(class_quantiles(log_distances(nearest), predicted, len(self.prototypes), KNOTS))
 
 
 def prototypes_of(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -77,6 +79,11 @@ def prototypes_of(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tenso
 def squared_distances(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     """[N,D], [K,D] -> [N,K]"""
     return ((embeddings[:, None] - prototypes[None]) ** 2).sum(2)
+
+
+def log_distances(distances: Tensor) -> Tensor:
+    """Of squared distances, finite at 0 too: pictures that are all alike lie on their class's mean."""
+    return torch.log(distances.clamp_min(LEAST))
 
 
 def batch_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -39,6 +39,8 @@ from training.networks import folded
 
 __all__ = ["to_onnx"]
 
+log = logging.getLogger(__name__)
+
 aten = torch.ops.aten
 _ANY_SIZE = 2**31  # elements
 # What gives a batch to an input that has 1 for it, from its other input.
@@ -137,7 +139,7 @@ def _patched() -> Iterator[None]:
     - The optimiser tries to join every pair of a graph's Slices to a Split, and finds none.
     """
     shapes = {**fake_impls.get_fast_op_impls(), aten.grid_sampler_2d.default: _sampled}
-    rules = tuple(rule for rule in rewriter._DEFAULT_REWRITE_RULES if rule is not slice_split_rule)
+    rules = getattr(rewriter, "_DEFAULT_REWRITE_RULES", ())
     with (
         _quiet_exporter(),
         _replaced(ONNXRegistry, "from_torchlib", staticmethod(_registry)),
@@ -145,7 +147,7 @@ def _patched() -> Iterator[None]:
         _replaced(FakeTensorMode, "_cached_dispatch_impl", FakeTensorMode._dispatch_impl),
         _replaced(_fx_passes, "decompose_with_registry", _decompose),
         _replaced(type_promotion._TypePromotionInterpreter, "run_node", _promote),
-        _replaced(rewriter, "_DEFAULT_REWRITE_RULES", rules),
+        _replaced(rewriter, "_DEFAULT_REWRITE_RULES", tuple(rule for rule in rules if rule is not slice_split_rule)),
     ):
         yield
 
@@ -172,6 +174,11 @@ def _quiet_exporter() -> Iterator[None]:
 
 @contextmanager
 def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    """What another version no longer has stays as that has it: it takes longer, and the graph is the same."""
+    if name not in vars(owner):
+        log.warning("%s is not there: the export takes longer", f"{getattr(owner, '__name__', owner)}.{name}")
+        yield
+        return
     original = vars(owner)[name]
     setattr(owner, name, value)
     try:

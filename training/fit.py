@@ -26,7 +26,7 @@ from training.files import write_atomically
 from training.models.base import Model
 from training.models.symmetry_config import TwoStageConfig
 from training.plan import Stream, derived_seed, generator
-from training.preparation import Prepared, begin_with, prepare
+from training.preparation import Prepared, prepare
 from training.progress import Reporter, describe
 from training.run import SKIPPED_FILE, is_complete, load_run, open_folder, save_model
 
@@ -82,10 +82,8 @@ def train(
             f"fit.precision: {cpu_precision(fit)}; {fit.precision} would be slower on this CPU", highlight=False
         )
     # All that can be wrong with the new run is said before a restart deletes the old one.
-    prepared = prepare(config)
     goes_on = resume and (is_complete(folder) or checkpoint.is_begun(folder))  # with weights of its own
-    if fit.initial_run is not None and not goes_on:
-        begin_with(prepared.module, fit.initial_run)
+    prepared = prepare(config, None if goes_on else fit.initial_run)
     with _prepared_folder(fabric, prepared, folder, console, resume=resume, restart=restart):
         if is_complete(folder):
             done = load_run(folder)
@@ -133,7 +131,8 @@ def _prepared_folder(
     fabric: Fabric, prepared: Prepared, folder: Path, console: Console, *, resume: bool, restart: bool
 ) -> ExitStack:
     """Rank 0 opens the folder and keeps it while the context lasts; every process fails with it."""
-    held, problem, splits = ExitStack(), "", prepared.splits
+    held, splits = ExitStack(), prepared.splits
+    problem: RunError | None = None
     if fabric.is_global_zero:
         try:
             held.enter_context(open_folder(folder, prepared.config, resume=resume, restart=restart))
@@ -150,11 +149,11 @@ def _prepared_folder(
                     soft_wrap=True,
                 )
         except RunError as error:
-            problem = str(error)
+            problem = error
     problem = fabric.broadcast(problem)
-    if problem:
+    if problem is not None:
         held.close()
-        raise RunError(problem)
+        raise problem
     return held
 
 

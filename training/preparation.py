@@ -44,11 +44,13 @@ class Prepared:
         return [*filter(None, [self.plan.note]), *self.splits.doubts]
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, initial: Path | None = None) -> Prepared:
     """Read the data and make the model.
 
+    Args:
+        initial: finished run whose weights to begin with; what is measured of the data is this data's all the same.
     Raises:
-        TrainingError: wrong configuration or data.
+        TrainingError: wrong configuration or data, or no run with weights for this model.
     """
     splits = datasets.load(config.data)
     config = config.for_data(unlabelled=splits.train.unlabelled is not None)
@@ -60,6 +62,8 @@ def prepare(config: Config) -> Prepared:
     except (ValueError, RuntimeError) as error:  # sizes that fit neither one another nor the pictures
         said = first_line(error)
         raise ConfigError(said if said.startswith("model.") else f"model: {said}") from error
+    if initial is not None:
+        _begin_with(module, initial)
     try:
         module.prepare(splits.train)
     except ValueError as error:
@@ -76,8 +80,8 @@ def _check_complements(model: object, fit: Fit) -> None:
         raise ConfigError(f"{asking} needs fit.order: balanced; shuffled, an image may be alone of its class")
 
 
-def begin_with(module: torch.nn.Module, run: Path) -> None:
-    """Copy the weights of a finished run.
+def _begin_with(module: torch.nn.Module, run: Path) -> None:
+    """Copy the weights of a finished run, and with them all that it has measured.
 
     Raises:
         RunError: no such run, or its model is of another kind or shape.

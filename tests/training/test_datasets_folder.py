@@ -208,6 +208,15 @@ def test_more_than_fits_into_memory_is_refused(root: Path, monkeypatch: pytest.M
         datasets.load(config(root))
 
 
+@pytest.mark.parametrize("limit", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_the_memory_of_a_container_is_its_limit(tmp_path: Path, limit: str) -> None:
+    whole = folder_dataset._memory_bytes(tmp_path)
+    (tmp_path / limit).parent.mkdir(exist_ok=True)
+    for text, expected in (("1048576\n", 2**20), ("max\n", whole), (f"{2**63 - 4096}\n", whole)):
+        (tmp_path / limit).write_text(text)
+        assert folder_dataset._memory_bytes(tmp_path) == expected
+
+
 def test_a_test_folder_is_kept_apart(tmp_path: Path, root: Path) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()

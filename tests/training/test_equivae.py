@@ -3,12 +3,14 @@
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from contract.manifest import InputSpec
 from training.augment import augment
@@ -311,6 +313,26 @@ def test_prepare_names_the_class_without_a_complement(data: LabelledImages) -> N
         make(SMALL).prepare(data.subset(rows))
 
 
+def test_prepare_needs_little_memory_beside_the_images() -> None:
+    class Watching(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **kwargs or {})
+            if isinstance(result, torch.Tensor):
+                self.largest = max(self.largest, result.nbytes)
+            return result
+
+    images = torch.randint(256, (4000, 1, SIDE, SIDE), generator=seeded()).byte()
+    model = make(SMALL | {"likelihood": "gaussian"})
+    with Watching() as watching:
+        model.prepare(LabelledImages(images, torch.arange(4000) % CLASSES, ("level", "upright", "aslant")))
+    assert watching.largest <= images.nbytes
+    pixels = images.double() / 255
+    torch.testing.assert_close(model.pixel_mean, pixels.mean(0).float(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(model.pixel_deviation, pixels.std(0).float(), rtol=0, atol=1e-7)
+
+
 # --- over a data set --------------------------------------------------------------------------------------------------
 
 
@@ -357,6 +379,17 @@ def test_a_small_validation_set_does_not_make_every_other_picture_novel(
     model.calibrate(train, few)
     assert novel(others) < 0.05 < 0.2 < by_six_alone
     assert novel(torch.rand((50, 1, SIDE, SIDE), generator=seeded(7))) > 0.6
+
+
+def test_a_class_of_one_picture_repeated_leaves_novelty_a_number(data: LabelledImages) -> None:
+    few = data.subset(torch.arange(4 * CLASSES))
+    same = replace(few, images=torch.where(few.labels[:, None, None, None] == 0, few.images[:1], few.images))
+    model = make(SMALL).eval()
+    model.calibrate(same, same)
+    with torch.no_grad():
+        _, distances, _, novelty = model.classify(same.images.float() / 255)
+    assert float(distances[0, 0]) == 0
+    assert bool(((novelty >= 0) & (novelty <= 1)).all()) and float(novelty[0]) < 0.99
 
 
 def test_made_up_outliers_are_pushed_beyond_the_distance_that_rejects(ours: EquiVAE, data: LabelledImages) -> None:

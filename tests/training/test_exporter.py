@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import nullcontext
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -59,6 +60,16 @@ def test_the_graph_is_the_one_of_torchs_own_passes(monkeypatch: pytest.MonkeyPat
     parsed_once = exporter.ONNXRegistry
     monkeypatch.setattr(exporter, "_replaced", lambda *of: replaced(*of) if of[0] is parsed_once else nullcontext())
     assert quick == described()
+
+
+def test_what_another_onnxscript_no_longer_has_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(exporter, "rewriter", ModuleType("onnxscript.rewriter"))
+    proto = exporter.to_onnx(Changing(), (torch.rand(3, 1, 8, 8),))
+    assert [output.name for output in proto.graph.output] == ["embedding"]
+    said = [record.getMessage() for record in caplog.records if record.name == exporter.__name__]
+    assert said == ["onnxscript.rewriter._DEFAULT_REWRITE_RULES is not there: the export takes longer"]
 
 
 @pytest.mark.parametrize("graph", [Changing, Pieces])

@@ -217,3 +217,20 @@ def test_calibration_goes_on_where_every_picture_is_a_flip(monkeypatch: pytest.M
     model = make()
     model.calibrate(data, data)
     assert float(model.std_factor) == 1 and bool(model.frame_std.isfinite().all())
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_the_deviation_of_the_scale_is_that_of_its_errors(scale: float) -> None:
+    """Over other pictures than those it was measured on."""
+    digits = small_digits.load(0)
+    train, validation = digits.train.padded(16), digits.validation.padded(16)
+    model = make(16, group="SIM2", scale=scale)
+    model.prepare(train)
+    model.calibrate(train, validation)
+    images = train.images[:500].float() / 255
+    turn, known = (2 * torch.rand(2, 500, generator=seeded(5)) - 1) * torch.tensor([[math.radians(75)], [scale]])
+    with torch.no_grad():
+        upright, moved = model.pose(images), model.pose(move(images, similarity(turn, None, known.exp()), 0, "bicubic"))
+    errors = moved.coefficients[:, 3] - upright.coefficients[:, 3] - known
+    served = torch.hypot(upright.coefficients_std[:, 3], moved.coefficients_std[:, 3]).mean()
+    assert float(served) == pytest.approx(float(errors.std()), rel=0.1)

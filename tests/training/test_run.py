@@ -77,6 +77,18 @@ def test_a_restart_deletes_nothing_before_the_new_run_can_begin(
     assert load_run(run).step == 1
 
 
+def test_a_disk_that_is_full_from_the_first_is_no_wrong_input(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFailed, match="cannot be written: the disk is full") as failed:
+        train(make_config(), tmp_path / "run", console=Console(quiet=True))
+    assert isinstance(failed.value.__cause__, OSError) and failed.value.exit_code == 1
+
+
 @pytest.mark.parametrize("text", ["apiVersion: v1\n", "{{ template }}", None])
 def test_a_config_yaml_makes_no_run_folder(make_config: MakeConfig, tmp_path: Path, text: str | None) -> None:
     """Another program's, or the user's own (None) beside the pictures that it names."""
@@ -168,6 +180,25 @@ def test_a_run_can_begin_with_the_weights_of_another(
         train(make_config(*begin, "model.r_dim=5"), tmp_path / "other", console=Console(quiet=True))
     with pytest.raises(RunError, match="does not exist"):
         train(make_config("fit.initial=nowhere"), tmp_path / "none", console=Console(quiet=True))
+
+
+def test_weights_of_another_run_come_without_the_statistics_of_its_data(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    gaussian = ["model.likelihood=gaussian", "fit.steps=1", "fit.optimiser.learning_rate=1e-9", "fit.ema=null"]
+    train(make_config(*gaussian), first, console=Console(quiet=True))
+    other_data = make_config(*gaussian, f"fit.initial={first}", "fit.seed=2", "data.split_seed=7")
+    train(other_data, second, console=Console(quiet=True))
+    models = []
+    for run in map(load_run, (first, second)):
+        pixels = run.splits().train.images.float() / 255
+        models.append(run.equivae())
+        torch.testing.assert_close(models[-1].pixel_mean, pixels.mean(0))
+        torch.testing.assert_close(models[-1].pixel_deviation, pixels.std(0).clamp_min(1e-2))
+    assert not torch.equal(models[0].pixel_mean, models[1].pixel_mean)
+    for weight, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.allclose(weight, other, atol=1e-6)
 
 
 def test_only_a_run_without_weights_of_its_own_needs_those_it_begins_with(

@@ -18,6 +18,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -220,7 +221,7 @@ def _read(
         size = f"{config.size} x {config.size} x {config.channels}"
         raise DataError(
             f"folder: {base} holds {len(files):,} files, as images of {size} {math.prod(shape) / 2**30:,.0f} GiB: "
-            "more than a third of this machine's memory; choose a smaller data.size"
+            "more than a third of the memory there is; choose a smaller data.size"
         )
     images = torch.empty(shape, dtype=torch.uint8)
     labels: list[int] = []
@@ -237,8 +238,13 @@ def _read(
     return LabelledImages(kept, torch.tensor(labels, dtype=torch.int64), names, files=tuple(read))
 
 
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """This machine's, or the limit of the container (cgroup version 2 or 1), where that is less."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # no such version; "max" is no limit
+            found.append(int((cgroup / limit).read_text()))
+    return min(found)
 
 
 def _picture(path: Path, config: FolderData, limits: PictureLimits) -> Tensor | str:

@@ -123,9 +123,14 @@ class EquiVAE(Model):
     def _standardise_by(self, images: Tensor) -> None:
         """Take mean and deviation of every pixel, for the Gaussian likelihood, from images uint8 [N,C,H,W]."""
         if self.config.likelihood == "gaussian":
-            pixels = images.float() / 255
-            self.pixel_mean.copy_(pixels.mean(0))
-            self.pixel_deviation.copy_(pixels.std(0).clamp_min(1e-2))
+            total = squares = torch.zeros(images.shape[1:], dtype=torch.int64)
+            for part in torch.split(images, CHUNK):  # the whole set in floating point would be many times as large
+                total = total + part.sum(0)
+                squares = squares + (part.int() ** 2).sum(0)
+            mean = total.double() / len(images)
+            variance = (squares - mean * total) / (len(images) - 1)
+            self.pixel_mean.copy_(mean / 255)
+            self.pixel_deviation.copy_((variance.clamp_min(0).sqrt() / 255).clamp_min(1e-2))
 
     # --- one step of training -------------------------------------------------------------------------------------
 

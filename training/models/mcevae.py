@@ -319,6 +319,15 @@ class MCEVAE(Inference):
         error = wrapped(pose.coefficients[:, 0] - rotation)
         return torch.rad2deg(error), torch.rad2deg(pose.coefficients_std[:, :1])
 
+    def _scale_errors(self, images: Tensor, source: torch.Generator) -> Tensor:
+        """Of pictures turned and scaled over the training range: log of the scale found over the known one [N]."""
+        config, count = self.config, len(images)
+        known = uniform(count, config.scale, source).to(images)
+        matrix = similarity(uniform(count, math.radians(config.rotation_degrees), source).to(images), None, known.exp())
+        moved = move(images, matrix, self._background(images), "bicubic")
+        before, after = (self._moments(self._ink(seen)[0]).radius for seen in (images, moved))
+        return torch.log(after / before) - known
+
     @torch.no_grad()
     def calibrate(self, train: LabelledImages, validation: LabelledImages) -> None:
         """Fit the factor of the rotation's standard deviation, the deviations of shift and scale, and of data with
@@ -343,7 +352,9 @@ class MCEVAE(Inference):
         usual = torch.deg2rad(stds.flatten()[: 2**20].quantile(0.95))
         self.std_knee.copy_(torch.minimum(usual, self._flat_deviation()[0] / 2))
         self.frame_std[:2] = middle.std(0) / math.sqrt(2)
-        self.frame_std[2] = 0.01
+        if self.config.group == "SIM2":
+            scales = [self._scale_errors(images, source) for images, _ in validation.chunks(CHUNK, self.prior.device)]
+            self.frame_std[2] = torch.cat(scales).std() / math.sqrt(2)
         if self.classes is not None:
             self._fit_classes(self.classes, train, validation)
 
