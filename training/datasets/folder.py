@@ -18,6 +18,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from io import BytesIO
@@ -52,6 +53,8 @@ VALIDATION = ("val", "valid", "validation")
 IN_TWO_CLASSES = "pictures that are in two classes, of which no model can tell which is meant"
 IN_TEST_TOO = "pictures of test that are in training too, which makes its figures too good"
 TWICE = "copies of other pictures, which make validation's figures too good where it has one of the two"
+READERS = 8  # threads, each of which may hold a photograph as large as any
+PART = 64  # pictures that are read, or asked to be, before an interruption ends it
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 
 
@@ -226,14 +229,17 @@ def _read(
     images = torch.empty(shape, dtype=torch.uint8)
     labels: list[int] = []
     read: list[str] = []
-    for path, label in files:
-        image = _picture(path, config, limits)
-        if isinstance(image, str):
-            skipped.add(path, image)
-        else:
-            images[len(labels)] = image
-            labels.append(label)
-            read.append(skipped.name(path))
+    with ThreadPoolExecutor(READERS) as side_by_side:  # Pillow decodes without the interpreter's lock
+        for start in range(0, len(files), PART):
+            part = files[start : start + PART]
+            found = side_by_side.map(lambda file: _picture(file[0], config, limits), part)
+            for (path, label), image in zip(part, found, strict=True):
+                if isinstance(image, str):
+                    skipped.add(path, image)
+                else:
+                    images[len(labels)] = image
+                    labels.append(label)
+                    read.append(skipped.name(path))
     kept = images if len(labels) == len(files) else images[: len(labels)].clone()
     return LabelledImages(kept, torch.tensor(labels, dtype=torch.int64), names, files=tuple(read))
 
