@@ -13,6 +13,7 @@ from training.augment_config import AugmentConfig
 __all__ = ["augment", "blurred", "distorted_grid", "uniform"]
 
 WIDEST_BLUR = 0.07  # of the frame: two pixels of 28, where people still read most digits
+FEWEST, MOST = 0.3, 0.7  # of the frame's pixels a side: 8 and 20 of 28
 
 
 def uniform(shape: tuple[int, ...], limit: float, generator: torch.Generator) -> Tensor:
@@ -61,7 +62,7 @@ def blurred(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Turn, shear, scale, shift, bend, blur, re-expose, recolour and erase each image by its own draws.
+    """Turn, shear, scale, shift, bend, blur, coarsen, re-expose, recolour and erase each image by its own draws.
 
     Args:
         images: [N,C,H,W] in [0,1]; what comes in from outside the frame is 0.
@@ -76,6 +77,9 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
         chosen = torch.rand((count, 1, 1, 1), generator=generator) < config.blur
         sigma = WIDEST_BLUR * torch.rand((count, 1, 1, 1), generator=generator)
         changed = torch.where(chosen, blurred(changed, sigma), changed)
+    if config.coarse:
+        chosen = torch.rand((count, 1, 1, 1), generator=generator) < config.coarse
+        changed = torch.where(chosen, _enlarged(changed, generator), changed)
     if config.contrast:
         power = torch.exp(uniform((count, 1, 1, 1), config.contrast, generator))
         changed = changed.clamp_min(1e-6) ** power
@@ -91,6 +95,14 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
         kept = torch.rand((count, 1, 1, 1), generator=generator) < config.unchanged
         changed = torch.where(kept, images, changed)
     return changed
+
+
+def _enlarged(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Reduced to fewer pixels and enlarged again, smoothly; how many is one draw for all of them."""
+    height, width = images.shape[2:]
+    share = FEWEST + (MOST - FEWEST) * float(torch.rand((), generator=generator))
+    few = F.interpolate(images, size=(max(2, round(share * height)), max(2, round(share * width))), mode="area")
+    return F.interpolate(few, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
 
 
 def _recoloured(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -19,6 +19,7 @@ class AugmentConfig(ModelSection):
     elastic: float = Field(0.0, ge=0, description="standard deviation of the displacement in pixels")
     elastic_cells: int = Field(4, ge=2, description="knots of the displacement field a side")
     blur: float = Field(0.0, ge=0, le=1, description="share of the images that are out of focus")
+    coarse: float = Field(0.0, ge=0, le=1, description="share of the images that come from few pixels, enlarged")
     contrast: float = Field(0.0, ge=0, lt=1, description="grey values to the power of exp(+-contrast)")
     colours: float = Field(0.0, ge=0, le=1, description="share of the images whose channels are shuffled and negated")
     erase: float = Field(0.0, ge=0, le=1, description="share of the images that lose a random square")

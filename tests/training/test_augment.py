@@ -21,7 +21,15 @@ def blobs(count: int = 6, side: int = 28) -> Tensor:
 
 
 EVERYTHING = AugmentConfig(
-    rotation_degrees=15, shear_degrees=10, scale=0.1, shift=0.1, elastic=1, blur=0.5, contrast=0.3, erase=0.5
+    rotation_degrees=15,
+    shear_degrees=10,
+    scale=0.1,
+    shift=0.1,
+    elastic=1,
+    blur=0.5,
+    coarse=0.5,
+    contrast=0.3,
+    erase=0.5,
 )
 
 
@@ -113,6 +121,19 @@ def test_the_asked_share_is_out_of_focus_by_two_pixels_of_28_at_most() -> None:
     slope = (changed[..., 1:] - changed[..., :-1]).amax((1, 2, 3))[~sharp]
     assert 0.19 < float(slope.min()) < 0.25  # 1 / (sigma sqrt(2 pi)), sigma 2
     assert float(slope.max()) > 0.9
+
+
+def test_the_asked_share_comes_from_few_pixels() -> None:
+    lines = torch.zeros(400, 1, 28, 28)
+    lines[:, :, :, ::2] = 1
+    changed = augment(lines, AugmentConfig(coarse=0.3), seeded())
+    fine = (changed - lines).abs().amax((1, 2, 3)) < 1e-4
+    assert 0.6 < float(fine.float().mean()) < 0.8
+    inner = changed[~fine][..., 4:-4, 4:-4]
+    assert float(inner.std()) < 0.3  # 0.5 of the lines
+    torch.testing.assert_close(inner.mean(), torch.tensor(0.5), atol=0.05, rtol=0)
+    seen = {round(float(augment(lines[:50], AugmentConfig(coarse=1), seeded(seed)).std()), 3) for seed in range(8)}
+    assert len(seen) > 4  # of many sizes
 
 
 def test_contrast_leaves_black_and_white() -> None:
