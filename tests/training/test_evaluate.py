@@ -293,9 +293,12 @@ def test_photographs_that_training_pictures_lie_over_are_said_to_be_those(run: P
 
 def test_held_out_class_trains_without_it_and_keeps_the_model(run: Path) -> None:
     loaded = load_run(run)
+    began = loaded.config.model_copy(update={"fit": loaded.config.fit.model_copy(update={"initial": run})})
+    loaded = dataclasses.replace(loaded, config=began)
     splits, quiet = loaded.splits(), Console(file=io.StringIO())
     result = held_out_class(loaded, "4", splits.validation, console=quiet)
     inner = load_run(run / "without-class-4")
+    assert inner.config.fit.initial is None  # whose weights have seen the class
     assert inner.class_names == ("0", "1", "2", "3", "5", "6", "7", "8", "9")
     assert inner.config.fit.batch == 36
     assert result["n"] == int((splits.validation.labels == 4).sum())

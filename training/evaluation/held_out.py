@@ -49,7 +49,8 @@ def held_out_class(
 
 
 def without_class(run: LoadedRun, name: str, epochs: int | None = None) -> Config:
-    """The run's configuration for its other classes; a balanced batch keeps its images a class.
+    """The run's configuration for its other classes; a balanced batch keeps its images a class. It begins with no
+    other run's weights: those have seen the class.
 
     Raises:
         DataError: no such class.
@@ -57,7 +58,7 @@ def without_class(run: LoadedRun, name: str, epochs: int | None = None) -> Confi
     if name not in run.class_names:
         raise DataError(f"{run.data['name']}: no class {name!r}; there are {', '.join(run.class_names)}")
     data = run.config.data.model_copy(update={"exclude": (*run.config.data.exclude, name)})
-    fit, classes = run.config.fit, len(run.class_names)
+    fit, classes = run.config.fit.model_copy(update={"initial": None}), len(run.class_names)
     if fit.order == "balanced":
         fit = fit.model_copy(update={"batch": fit.batch // classes * (classes - 1)})
     if epochs is not None:
