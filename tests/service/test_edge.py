@@ -95,7 +95,7 @@ def test_a_photograph_waits_for_no_whole_batch(tiny_store: Path, serve: Serve) -
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         of_batch = pool.submit(decode_milliseconds, json=batch)
         until(lambda: "equipoise_accepted_images 256.0" in httpx.get(f"{url}/metrics", trust_env=False).text)
-        assert decode_milliseconds(content=photograph) < of_batch.result() / 2
+        assert decode_milliseconds(content=photograph) < 0.8 * of_batch.result()  # behind all of it: next to 1
 
 
 def test_a_full_queue_is_429_at_once_with_retry_after(tiny_store: Path, serve: Serve, gate: threading.Event) -> None:
