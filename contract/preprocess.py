@@ -193,16 +193,22 @@ def _place(ink: Map, box: Box, side: int, preprocessing: Preprocessing) -> tuple
     height, width = ink.shape
     scale = (1 - 2 * preprocessing.margin) * side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = np.clip(np.asarray(Image.fromarray(ink).resize(size, _RESAMPLE)), 0, 1)
+    # Of a picture of few pixels the outermost ones fade as those inside do, into a rim about the box.
+    rim, spare = (math.ceil(scale), 2) if scale > 1 else (0, 0)
+    over_x, over_y = rim * width / size[0], rim * height / size[1]
+    where = spare - over_x, spare - over_y, spare + width + over_x, spare + height + over_y
+    larger = size[0] + 2 * rim, size[1] + 2 * rim
+    small = np.clip(np.asarray(Image.fromarray(np.pad(ink, spare)).resize(larger, _RESAMPLE, where)), 0, 1)
     x, y = (side - size[0]) / 2, (side - size[1]) / 2
     if preprocessing.fit == "mass":
         total = max(float(small.sum()), 1e-6)
         # MNIST puts the centre of mass on the pixel of index side / 2, half a pixel right of and below the middle.
-        x = side / 2 - float(small.sum(axis=0) @ np.arange(size[0])) / total
-        y = side / 2 - float(small.sum(axis=1) @ np.arange(size[1])) / total
+        x = side / 2 - float(small.sum(axis=0) @ np.arange(-rim, size[0] + rim)) / total
+        y = side / 2 - float(small.sum(axis=1) @ np.arange(-rim, size[1] + rim)) / total
     left, top = (min(max(int(at + 0.5), 0), side - extent) for at, extent in zip((x, y), size, strict=True))
-    framed = np.zeros((side, side), np.float32)
-    framed[top : top + size[1], left : left + size[0]] = small
+    framed = np.zeros((side + 2 * rim, side + 2 * rim), np.float32)
+    framed[top : top + larger[1], left : left + larger[0]] = small
+    framed = framed[rim : rim + side, rim : rim + side]
     unit_x, unit_y = (box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]
     return framed, geometry.frame(box[0] - left * unit_x, box[1] - top * unit_y, side * unit_x, side * unit_y)
 

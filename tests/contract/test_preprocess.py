@@ -104,6 +104,20 @@ def test_the_own_size_is_framed_where_the_trainings_pictures_were() -> None:
     np.testing.assert_array_equal(prepare(small, SPEC, as_they_are).image[0], small / np.float32(255))
 
 
+def test_content_of_few_pixels_fades_at_its_edges_as_it_does_inside() -> None:
+    """An edge at the box's border is as soft as one within the box, and lies where the frame says."""
+    picture = np.zeros((12, 12), np.uint8)
+    picture[3:9, 2:4] = picture[3:9, 8:10] = picture[5:7, 2:10] = 255  # an H, eight pixels wide
+    prepared = prepare(picture, SPEC, BOX)
+    row = prepared.image[0, 9]  # above the bar between its posts
+    post = int(np.argmax(row))
+    outer, inner = row[:post][::-1], row[post:14]
+    assert sum((outer > 0.1) & (outer < 0.9)) == sum((inner > 0.1) & (inner < 0.9)) >= 2
+    across = np.flatnonzero(row > 0.5)
+    ends = prepared.frame @ [[2 * across[0] / 28 - 1, 2 * (across[-1] + 1) / 28 - 1], [0, 0], [1, 1]]
+    np.testing.assert_allclose(ends[0] + 0.5, [2, 10], atol=0.2)  # in pixels from the picture's corner
+
+
 # Where the content goes
 
 
