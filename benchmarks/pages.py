@@ -1,6 +1,6 @@
 """How well digits survive on a page: validation digits drawn as photographs, scans and boards, read back, classified.
 
-    python benchmarks/pages.py model_store/equivae-mnist/3
+    python benchmarks/pages.py model_store/equivae-mnist/4
 
 Every kind of page differs from one digit to the next (size, place, light, grain) by the digit's index alone. The error
 stands beside that of the same digits as the data set has them.
@@ -9,6 +9,7 @@ stands beside that of the same digits as the data set has them.
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -116,10 +117,10 @@ def cut_to_the_ink(digit: Digit, generator: Generator) -> bytes:
     return png(250 - page[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] * (240 / 255))
 
 
-def blurred(digit: Digit, generator: Generator) -> bytes:
-    """By a pixel of the digit's own 28: a photograph out of focus."""
+def blurred(digit: Digit, generator: Generator, pixels: int = 1) -> bytes:
+    """By so many pixels of the digit's own 28: a photograph out of focus."""
     page = Image.fromarray(255 - np.pad(digit, digit.shape[0] // 2)).resize((560, 560), Image.Resampling.BICUBIC)
-    return png(np.asarray(page.filter(ImageFilter.GaussianBlur(280 / 28)), np.float32))
+    return png(np.asarray(page.filter(ImageFilter.GaussianBlur(pixels * 280 / 28)), np.float32))
 
 
 def few_pixels(digit: Digit, generator: Generator) -> bytes:
@@ -139,6 +140,7 @@ KINDS: dict[str, tuple[Callable[[Digit, Generator], bytes], float]] = {  # with 
     "scan, dark edge, specks": (scan_with_dark_edge_and_specks, 0.4),
     "cut to the ink": (cut_to_the_ink, 0.4),
     "out of focus": (blurred, 0.4),
+    "far out of focus": (partial(blurred, pixels=2), 0.4),
     "few pixels": (few_pixels, 0.4),
 }
 

@@ -1,7 +1,7 @@
 """Which pictures of no digit models of digits take for known: circles, rings, checkerboards of few fields, blanks, and
 the evaluation's photographs, textures and noise at other sizes than the model's own.
 
-    python -m benchmarks.shapes model_store/equivae-mnist/3 model_store/equivae-digits/1 \
+    python -m benchmarks.shapes model_store/equivae-mnist/4 model_store/equivae-digits/1 \
         model_store/equivae-mnist-100labels/2 model_store/equivae-mnist-colour/2 --json results/shapes.json
 
 The evaluation (training/evaluation/negatives.py) draws in the model's own frame, which passes as it is, and its rings

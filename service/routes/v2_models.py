@@ -114,7 +114,7 @@ def path_parameters(path: str) -> list[dict[str, Any]]:
     """OpenAPI's `parameters` for the placeholders of a path."""
     described = {
         "model": ("`<model>.<capability>`, or `<model>`.", "equivae-mnist.classify"),
-        "version": ("A positive integer.", "3"),
+        "version": ("A positive integer.", "4"),
     }
     return [
         {

@@ -36,7 +36,7 @@ def test_a_page_changed_by_hand_is_told_and_put_right(
 @pytest.mark.parametrize(
     "wrong",
     [
-        "{{ model('equivae-mnist/3').test.no_such_figure | places(2) }}",
+        "{{ model('equivae-mnist/4').test.no_such_figure | places(2) }}",
         "{{ rows('equivae-mnist') | places }",
         "{{ rows('equivae-mnist') | no_such_filter }}",
     ],
