@@ -38,7 +38,7 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 from contract.geometry import compose, to_parts
-from contract.manifest import Manifest, verify
+from contract.manifest import read_verified
 from contract.preprocess import prepare
 from training.datasets.text import PARTS, Crop, Fonts, crops
 from training.datasets.text_crops import draw_look, draw_mask, load_font, take_picture
@@ -63,13 +63,11 @@ class Model:
     """A model folder's `transform` graph behind the service's own preprocessing."""
 
     def __init__(self, folder: Path) -> None:
-        self.manifest: Manifest = verify(folder)
-        graph = self.manifest.graphs["transform"]
+        self.manifest, files = read_verified(folder)
+        graph = files[self.manifest.graphs["transform"].file]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(
-            (folder / graph.file).read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
+        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def angle(self, crop: Crop) -> float | None:
         """Degrees counter-clockwise by which the crop is turned; None: no content was found."""

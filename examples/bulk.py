@@ -28,7 +28,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from contract.manifest import verify, versions
+from contract.manifest import read_verified, versions
 from contract.picture import open_picture
 from contract.picture_header import PictureError
 from contract.preprocess import prepare
@@ -47,14 +47,14 @@ class Classifier:
     """Made once in every worker; takes rows with `name` and `data`, and gives them their answers."""
 
     def __init__(self, folder: Path) -> None:
-        manifest = verify(folder)  # every file by its digest
+        manifest, files = read_verified(folder)  # every file by its digest
         self._input, self._preprocessing, self._labels = manifest.input, manifest.preprocessing, manifest.labels
         options = onnxruntime.SessionOptions()
         # One worker a core: neither the runtime's own threads nor those of OpenCV, which finds the ink.
         options.intra_op_num_threads = 1
         cv2.setNumThreads(1)
-        path = folder / manifest.graphs["classify"].file
-        self._session = onnxruntime.InferenceSession(path, options, providers=onnxruntime.get_available_providers())
+        graph = files[manifest.graphs["classify"].file]
+        self._session = onnxruntime.InferenceSession(graph, options, providers=onnxruntime.get_available_providers())
 
     def __call__(self, rows: Rows) -> Rows:
         size = (self._input.channels, self._input.height, self._input.width)

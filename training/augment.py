@@ -71,29 +71,30 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
         [N,C,H,W] in [0,1]
     """
     count, _, height, width = images.shape
+
+    def some(share: float) -> Tensor:
+        return torch.rand((count, 1, 1, 1), generator=generator) < share
+
     grid = distorted_grid(count, height, width, config, generator)
     changed = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     if config.blur:
-        chosen = torch.rand((count, 1, 1, 1), generator=generator) < config.blur
+        chosen = some(config.blur)
         sigma = WIDEST_BLUR * torch.rand((count, 1, 1, 1), generator=generator)
         changed = torch.where(chosen, blurred(changed, sigma), changed)
     if config.coarse:
-        chosen = torch.rand((count, 1, 1, 1), generator=generator) < config.coarse
-        changed = torch.where(chosen, _enlarged(changed, generator), changed)
+        changed = torch.where(some(config.coarse), _enlarged(changed, generator), changed)
     if config.contrast:
         power = torch.exp(uniform((count, 1, 1, 1), config.contrast, generator))
         changed = changed.clamp_min(1e-6) ** power
     if config.colours:
-        chosen = torch.rand((count, 1, 1, 1), generator=generator) < config.colours
-        changed = torch.where(chosen, _recoloured(changed, generator), changed)
+        changed = torch.where(some(config.colours), _recoloured(changed, generator), changed)
     if config.erase:
         changed = changed * _squares(count, height, width, config.erase, generator)
     changed = changed.clamp(0, 1)
     if config.unchanged:
         # Resampling softens every picture. Batch statistics and outlier rejection learnt on such pictures alone do not
         # fit crisp ones: a share of clean validation digits was rejected.
-        kept = torch.rand((count, 1, 1, 1), generator=generator) < config.unchanged
-        changed = torch.where(kept, images, changed)
+        changed = torch.where(some(config.unchanged), images, changed)
     return changed
 
 

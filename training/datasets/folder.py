@@ -229,17 +229,14 @@ def _read(
     images = torch.empty(shape, dtype=torch.uint8)
     labels: list[int] = []
     read: list[str] = []
-    with ThreadPoolExecutor(READERS) as side_by_side:  # Pillow decodes without the interpreter's lock
-        for start in range(0, len(files), PART):
-            part = files[start : start + PART]
-            found = side_by_side.map(lambda file: _picture(file[0], config, limits), part)
-            for (path, label), image in zip(part, found, strict=True):
-                if isinstance(image, str):
-                    skipped.add(path, image)
-                else:
-                    images[len(labels)] = image
-                    labels.append(label)
-                    read.append(skipped.name(path))
+    found = _pictures([path for path, _ in files], config, limits)
+    for (path, label), image in zip(files, found, strict=True):
+        if isinstance(image, str):
+            skipped.add(path, image)
+        else:
+            images[len(labels)] = image
+            labels.append(label)
+            read.append(skipped.name(path))
     kept = images if len(labels) == len(files) else images[: len(labels)].clone()
     return LabelledImages(kept, torch.tensor(labels, dtype=torch.int64), names, files=tuple(read))
 
@@ -251,6 +248,13 @@ def _memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         with suppress(OSError, ValueError):  # no such version; "max" is no limit
             found.append(int((cgroup / limit).read_text()))
     return min(found)
+
+
+def _pictures(paths: list[Path], config: FolderData, limits: PictureLimits) -> Iterator[Tensor | str]:
+    """`_picture` of each, in order."""
+    with ThreadPoolExecutor(READERS) as side_by_side:  # Pillow decodes without the interpreter's lock
+        for start in range(0, len(paths), PART):
+            yield from side_by_side.map(lambda path: _picture(path, config, limits), paths[start : start + PART])
 
 
 def _picture(path: Path, config: FolderData, limits: PictureLimits) -> Tensor | str:

@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from contract.manifest import ManifestError, verify, versions
+from contract.manifest import ManifestError, read_verified, versions
 from training.errors import RunError
 
 __all__ = ["Classifier", "served_classifier"]
@@ -37,7 +37,8 @@ def served_classifier(folder: Path, names: Sequence[str], channels: int, side: i
     """
     try:
         version = folder if (folder / "manifest.json").is_file() else folder / str(max(versions(folder)))
-        manifest = verify(version.absolute())  # which holds the name of the folder and of the one above to the manifest
+        # By its whole path: the names of the folder and of the one above are held to the manifest.
+        manifest, files = read_verified(version.absolute())
     except (OSError, ValueError, ManifestError) as error:
         raise RunError(f"{folder} is no model folder: {error}") from error
     if "classify" not in manifest.graphs or manifest.labels != tuple(names):
@@ -48,7 +49,7 @@ def served_classifier(folder: Path, names: Sequence[str], channels: int, side: i
             f"{version} reads {manifest.input.channels} x {width} x {width}, not {channels} x {side} x {side}"
         )
     try:
-        session = onnxruntime.InferenceSession(version / manifest.graphs["classify"].file)
+        session = onnxruntime.InferenceSession(files[manifest.graphs["classify"].file])
     except Exception as error:  # ONNX Runtime's exceptions share no base of their own
         raise RunError(f"{version}: its classify graph cannot be loaded: {error}") from error
     margin = (side - width) // 2

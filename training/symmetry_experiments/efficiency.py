@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contract.manifest import verify
+from contract.manifest import read_verified
 from training import datasets
 from training.config import restore_config
 from training.datasets import LabelledImages
@@ -49,13 +49,13 @@ class Exported:
     """A model folder with its data: the range of its turns, and what its graphs make of pictures [N,C,S,S]."""
 
     def __init__(self, folder: Path) -> None:
-        manifest = verify(folder)
+        manifest, files = read_verified(folder)
         config = restore_config(manifest.training["config"])
         assert isinstance(config.model, SymmetryConfig)
         self.degrees, self.samples = config.model.rotation_degrees, config.model.samples
         self.data, self.digest = config.data, manifest.data["digest"]
         self.drawer, self.finder = (
-            onnxruntime.InferenceSession(folder / manifest.graphs[name].file, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(files[manifest.graphs[name].file], providers=["CPUExecutionProvider"])
             for name in ("augment", "canonicalize")
         )
 
