@@ -57,6 +57,7 @@ SWAPPED, RELOADED, VARIANTS = "equivae-digits", "mcevae-mnist-upright", "symmetr
 CYCLE_SECONDS = 30.0  # of which the first third is overload
 SWAP_SECONDS = 4.0
 SAMPLE_SECONDS = 3.0
+SETTLE_SECONDS = 60.0  # at most, after the traffic
 _ENDPOINTS = ("classify", "embed", "transform", "canonicalize", "augment")  # that take pictures in the same forms
 _OVERLOADING = 48  # connections that send batches without a pause
 _IN_BATCH = 64
@@ -295,6 +296,18 @@ def take_sample(target: Target, start: float) -> Sample:
     )
 
 
+def settled(target: Target) -> dict[str, float]:
+    """What is still counted as under way when the traffic has ended and there was time to finish it."""
+    end = time.monotonic() + SETTLE_SECONDS
+    while True:
+        time.sleep(1)
+        metrics = target.metrics()
+        left = {name: metrics[f"equipoise_{name}"] for name in ("accepted_images", "accepted_bytes")}
+        left["other_requests_in_flight"] = metrics["equipoise_requests_in_flight"] - 1
+        if not any(left.values()) or time.monotonic() > end:
+            return left
+
+
 def judge(soak: Soak, left: dict[str, float], before: Sample, after: Sample) -> list[str]:
     """What did not stay as it was; empty where all did."""
     found = [f"{len(soak.wrong)} wrong answers: {soak.wrong[0]}"] if soak.wrong else []
@@ -345,11 +358,9 @@ def run(minutes: float) -> dict[str, Any]:
             finally:  # where the service has ended no sample can be taken, and versions would be made for ever
                 stop.set()
                 swapping.join()
-            time.sleep(3)
-            after, metrics = take_sample(target, start), target.metrics()
+            left = settled(target)
+            after = take_sample(target, start)
             alive = target.process.poll() is None
-    left = {name: metrics[f"equipoise_{name}"] for name in ("accepted_images", "accepted_bytes")}
-    left["other_requests_in_flight"] = metrics["equipoise_requests_in_flight"] - 1
     failed = judge(soak, left, before, after) + ([] if alive else ["the service ended"])
     return {
         "minutes": minutes,

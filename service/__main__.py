@@ -15,7 +15,7 @@ from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from service.app import create_app, create_store
+from service.app import app_factory, create_store
 from service.budget import Budget
 from service.connection import Connections
 from service.devices import DeviceUnavailable, find_devices
@@ -102,8 +102,8 @@ def assemble(
     life = Life()
     connections = Connections(settings.max_connections)
     probe_port = sockets[1].getsockname()[1] if len(sockets) > 1 else None
-    app = create_app(settings, on_loaded, connections, probe_port, life)
-    return Server(configure(app, settings, connections, probe_port), life, settings)
+    make_app = app_factory(settings, on_loaded, connections, probe_port, life)
+    return Server(configure(make_app, settings, connections, probe_port), life, settings)
 
 
 def _make_key() -> int:

@@ -24,7 +24,9 @@ GOLDEN_ATOL, GOLDEN_RTOL = 1e-4, 1e-3
 # takes the processor's caches from the rest of the service, which shows in the cost of a request in runs of 8.
 _ENOUGH_IN_A_BATCH = 16
 _TIMED_RUNS = 3
-_GROWTH = 1.5  # twice the rows take at least so many times as long: what cannot be within the limit is not tried
+# Twice as many rows as these take at least so many times as long: what cannot be within the limit is not tried, and of
+# most graphs that is the costliest try. Fewer rows may take next to as long as one.
+_PROPORTIONAL, _GROWTH = 8, 1.5
 # How ONNX Runtime begins the report of an error of CUDA itself, after which the process can do no more on that device.
 _DEVICE_FAILURES = ("CUDA failure", "CUDNN failure", "CUBLAS failure", "CUDA error")
 _RANDOM_OPERATORS = {
@@ -195,18 +197,19 @@ class Engine:
                 _, self.run_seconds = self._time_run(size, 0.0)
             self.max_batch, self.inline_batch = most, 0
             return
-        inline, own, taken = 0, 0.0, 0.0
+        inline, rows, own, seconds, fitting = 0, 0, 0.0, 0.0, 0.0
         for size in _buckets(most):
-            if inline >= _ENOUGH_IN_A_BATCH and _GROWTH * own > limit:
+            if inline >= _PROPORTIONAL and _GROWTH * own > limit:
                 break
-            own, seconds = self._time_run(size, limit)
-            if own > limit and inline >= _ENOUGH_IN_A_BATCH:
-                break
+            rows, (own, seconds) = size, self._time_run(size, limit)
             if own > limit:
-                self.max_batch, self.run_seconds, self.inline_batch = most, seconds * most / size, inline
-                return
-            inline, taken = size, seconds
-        self.max_batch, self.run_seconds, self.inline_batch = inline, taken, inline
+                break
+            inline, fitting = size, seconds
+        self.inline_batch = inline
+        if inline == most or inline >= _ENOUGH_IN_A_BATCH:
+            self.max_batch, self.run_seconds = inline, fitting
+        else:
+            self.max_batch, self.run_seconds = most, seconds * most / rows
 
     def _time_run(self, size: int, limit: float) -> tuple[float, float]:
         """Seconds of a run: of this thread's CPU time, which no other work on the machine lengthens, and by the clock.

@@ -3,7 +3,7 @@
 import math
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -95,10 +95,13 @@ def url_of(listening: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def configure(app: ASGIApp, settings: Settings, connections: Connections, probe_port: int | None) -> uvicorn.Config:
+def configure(
+    make_app: Callable[[], ASGIApp], settings: Settings, connections: Connections, probe_port: int | None
+) -> uvicorn.Config:
     """What uvicorn is told. probe_port: of the second socket, whose connections are not limited."""
     return uvicorn.Config(
-        app,
+        make_app,
+        factory=True,
         http=partial(Connection, connections, probe_port, settings.body_timeout_seconds),  # type: ignore[arg-type]
         loop="auto",  # uvloop, except on Windows, which has none
         ws="none",

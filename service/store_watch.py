@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from service.catalogue import LoadedModel
 from service.engine import Engine
@@ -73,12 +74,15 @@ def load_at_start(store: ModelStore, *, every_version: bool = False) -> None:
         say(logging.WARNING, text, setting=option_name(f"default_{capability}"), default=default, models=able)
 
 
-async def serve_store(store: ModelStore, poll_seconds: float, on_loaded: Callable[[], None]) -> None:
-    """Load in the loader's thread, so that probes are answered meanwhile; then look for what is new, until cancelled.
+async def serve_store(
+    store: ModelStore, loading: Future[None], poll_seconds: float, on_loaded: Callable[[], None]
+) -> None:
+    """Wait for `load_at_start`, which goes on in the loader's thread, so that probes are answered meanwhile; then look
+    for what is new, until cancelled.
 
     poll_seconds: 0 looks once, at the start.
     """
-    await asyncio.get_running_loop().run_in_executor(store.loader, load_at_start, store)
+    await asyncio.wrap_future(loading)
     on_loaded()
     complaint = store.empty
     while poll_seconds:

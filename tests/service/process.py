@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 FORKED = multiprocessing.get_context("forkserver")
 # Besides the one of tests/training/process.py, of which a process has one as well, with PyTorch.
 SERVER = forkserver.ForkServer()
-SERVER.set_forkserver_preload(["service.__main__", "onnxruntime", "uvloop", "httptools"])
+SERVER.set_forkserver_preload(["service.__main__", "service.api", "onnxruntime", "uvloop", "httptools"])
 
 
 def environment(**extra: str) -> dict[str, str]:

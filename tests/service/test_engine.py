@@ -53,7 +53,10 @@ def test_the_inline_batch_is_the_largest_bucket_within_the_limit(monkeypatch: py
     assert chosen(0.005, max_batch=4) == (4, 4)
 
 
-@pytest.mark.parametrize(("limit", "sizes"), [(0.0, [1]), (0.0015, [1, 2]), (0.020, [1, 2, 4, 8, 16])])
+@pytest.mark.parametrize(
+    ("limit", "sizes"),
+    [(0.0, [1]), (0.0015, [1, 2]), (0.010, [1, 2, 4, 8]), (0.015, [1, 2, 4, 8, 16]), (0.020, [1, 2, 4, 8, 16])],
+)
 def test_no_size_is_warmed_that_decides_nothing(
     limit: float, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,7 +143,7 @@ def test_a_port_that_another_process_takes_meanwhile(
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", free_port))
-        monkeypatch.setattr(command_line, "create_app", lambda *arguments: other.listen())
+        monkeypatch.setattr(command_line, "app_factory", lambda *arguments: other.listen())
         try:
             result = here("--model-store", str(tmp_path), "--port", str(free_port))
         finally:

@@ -293,7 +293,7 @@ def test_nothing_is_loaded_or_complained_of_once_the_service_is_about_to_end(
         tiny.write(tmp_path, name="c")
         with pytest.raises(NotReady):
             await store.load("c")
-        await asyncio.wait_for(serve_store(store, 0.01, lambda: None), 10)
+        await asyncio.wait_for(serve_store(store, store.loader.submit(load_at_start, store), 0.01, lambda: None), 10)
 
     with_store(tmp_path, scenario)
     assert [record.message for record in caplog.records] == ["model loaded"] * end
@@ -493,7 +493,8 @@ def test_a_store_that_is_waited_for_is_told_of_once(tmp_path: Path, caplog: pyte
                 polls.release()
 
         store.poll = counted  # type: ignore[method-assign]
-        watching = asyncio.create_task(serve_store(store, 0.001, lambda: None))
+        loading = store.loader.submit(load_at_start, store)
+        watching = asyncio.create_task(serve_store(store, loading, 0.001, lambda: None))
         for _ in range(3):
             await polls.acquire()
         watching.cancel()
