@@ -32,8 +32,11 @@ class Prepared:
     def described(self) -> str:
         """The data on one line: how many pictures of each part, and classes, by which a wrong folder shows itself."""
         counts = ", ".join(f"{count:,} {name}" for name, count in self.splits.counts.items())
-        if self.splits.train.unlabelled is not None and not isinstance(self.config.model, EquiVAEConfig):
-            counts += f" (of no use to a model of kind {self.config.model.kind})"
+        model, train = self.config.model, self.splits.train
+        if not isinstance(model, EquiVAEConfig) and not (train.unlabelled is None and train.outliers is None):
+            counts += f" (of no use to a model of kind {model.kind})"
+        elif isinstance(model, EquiVAEConfig) and train.outliers is not None and not model.outlier_share:
+            counts += " (of no use to a model without outlier_share)"
         names = self.splits.class_names
         more = ", ..." if len(names) > SHOWN else ""
         return f"{self.splits.name}: {counts}; classes {len(names)}: {', '.join(names[:SHOWN])}{more}"

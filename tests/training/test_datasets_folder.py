@@ -174,6 +174,12 @@ def test_pictures_that_are_there_twice_are_told(tmp_path: Path, root: Path) -> N
     assert twice.startswith("copies of other pictures") and twice.endswith(
         ": 1, the first train/cat/0.png and train/cat/again.png"
     )
+    save(base / "outliers" / "a.png", 30)
+    save(base / "outliers" / "b.png", 105)
+    save(base / "test" / "outliers" / "c.png", 31)
+    save(base / "test" / "outliers" / "d.png", 150)
+    of_both = datasets.load(config(base)).doubts[2]
+    assert of_both == ("pictures of a class that are in outliers too: 2, the first train/cat/5.png and outliers/b.png")
 
 
 def test_a_picture_keeps_its_file(root: Path) -> None:
@@ -289,6 +295,48 @@ def test_pictures_in_both_places_count_once(tmp_path: Path, root: Path, linked: 
         (whole / "train" / "unlabelled").symlink_to("../unlabelled")
     unlabelled = datasets.load(config(whole)).train.unlabelled
     assert unlabelled is not None and len(unlabelled) == count
+
+
+@pytest.mark.parametrize("place", ["outliers", "train/outliers", "Outliers"])
+def test_outliers_are_divided_as_the_classes_are(tmp_path: Path, root: Path, place: str) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(root, whole / "test")
+    root.rename(whole / "train")
+    for index in range(10):
+        save(whole / place / "deeper" / f"{index}.png", 30 + index)
+    save(whole / "test" / "outliers" / "a.png", 50)
+    save(whole / "test" / "outliers" / "b.png", 51)
+    splits = datasets.load(config(whole, validation=0.2))
+    assert splits.class_names == ("cat", "dog") and not splits.skipped
+    found = {}
+    for name, part in splits.parts.items():
+        assert part.outliers is not None
+        found[name] = part.outliers[:, 0, 4, 4].tolist()
+    assert (len(found["train"]), len(found["validation"]), found["test"]) == (8, 2, [50, 51])
+    assert sorted(found["train"] + found["validation"]) == list(range(30, 40))
+    assert splits.summary()["counts"] == {"train": 16, "validation": 4, "test": 20, "outliers": 8}
+    again = datasets.load(config(whole, validation=0.2))
+    assert again.digest == splits.digest
+    save(whole / place / "deeper" / "0.png", 99)
+    assert datasets.load(config(whole, validation=0.2)).digest != splits.digest
+
+
+def test_one_outlier_is_said_to_be_too_few(root: Path) -> None:
+    save(root / "outliers" / "a.png", 50)
+    splits = datasets.load(config(root))
+    assert splits.train.outliers is None and splits.class_names == ("cat", "dog")
+    assert splits.skipped == ("outliers: 1 usable pictures: fewer than 2 tell nothing",)
+
+
+def test_outliers_stay_where_labels_or_classes_are_taken_away(root: Path) -> None:
+    for index in range(4):
+        save(root / "outliers" / f"{index}.png", 30 + index)
+        save(root / "owl" / f"{index}.png", 150 + index)
+    light = Preprocessing(polarity="light", fit="image", own_size="unchanged")
+    for changes in ({"labels": 6}, {"exclude": ("owl",)}, {"canvas": 12, "preprocessing": light}):
+        outliers = datasets.load(config(root, **changes)).train.outliers
+        assert outliers is not None and len(outliers) == 3
+        assert outliers.shape[2] == (12 if "canvas" in changes else 8)
 
 
 def test_train_and_test_in_capitals_are_no_classes(tmp_path: Path, root: Path) -> None:

@@ -399,6 +399,20 @@ def test_made_up_outliers_are_pushed_beyond_the_distance_that_rejects(ours: Equi
     assert float((distances.amin(1) > OURS["reject_distance"]).float().mean()) > 0.75  # type: ignore[operator]
 
 
+def test_half_of_the_outliers_are_the_data_s_own_where_it_has_any(data: LabelledImages) -> None:
+    config = {name: value for name, value in OURS.items() if name != "augment"}
+    model, indices = make(config), torch.arange(20)
+    count = len(model.batch(data, indices, seeded())["encoded"]) - 20
+    assert count == 5
+    own = torch.full((3, 1, SIDE, SIDE), 77, dtype=torch.uint8)
+    batch = model.batch(replace(data, outliers=own), indices, seeded())["encoded"]
+    assert len(batch) == 20 + count
+    is_own = (255 * batch).round().eq(77).flatten(1).all(1)
+    assert is_own.tolist() == 22 * [False] + 3 * [True]
+    changed = make(OURS).batch(replace(data, outliers=own), indices, seeded())["encoded"]
+    assert not bool((255 * changed[22:]).round().eq(77).all())  # augmented as the other pictures are
+
+
 def test_outliers_are_novel_and_novelty_grows_with_distance(ours: EquiVAE) -> None:
     noise = torch.rand((50, 1, SIDE, SIDE), generator=seeded(7))
     _, distances, _, novelty = ours.classify(noise)

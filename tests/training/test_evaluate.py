@@ -270,13 +270,26 @@ def test_swaps_never_pair_an_image_with_itself(monkeypatch: pytest.MonkeyPatch) 
 
 def test_novelty_table_against_scores_by_hand(model: EquiVAE, splits: Splits) -> None:
     encoded = measures.encode(model, splits.validation.images)
-    found = measures.novelty(model, serve_embeddings(model, encoded.r), 30, seed=0)
+    served = serve_embeddings(model, encoded.r)
+    found = measures.novelty(model, served, None, 30, seed=0)
     known = serve(model, splits.validation.images).novelty
     assert found["known"]["false_alarms"] == pytest.approx(100 * np.mean(known > 0.99))
     noise = serve(model, negatives.draw("noise", model.input, 30, 0)).novelty
     wins = (noise[:, None] > known).mean() + 0.5 * (noise[:, None] == known).mean()
     assert found["noise"]["auroc"] == pytest.approx(wins)
     assert set(found) == {"known", "all", *negatives.KINDS}
+    own = (255 * negatives.draw("noise", model.input, 30, 0)).round().byte()
+    found = measures.novelty(model, served, own, 30, seed=0)
+    assert found["outliers"]["caught"] == pytest.approx(100 * np.mean(serve(model, own).novelty > 0.99))
+
+
+def test_the_data_s_own_outliers_have_a_figure(run: Path, splits: Splits) -> None:
+    with_own = dataclasses.replace(splits.validation, outliers=torch.zeros((7, 1, 8, 8), dtype=torch.uint8))
+    for data, counts in ((splits.validation, []), (with_own, [7])):
+        console, options = Console(file=io.StringIO()), Options(samples=2)
+        evaluation = equivae.EquiVAEEvaluation(load_run(run), splits, data, options, console)
+        evaluation.novelty()
+        assert [figure.n for figure in evaluation.report.figures if figure.name == "novel_outliers"] == counts
 
 
 def test_photographs_that_training_pictures_lie_over_are_said_to_be_those(run: Path, splits: Splits) -> None:

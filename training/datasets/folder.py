@@ -4,8 +4,10 @@
     pictures/train/<class>/... and test/<class>/...    the same, with a test set of its own
     pictures/unlabelled/**/*                    beside the classes or beside train: more pictures of the classes that
                                                 nobody has sorted; unlabeled is the same name
+    pictures/outliers/**/*                      in the same places: pictures of none of the classes, of which the same
+                                                share is held out for validation; test/outliers/ for the test
 
-Capitals make no difference to these three names.
+Capitals make no difference to these four names.
 
 A folder train that holds no folders, and has no test beside it, is a class of that name.
 
@@ -47,11 +49,12 @@ from training.errors import DataError
 # One image for validation and two for training: an image needs another of its class as its complement (EquiVAE, Eq. 2).
 FEWEST_KEPT = 2
 FEWEST_IMAGES = FEWEST_KEPT + 1
-FEWEST_UNLABELLED = 2  # one alone has no deviation
-UNLABELLED = ("unlabelled", "unlabeled")
+FEWEST_APART = 2  # unlabelled pictures, one of which has no deviation, and outliers, one of which validation gets
+UNLABELLED, OUTLIERS = ("unlabelled", "unlabeled"), ("outliers",)
 VALIDATION = ("val", "valid", "validation")
 IN_TWO_CLASSES = "pictures that are in two classes, of which no model can tell which is meant"
 IN_TEST_TOO = "pictures of test that are in training too, which makes its figures too good"
+IN_OUTLIERS_TOO = "pictures of a class that are in outliers too"
 TWICE = "copies of other pictures, which make validation's figures too good where it has one of the two"
 READERS = 8  # threads, each of which may hold a photograph as large as any
 PART = 64  # pictures that are read, or asked to be, before an interruption ends it
@@ -93,58 +96,93 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
     base = for_training if divided else root
     names = _class_names(base, skipped)
     whole = _read(base, _of_classes(base, names, skipped), names, config, limits, skipped)
-    test = None
+    test, far_test = None, None
     if divided:
         for path in _visible(root):
-            if path not in (for_training, for_test) and not _is_unlabelled(path):
+            if path not in (for_training, for_test) and not _is_apart(path):
                 hint = ": validation is drawn from train, see data.validation"
                 skipped.add(path, "lies beside train, not in it" + hint * (path.name.lower() in VALIDATION))
     if divided and for_test.is_dir():
         for path in _visible(for_test):
-            if path.name not in names:
+            if path.name not in names and not _is_apart(path, OUTLIERS):
                 skipped.add(path, "no class of train" if path.is_dir() else "lies in no class folder")
         read = _read(for_test, _of_classes(for_test, names, skipped), names, config, limits, skipped)
-        test = read if len(read) else None
+        far_test = _apart(OUTLIERS, (for_test,), names, config, limits, skipped)
+        test = replace(read, outliers=_images(far_test)) if len(read) else None
     _require_enough(whole, skipped)
     train, validation = stratified_split(whole.labels, config.validation, config.split_seed, fewest_kept=FEWEST_KEPT)
-    labelled = whole.subset(train)
-    unsorted = {path.resolve(): path for place in (root, base) for path in _visible(place) if _is_unlabelled(path)}
-    for folder in unsorted.values():
-        files = [(path, 0) for path in _files(folder, skipped)]
-        more = _read(folder, files, names, config, limits, skipped).images
-        if len(more) < FEWEST_UNLABELLED:
-            skipped.add(folder, f"{len(more)} usable pictures: fewer than {FEWEST_UNLABELLED} tell nothing")
-            continue
-        known = labelled.unlabelled
-        labelled = replace(labelled, unlabelled=more if known is None else torch.cat([known, more]))
+    unsorted = _apart(UNLABELLED, (root, base), names, config, limits, skipped)
+    far = _apart(OUTLIERS, (root, base), names, config, limits, skipped)
+    kept = held_out = None
+    if far is not None:
+        kept, held_out = (
+            far.images[rows] for rows in stratified_split(far.labels, config.validation, config.split_seed)
+        )
     return Splits(
         name=root.resolve().name or "folder",
-        train=labelled,
-        validation=whole.subset(validation),
+        train=replace(whole.subset(train), unlabelled=_images(unsorted), outliers=kept),
+        validation=replace(whole.subset(validation), outliers=held_out),
         test=test,
         input=_input(config),
         preprocessing=config.preprocessing,
         skipped=tuple(skipped.listed),
-        doubts=tuple(_repeated(whole, test)),
+        doubts=tuple(_repeated(whole, test, far, far_test)),
     )
 
 
-def _repeated(whole: LabelledImages, test: LabelledImages | None) -> Iterator[str]:
-    """What is to be said of pictures that are equal as the model sees them."""
+def _repeated(
+    whole: LabelledImages, test: LabelledImages | None, far: LabelledImages | None, far_test: LabelledImages | None
+) -> Iterator[str]:
+    """What is to be said of pictures that are equal as the model sees them; the last two are outliers."""
     seen: dict[bytes, tuple[bool, int, str]] = {}
-    pairs: dict[str, list[str]] = {kind: [] for kind in (IN_TWO_CLASSES, IN_TEST_TOO, TWICE)}
+    pairs: dict[str, list[str]] = {kind: [] for kind in (IN_TWO_CLASSES, IN_TEST_TOO, IN_OUTLIERS_TOO, TWICE)}
     for part in (whole, test):
-        if part is None or part.files is None:
-            continue
-        for image, label, file in zip(part.images, part.labels.tolist(), part.files, strict=True):
-            digest = hashlib.sha256(image.numpy().data).digest()
+        for digest, label, file in _digests(part):
             in_test, first_label, first = seen.setdefault(digest, (part is test, label, file))
             if first == file:
                 continue
             kind = IN_TWO_CLASSES if label != first_label else TWICE if part is whole else IN_TEST_TOO
             if not in_test:  # copies within the test set alone flatter nobody
                 pairs[kind].append(f"{first} and {file}")
+    for part in (far, far_test):
+        pairs[IN_OUTLIERS_TOO] += [
+            f"{seen[digest][2]} and {file}" for digest, _, file in _digests(part) if digest in seen
+        ]
     return (f"{kind}: {len(found):,}, the first {found[0]}" for kind, found in pairs.items() if found)
+
+
+def _digests(part: LabelledImages | None) -> Iterator[tuple[bytes, int, str]]:
+    """Of each image its digest, label and file."""
+    if part is not None and part.files is not None:
+        for image, label, file in zip(part.images, part.labels.tolist(), part.files, strict=True):
+            yield hashlib.sha256(image.numpy().data).digest(), label, file
+
+
+def _apart(
+    kinds: tuple[str, ...],
+    places: tuple[Path, ...],
+    names: tuple[str, ...],
+    config: FolderData,
+    limits: PictureLimits,
+    skipped: _Skipped,
+) -> LabelledImages | None:
+    """The pictures of the folders of these names in these places, which are of no known class: all labels are 0."""
+    found: list[LabelledImages] = []
+    folders = {path.resolve(): path for place in places for path in _visible(place) if _is_apart(path, kinds)}
+    for folder in folders.values():
+        more = _read(folder, [(path, 0) for path in _files(folder, skipped)], names, config, limits, skipped)
+        if len(more) < FEWEST_APART:
+            skipped.add(folder, f"{len(more)} usable pictures: fewer than {FEWEST_APART} tell nothing")
+        else:
+            found.append(more)
+    if not found:
+        return None
+    images, labels = (torch.cat([getattr(part, name) for part in found]) for name in ("images", "labels"))
+    return LabelledImages(images, labels, names, files=tuple(file for part in found for file in part.files or ()))
+
+
+def _images(part: LabelledImages | None) -> Tensor | None:
+    return None if part is None else part.images
 
 
 def _input(config: FolderData) -> InputSpec:
@@ -163,8 +201,9 @@ def _named(root: Path, name: str) -> Path:
     return next((path for path in _visible(root) if path.name.lower() == name and path.is_dir()), root / name)
 
 
-def _is_unlabelled(path: Path) -> bool:
-    return path.name.lower() in UNLABELLED and path.is_dir()
+def _is_apart(path: Path, kinds: tuple[str, ...] = UNLABELLED + OUTLIERS) -> bool:
+    """Whether it is a folder of one of these names, and no class."""
+    return path.name.lower() in kinds and path.is_dir()
 
 
 def _holds_folders(folder: Path) -> bool:
@@ -173,12 +212,12 @@ def _holds_folders(folder: Path) -> bool:
 
 def _class_names(base: Path, skipped: _Skipped) -> tuple[str, ...]:
     entries = _visible(base)
-    names = tuple(path.name for path in entries if path.is_dir() and not _is_unlabelled(path))
+    names = tuple(path.name for path in entries if path.is_dir() and not _is_apart(path))
     if len(names) < 2:
         found = f"one class ({names[0]})" if names else "no folder"
         raise DataError(
-            f"folder: {base} holds {found}: expected one folder a class, two classes at least; a folder unlabelled or "
-            "unlabeled is no class"
+            f"folder: {base} holds {found}: expected one folder a class, two classes at least; a folder unlabelled, "
+            "unlabeled or outliers is no class"
         )
     for name in names:
         if not name.isprintable():

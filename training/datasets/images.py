@@ -21,6 +21,7 @@ class LabelledImages:
 
     turns: float32 [N], radians counter-clockwise as seen by which each image is known to be turned; None: not known.
     unlabelled: uint8 [M,C,H,W], more pictures of these classes, of which nobody says which.
+    outliers: uint8 [O,C,H,W], pictures of none of these classes.
     files: where each image was read from, within the data's folder; None: not from a file of its own.
     """
 
@@ -29,6 +30,7 @@ class LabelledImages:
     class_names: tuple[str, ...]
     turns: Tensor | None = None
     unlabelled: Tensor | None = None
+    outliers: Tensor | None = None
     files: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -42,9 +44,9 @@ class LabelledImages:
             raise ValueError(f"{len(self.files)} files of {len(self.labels)} images")
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
             raise ValueError("a label lies outside class_names")
-        more = self.unlabelled
-        if more is not None and (more.dtype != torch.uint8 or more.shape[1:] != self.images.shape[1:]):
-            raise ValueError(f"unlabelled images must be as the others, not {more.dtype} {tuple(more.shape)}")
+        for name, more in (("unlabelled images", self.unlabelled), ("outliers", self.outliers)):
+            if more is not None and (more.dtype != torch.uint8 or more.shape[1:] != self.images.shape[1:]):
+                raise ValueError(f"{name} must be as the others, not {more.dtype} {tuple(more.shape)}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,7 +71,7 @@ class LabelledImages:
             yield self.images[rows].to(device).float() / 255, self.labels[rows].to(device)
 
     def subset(self, indices: Tensor) -> "LabelledImages":
-        """Some of the labelled images, without the unlabelled ones."""
+        """Some of the labelled images, without the unlabelled ones and the outliers."""
         turns = None if self.turns is None else self.turns[indices]
         files = None if self.files is None else tuple(self.files[index] for index in indices.tolist())
         return LabelledImages(self.images[indices], self.labels[indices], self.class_names, turns=turns, files=files)
@@ -80,7 +82,8 @@ class LabelledImages:
         top, left = (side - height) // 2, (side - width) // 2
         margins = (left, side - width - left, top, side - height - top)
         more = None if self.unlabelled is None else F.pad(self.unlabelled, margins)
-        return replace(self, images=F.pad(self.images, margins), unlabelled=more)
+        outliers = None if self.outliers is None else F.pad(self.outliers, margins)
+        return replace(self, images=F.pad(self.images, margins), unlabelled=more, outliers=outliers)
 
     def without(self, excluded: tuple[str, ...]) -> "LabelledImages":
         """The images of the other classes; labels are renumbered in the order that remains."""
@@ -89,7 +92,7 @@ class LabelledImages:
         renumbered[kept] = torch.arange(len(kept))
         remaining = self.subset(torch.nonzero(renumbered[self.labels] >= 0).flatten())
         names = tuple(self.class_names[k] for k in kept)
-        return replace(remaining, labels=renumbered[remaining.labels], class_names=names)
+        return replace(remaining, labels=renumbered[remaining.labels], class_names=names, outliers=self.outliers)
 
     def with_few_labels(self, count: int, seed: int) -> "LabelledImages":
         """Keep `count` labels, equally many of every class and chosen by the seed; the other images lose theirs.
@@ -110,7 +113,7 @@ class LabelledImages:
         kept[torch.cat(chosen)] = True
         others = self.images[~kept]
         others = others if self.unlabelled is None else torch.cat([others, self.unlabelled])
-        return replace(self.subset(torch.nonzero(kept).flatten()), unlabelled=others)
+        return replace(self.subset(torch.nonzero(kept).flatten()), unlabelled=others, outliers=self.outliers)
 
     def digest(self) -> str:
         """SHA-256 over shape, class names, labels, turns and pixels: equal data, equal digest, from anywhere."""
@@ -121,6 +124,9 @@ class LabelledImages:
         sha.update(self.images.contiguous().numpy().data)
         if self.unlabelled is not None:
             sha.update(self.unlabelled.contiguous().numpy().data)
+        if self.outliers is not None:
+            sha.update(b"outliers")
+            sha.update(self.outliers.contiguous().numpy().data)
         return sha.hexdigest()
 
 
@@ -148,9 +154,10 @@ class Splits:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images of each part, and those of the training set that have no label."""
+        """Images of each part, and those of the training set that have no label or are of no class."""
         counts = {name: len(part) for name, part in self.parts.items()}
-        return counts if self.train.unlabelled is None else counts | {"unlabelled": len(self.train.unlabelled)}
+        more = {"unlabelled": self.train.unlabelled, "outliers": self.train.outliers}
+        return counts | {name: len(images) for name, images in more.items() if images is not None}
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -148,16 +148,20 @@ class EquiVAEEvaluation:
             self.add(f"probe_accuracy_{name}", accuracy, "%", how)
 
     def novelty(self) -> None:
-        found = measures.novelty(self.model, self.served, self.options.samples, self.options.seed)
+        outliers, samples = self.data.outliers, self.options.samples
+        found = measures.novelty(self.model, self.served, outliers, samples, self.options.seed)
         how = f"images of the split with novelty > 0.99; its quantiles {self.options.fitted}"
         self.add("false_alarms", found["known"]["false_alarms"], "%", how)
         how = "novelty, the split against photograph patches, textures and noise"
         if self.loaded.config.data.photograph_seed is not None:
             how += "; training pictures lie over the same photographs"
-        self.add("novelty_auroc", found["all"]["auroc"], "", how, n=len(self.data) + 3 * self.options.samples)
+        self.add("novelty_auroc", found["all"]["auroc"], "", how, n=len(self.data) + 3 * samples)
         self.report.details["novelty"] = found
         for kind in ("blanks", "rings", "checkerboards"):
-            self.add(f"novel_{kind}", found[kind]["caught"], "%", "drawn, with novelty > 0.99", n=self.options.samples)
+            self.add(f"novel_{kind}", found[kind]["caught"], "%", "drawn, with novelty > 0.99", n=samples)
+        if outliers is not None:
+            how = f"the data's own, with novelty > 0.99; AUROC {found['outliers']['auroc']:.4f}"
+            self.add("novel_outliers", found["outliers"]["caught"], "%", how, n=len(outliers))
 
     def pages(self) -> None:
         preprocessing = self.loaded.preprocessing

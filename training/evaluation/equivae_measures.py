@@ -147,8 +147,11 @@ def intended_swaps(model: EquiVAE, encoded: Encoded, labels: Tensor, judge: Judg
 # --- novelty ----------------------------------------------------------------------------------------------------------
 
 
-def novelty(model: EquiVAE, served: Served, count: int, seed: int) -> dict[str, dict[str, float]]:
-    """Novelty of the data, as it is served, against `count` pictures of each kind that belongs to no class.
+def novelty(
+    model: EquiVAE, served: Served, outliers: Tensor | None, count: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """Novelty of the data, as it is served, against its own `outliers` uint8 [O,C,H,W], where it has any, and `count`
+    pictures of each kind that belongs to no class.
 
     Returns:
         "known": false_alarms (%); every kind: auroc, caught (%), the share that is called novel; "all": auroc against
@@ -156,9 +159,10 @@ def novelty(model: EquiVAE, served: Served, count: int, seed: int) -> dict[str, 
     """
     known = served.novelty
     result = {"known": {"false_alarms": percent(known > NOVEL)}}
-    scores = {}
-    for kind in negatives.KINDS:
-        scores[kind] = serve(model, negatives.draw(kind, model.input, count, seed)).novelty
+    scores = {kind: serve(model, negatives.draw(kind, model.input, count, seed)).novelty for kind in negatives.KINDS}
+    if outliers is not None:
+        scores["outliers"] = serve(model, outliers).novelty
+    for kind in scores:
         result[kind] = {"auroc": auroc(known, scores[kind]), "caught": percent(scores[kind] > NOVEL)}
     together = np.concatenate([scores[kind] for kind in ("photographs", "textures", "noise")])
     result["all"] = {"auroc": auroc(known, together), "caught": percent(together > NOVEL)}

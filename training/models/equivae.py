@@ -148,14 +148,26 @@ class EquiVAE(Model):
             return {"images": images, "labels": labels, "complements": data.images[chosen].float() / 255}
         encoded = images if self.config.augment is None else augment(images, self.config.augment, generator)
         if self.config.outlier_share:
-            count = max(1, round(self.config.outlier_share * len(images)))
-            chosen = torch.randperm(len(images), generator=generator)[:count]
-            encoded = torch.cat([encoded, outliers(images[chosen], generator, self.config.outliers_as_content)])
+            encoded = torch.cat([encoded, self._outliers(data, images, generator)])
         if self.config.complements == "own":
             weights = torch.eye(len(images))
         else:
             weights = in_batch_weights(labels, self.config.max_complements, generator)
         return {"images": images, "labels": labels, "encoded": encoded, "weights": weights}
+
+    def _outliers(self, data: LabelledImages, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Of no class, for the images [N,C,H,W] of a batch: made up, half of them the data's own where it has any."""
+        count = max(1, round(self.config.outlier_share * len(images)))
+        given = 0 if data.outliers is None else (count + 1) // 2
+        chosen = torch.randperm(len(images), generator=generator)[: count - given]
+        made_up = outliers(images[chosen], generator, self.config.outliers_as_content)
+        if data.outliers is None:
+            return made_up
+        rows = torch.randint(len(data.outliers), (given,), generator=generator)
+        own = data.outliers[rows].float() / 255
+        return torch.cat(
+            [made_up, own if self.config.augment is None else augment(own, self.config.augment, generator)]
+        )
 
     def loss(
         self, batch: dict[str, Tensor], generator: torch.Generator | None = None, progress: float = 0.0

@@ -138,7 +138,12 @@ class EquiVAEConfig(ModelSection):
     ] = TransposedDecoderConfig()
     distance_weight: float = Field(0.0, ge=0, description="nats; 0 is the paper's objective")
     reject_distance: float | None = Field(None, gt=0, description="squared distance of the class of outliers")
-    outlier_share: float = Field(0.0, ge=0, le=1, description="outliers made a batch, as a share of its images")
+    outlier_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="outliers a batch, as a share of its images; made up, half of them the data's own where it has any",
+    )
     outliers_as_content: float = Field(
         0.0, ge=0, le=1, description="share of the outliers that come as the content of a page does"
     )
