@@ -67,7 +67,8 @@ def _plan_all(
                     f"mode is {options.mode}, counted from 0: this picture has {_modes(given)}", modes=given
                 )
             assert item.original is not None  # it was asked for
-            canvas = upright.plan(item.original, item.frame, outputs["modes"][row][options.mode], options, most_pixels)
+            matrix = found["modes"][options.mode]["matrix"]
+            canvas = upright.plan(item.original, item.frame, matrix, options, most_pixels)
             jobs.append(_Job(item, item.original, found, outputs["canonical"][row], canvas))
         except Problem as problem:
             jobs.append(problem.without_traceback())

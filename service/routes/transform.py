@@ -18,10 +18,12 @@ from service.routes.pictures import add_picture_route
 from service.schemas import Batch, TransformAnswer
 
 LEAST_WEIGHT = 1e-4  # of a mode that is worth an answer
+_AS_IT_IS = np.eye(2, 3, dtype=np.float32)
 
 
 def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], row: int) -> dict[str, Any]:
-    """The fields of schemas.Transform, see `inference.Render`.
+    """The fields of schemas.Transform, see `inference.Render`. Where there is no content it lies in no way: the model's
+    uncertainty stays, and nothing is to be undone.
 
     Raises:
         InternalError: the model's answer is no transform.
@@ -31,18 +33,20 @@ def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], r
         raise InternalError(f"the model {model.name} gave no transform for this picture: no mode has any weight")
     group = model.manifest.group
     assert group is not None  # the manifest holds every model that estimates a pose to it
+    # Other modes fill up the tensor or lie beyond the model's range, and come last.
+    modes = [
+        (weight, mode) for weight, mode in zip(weights, outputs["modes"][row], strict=True) if weight >= LEAST_WEIGHT
+    ]
     matrix = outputs["matrix"][row]
+    if not item.description["has_content"]:
+        modes, matrix = [(np.float32(1), _AS_IT_IS)], _AS_IT_IS
     try:
         return {
             "group": group,
             "matrix": matrix,
             **_parts(matrix),
             "uncertainty": _uncertainty(dict(zip(COEFFICIENTS[group], outputs["coefficients_std"][row], strict=True))),
-            "modes": [
-                {"weight": weight, "matrix": mode, **_parts(mode)}
-                for weight, mode in zip(weights, outputs["modes"][row], strict=True)
-                if weight >= LEAST_WEIGHT  # others fill up the tensor or lie beyond the model's range, and come last
-            ],
+            "modes": [{"weight": weight, "matrix": mode, **_parts(mode)} for weight, mode in modes],
             "frame": item.frame,
         }
     except GeometryError as error:

@@ -205,6 +205,21 @@ def test_where_orientation_means_nothing_the_uncertainty_is_large(pose_client: h
     assert answer["modes"][0]["weight"] < 0.6
 
 
+@pytest.mark.parametrize("options", ["", "?undo=all", "?expand=false"])
+def test_a_page_without_content_comes_back_as_it_is(pose_client: httpx.Client, options: str) -> None:
+    page = Image.new("L", (90, 60), 200)
+    answer = ask(pose_client, page, options)
+    assert not answer["input"]["has_content"]
+    upright = upright_of(answer)
+    assert upright.size == page.size and upright.tobytes() == page.tobytes()
+    assert answer["upright"]["matrix"] == [[1, 0, 0], [0, 1, 0]]
+    transform = answer["transform"]
+    assert (transform["rotation_degrees"], transform["matrix"]) == (0, [[1, 0, 0], [0, 1, 0]])
+    assert [mode["weight"] for mode in transform["modes"]] == [1]
+    assert transform["uncertainty"]["rotation_degrees"] > 90
+    assert ask(pose_client, page, path="/transform")["rotation_degrees"] == 0
+
+
 def test_a_huge_picture_is_refused_by_its_header(pose_client: httpx.Client) -> None:
     assert refused(pose_client, Image.new("L", (600, 600)))[:2] == (413, "too-many-pixels")
 
