@@ -62,7 +62,7 @@ def blurred(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Turn, shear, scale, shift, bend, blur, coarsen, re-expose, recolour and erase each image by its own draws.
+    """Turn, shear, scale, shift, bend, blur, coarsen, re-expose, recolour, cross and erase each image by its own draws.
 
     Args:
         images: [N,C,H,W] in [0,1]; what comes in from outside the frame is 0.
@@ -88,6 +88,9 @@ def augment(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
         changed = changed.clamp_min(1e-6) ** power
     if config.colours:
         changed = torch.where(some(config.colours), _recoloured(changed, generator), changed)
+    if config.strokes:
+        ink = _strokes(count, height, width, generator) * changed.amax((2, 3), keepdim=True)
+        changed = torch.where(some(config.strokes), torch.maximum(changed, ink), changed)
     if config.erase:
         changed = changed * _squares(count, height, width, config.erase, generator)
     changed = changed.clamp(0, 1)
@@ -113,6 +116,20 @@ def _recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
     shuffled = images.gather(1, order[..., None, None].expand_as(images))
     negative = torch.rand((count, channels, 1, 1), generator=generator) < 0.5
     return torch.where(negative, 1 - shuffled, shuffled)
+
+
+def _strokes(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Masks [N,1,H,W]: 1 on one straight line, a fifth to half of the frame long, at any angle about its middle."""
+    rows, columns = torch.linspace(-1, 1, height).view(1, height, 1), torch.linspace(-1, 1, width).view(1, 1, width)
+    size = (count, 1, 1)
+    y, x = (uniform(size, 0.4, generator) for _ in range(2))
+    angle = uniform(size, math.pi / 2, generator)
+    length = 0.2 + 0.3 * torch.rand(size, generator=generator)
+    thickness = (0.7 + 1.3 * torch.rand(size, generator=generator)) / width
+    along = torch.cos(angle) * (columns - x) + torch.sin(angle) * (rows - y)
+    across = torch.cos(angle) * (rows - y) - torch.sin(angle) * (columns - x)
+    inside = torch.minimum(length - along.abs(), thickness - across.abs())
+    return (0.5 + inside * width / 2).clamp(0, 1).unsqueeze(1)
 
 
 def _squares(count: int, height: int, width: int, share: float, generator: torch.Generator) -> Tensor:

@@ -22,6 +22,9 @@ class AugmentConfig(ModelSection):
     coarse: float = Field(0.0, ge=0, le=1, description="share of the images that come from few pixels, enlarged")
     contrast: float = Field(0.0, ge=0, lt=1, description="grey values to the power of exp(+-contrast)")
     colours: float = Field(0.0, ge=0, le=1, description="share of the images whose channels are shuffled and negated")
+    strokes: float = Field(
+        0.0, ge=0, le=1, description="share of the images that get a stray line, as bright as they are"
+    )
     erase: float = Field(0.0, ge=0, le=1, description="share of the images that lose a random square")
     unchanged: float = Field(0.0, ge=0, lt=1, description="share of the images that are left as they are")
 

@@ -29,6 +29,7 @@ EVERYTHING = AugmentConfig(
     blur=0.5,
     coarse=0.5,
     contrast=0.3,
+    strokes=0.5,
     erase=0.5,
 )
 
@@ -151,6 +152,23 @@ def test_erase_blanks_squares_of_the_asked_share() -> None:
     blanked = (changed == 0).sum((1, 2, 3))
     assert 0.4 < float((blanked > 0).float().mean()) < 0.6
     assert int(blanked.max()) <= 81
+
+
+def test_the_asked_share_gets_a_line_as_bright_as_the_image() -> None:
+    dots = torch.zeros(400, 1, 28, 28)
+    dots[:, :, 2:4, 2:4] = 0.8
+    changed = augment(dots, AugmentConfig(strokes=0.4), seeded())
+    added = (changed - augment(dots, AugmentConfig(), seeded())).flatten(2)
+    drawn = added.amax((1, 2)) > 0.5
+    assert 0.33 < float(drawn.float().mean()) < 0.47
+    assert float(added.min()) > -1e-5 and 0.7 < float(changed.max()) < 0.801
+    length = (added[drawn] > 0.4).flatten(1).sum(1)  # pixels of a line of one to two pixels' width
+    assert int(length.min()) > 3 and int(length.max()) < 28 * 0.5 * 2.5
+    rows, columns = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
+    for line in added[drawn][:20, 0]:  # it is straight: all of it lies about its long axis
+        inside = line > 0.1
+        places = torch.stack([rows.flatten()[inside], columns.flatten()[inside]], 1)
+        assert float(torch.linalg.eigvalsh(torch.cov(places.T))[0]) < 1
 
 
 def test_ranges_are_checked() -> None:
