@@ -233,6 +233,18 @@ def test_a_wrong_class_of_a_sure_image_is_what_consistency_punishes(data: Labell
     assert float(as_weak["consistency"].detach()) < float(other["consistency"].detach())
 
 
+def test_sure_unlabelled_images_are_to_lie_nearer_than_outliers(data: LabelledImages) -> None:
+    """Else novelty has to allow for unlabelled pictures that are of a class and yet far from all of them."""
+    with_outliers = {**CHEAP, "reject_distance": 4.0, "outlier_share": 0.2}
+    model = model_of({**with_outliers, "few_labels": {**CHEAP["few_labels"], "threshold": 0.0}})  # type: ignore[dict-item]
+    model.prepare(data)
+    batch, consistency = model.batch(data, torch.arange(40), seeded()), []
+    for distance in (1e-3, 4.0, 1e3):
+        model.config = model.config.model_copy(update={"reject_distance": distance})
+        consistency.append(float(model.loss(batch, seeded(1))["consistency"].detach()))
+    assert consistency == sorted(consistency, reverse=True) and consistency[0] > consistency[2]
+
+
 @torch.no_grad()
 def test_aligned_guesses_have_the_class_shares_of_the_prior() -> None:
     model = model_of({**CHEAP, "few_labels": {**CHEAP["few_labels"], "align": True}})  # type: ignore[dict-item]
