@@ -20,8 +20,8 @@ r_y are means over labelled images alone. What the paper leaves open, and what i
    then both go on with Eq. 7.
 
 `consistency_weight` adds FixMatch (Sohn et al. 2020, Eqs. 3 and 4): where the mean of q(y|x) and of the classifier by
-distance is sure of an augmented unlabelled image, a more strongly augmented copy must get the same class from both. Where
-there are outliers it must also lie nearer to it than they do, as a labelled image must.
+distance is sure of an augmented unlabelled image, a more strongly augmented copy must get the same class from both;
+where there are outliers it must lie nearer to it than they do, as a labelled image must.
 `align` first divides that mean by its own average over the last steps, so that no class takes more than its share
 (distribution alignment: ReMixMatch, Berthelot et al. 2020, Section 3.1, with the uniform prior).
 Consistency is what a recipe with augmentation and a distance term gets where it says nothing of unlabelled images
