@@ -17,7 +17,6 @@ from training.moments import moments
 __all__ = ["outliers"]
 
 LEAST_CIRCLE = 16  # pixels a side: in fewer, zeros are circles too
-TINTED = 0.7  # of what is made up for colour pictures, most of which is grey
 SOLID = 0.15  # of full ink: what is fainter is outside the content's box
 
 
@@ -49,16 +48,11 @@ def outliers(images: Tensor, generator: torch.Generator, as_content: float = 0.0
         made_up.append(_heaps(images, generator))
     kinds = torch.stack([*made_up, _shuffled(images, generator), _overlaid(images, generator)])
     kind = torch.randint(len(kinds), (count,), generator=generator)
-    chosen, is_made_up = kinds[kind, torch.arange(count)], (kind < len(made_up)).view(-1, 1, 1, 1)
-
-    def some(share: float) -> Tensor:
-        return is_made_up & (torch.rand((count, 1, 1, 1), generator=generator) < share)
-
-    if as_content:
-        chosen = torch.where(some(as_content), _as_content(chosen, generator), chosen)
-    if channels > 1:
-        chosen = torch.where(some(TINTED), _in_two_colours(chosen, generator), chosen)
-    return chosen
+    chosen = kinds[kind, torch.arange(count)]
+    if not as_content:
+        return chosen
+    brought = (kind < len(made_up)) & (torch.rand(count, generator=generator) < as_content)
+    return torch.where(brought.view(-1, 1, 1, 1), _as_content(chosen, generator), chosen)
 
 
 def _as_content(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -86,13 +80,6 @@ def _as_content(images: Tensor, generator: torch.Generator) -> Tensor:
     grid = F.affine_grid(theta, [count, 1, height, width], align_corners=False)
     framed = F.grid_sample(ink, grid, mode="bilinear", align_corners=False)
     return framed.expand(-1, channels, -1, -1)
-
-
-def _in_two_colours(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Their grey level as the opacity of one random colour over another: [N,C,H,W] -> [N,C,H,W]"""
-    opacity = images.mean(1, keepdim=True)
-    paper, ink = torch.rand((2, *images.shape[:2], 1, 1), generator=generator)
-    return paper + (ink - paper) * opacity
 
 
 def _extent(occupied: Tensor) -> Tensor:

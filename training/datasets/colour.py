@@ -1,8 +1,7 @@
 """Grey digits made colour pictures: strokes of a random colour over a random part of a photograph.
 
 The two photographs are scikit-learn's samples, so nothing is downloaded. Each part of the data set has its own third of
-their width, and its own stream of random numbers: what is measured lies over ground that training has not seen. Ground
-without a digit, at several scales, is what it has of outliers.
+their width, and its own stream of random numbers: what is measured lies over ground that training has not seen.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ __all__ = ["over_photographs"]
 
 PARTS = 3  # training, validation, test
 REDUCED = 2  # photographs at half size: a window of 28 pixels holds more than one leaf
-OUTLIERS = (6000, 1000, 1000)  # in each part
-FARTHEST = 7  # times the window's side, as far as there is room: a ground without a digit is reduced by up to so much
 CONTRAST = 90  # least distance of a stroke's colour from the mean colour of its ground, of at most 441
 
 
@@ -37,17 +34,16 @@ def over_photographs(splits: Splits, seed: int) -> Splits:
     """
     if splits.preprocessing.polarity != "light" or splits.input.channels != 1:
         raise DataError(f"{splits.name}: over_photographs needs light grey strokes on a dark ground")
-    samples = load_sample_images().images
-    photographs = [np.asarray(Image.fromarray(pixels).reduce(REDUCED), np.float32) for pixels in samples]
+    photographs = [
+        np.asarray(Image.fromarray(pixels).reduce(REDUCED), np.float32) for pixels in load_sample_images().images
+    ]
     largest = min(min(pixels.shape[0], pixels.shape[1] // PARTS) for pixels in photographs)
     if splits.input.height > largest:
         raise DataError(f"{splits.name}: photographs have room for {largest} x {largest} pixels at most")
 
     def coloured(part: LabelledImages, index: int) -> LabelledImages:
         ground = [np.array_split(pixels, PARTS, axis=1)[index] for pixels in photographs]
-        bare = [Image.fromarray(np.array_split(pixels, PARTS, axis=1)[index]) for pixels in samples]
-        outliers = _without_digits(bare, OUTLIERS[index], splits.input.height, np.random.default_rng((seed, index, 1)))
-        return replace(_coloured(part, ground, np.random.default_rng((seed, index))), outliers=outliers)
+        return _coloured(part, ground, np.random.default_rng((seed, index)))
 
     return replace(
         splits,
@@ -66,20 +62,6 @@ def _coloured(
     images = torch.from_numpy(_drawn(part.images.numpy(), photographs, rng))
     more = None if part.unlabelled is None else torch.from_numpy(_drawn(part.unlabelled.numpy(), photographs, rng))
     return replace(part, images=images, unlabelled=more)
-
-
-def _without_digits(
-    photographs: Sequence[Image.Image], count: int, side: int, rng: np.random.Generator
-) -> torch.Tensor:
-    """Square windows, from a window's own size on, even by the logarithm; uint8 [N,3,S,S]"""
-    pictures = []
-    for _ in range(count):
-        photograph = photographs[int(rng.integers(len(photographs)))]
-        length = min(round(side * FARTHEST ** rng.random()), *photograph.size)
-        left, top = (int(rng.integers(size - length + 1)) for size in photograph.size)
-        window = (left, top, left + length, top + length)
-        pictures.append(np.asarray(photograph.resize((side, side), Image.Resampling.BOX, window)))
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
 def _drawn(
