@@ -2,7 +2,7 @@
 the evaluation's photographs, textures and noise at other sizes than the model's own.
 
     python -m benchmarks.shapes model_store/equivae-mnist/4 model_store/equivae-digits/1 \
-        model_store/equivae-mnist-100labels/2 model_store/equivae-mnist-colour/2 --json results/shapes.json
+        model_store/equivae-mnist-100labels/3 model_store/equivae-mnist-colour/2 --json results/shapes.json
 
 The evaluation (training/evaluation/negatives.py) draws in the model's own frame, which passes as it is, and its rings
 are two or three circles within each other, since one may well be a zero. Most pictures here are larger, and come to the
