@@ -299,13 +299,14 @@ def take_sample(target: Target, start: float) -> Sample:
 def settled(target: Target) -> dict[str, float]:
     """What is still counted as under way when the traffic has ended and there was time to finish it."""
     end = time.monotonic() + SETTLE_SECONDS
+    time.sleep(3)  # threads and files follow
     while True:
-        time.sleep(1)
         metrics = target.metrics()
         left = {name: metrics[f"equipoise_{name}"] for name in ("accepted_images", "accepted_bytes")}
         left["other_requests_in_flight"] = metrics["equipoise_requests_in_flight"] - 1
         if not any(left.values()) or time.monotonic() > end:
             return left
+        time.sleep(1)
 
 
 def judge(soak: Soak, left: dict[str, float], before: Sample, after: Sample) -> list[str]:

@@ -103,7 +103,7 @@ def assemble(
     connections = Connections(settings.max_connections)
     probe_port = sockets[1].getsockname()[1] if len(sockets) > 1 else None
     make_app = app_factory(settings, on_loaded, connections, probe_port, life)
-    return Server(configure(make_app, settings, connections, probe_port), life, settings)
+    return Server(configure(settings, connections, probe_port), make_app, life, settings)
 
 
 def _make_key() -> int:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -49,8 +49,8 @@ def app_factory(
     probe_port: int | None = None,
     life: Life | None = None,
 ) -> Callable[[], ASGIApp]:
-    """What refuses to start does so here; the answer makes the app, and models are being loaded from that call on. When
-    they are, `on_loaded` is called. Nothing is shared between two apps.
+    """What refuses to start does so here. The answer, to be called once, makes the app, and models are being loaded
+    from that call on; when they are, the app calls `on_loaded`.
 
     connections: the server's, for metrics. probe_port: the port of the server's second socket. life: the process's,
     where it ends by more than the lifespan's end.
@@ -91,8 +91,7 @@ def app_factory(
     ids = RequestIds()
     door = Door(budget, life, observed, ids, notes)
 
-    def make() -> ASGIApp:
-        loading = loader.submit(load_at_start, store)
+    def wired(loading: Future[None]) -> ASGIApp:
         from service.api import OPEN_PATHS, create_api  # a good part of a start: ONNX Runtime makes sessions meanwhile
 
         @asynccontextmanager
@@ -120,6 +119,14 @@ def app_factory(
             layered = TwoPorts(layered, probe_port)
         edge: ASGIApp = RequestEdge(layered, life, observed, ids, 2 * settings.max_body_bytes, notes)
         return allow_origins(edge, settings.cors_origins) if settings.cors_origins else edge
+
+    def make() -> ASGIApp:
+        loading = loader.submit(load_at_start, store)
+        try:
+            return wired(loading)
+        except BaseException:
+            life.draining = True  # what is being loaded ends with the model that it is at
+            raise
 
     return make
 

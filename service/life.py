@@ -9,10 +9,12 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from service.observability import say
 from service.server import handles
@@ -82,8 +84,9 @@ class Server(uvicorn.Server):
     finished, and the process ends. SIGINT, and a second SIGTERM, leave the waiting out. A `Watchdog` looks after it.
     """
 
-    def __init__(self, config: uvicorn.Config, life: Life, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, make_app: Callable[[], ASGIApp], life: Life, settings: Settings) -> None:
         super().__init__(config)
+        self._make_app = make_app
         self.life = life
         self._drain_seconds = settings.drain_seconds
         self._hang_seconds = settings.hang_seconds
@@ -106,6 +109,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app = self._make_app()  # before the watchdog, to which its imports may look like a hang
         if not self._hang_seconds or threading.current_thread() is not threading.main_thread():
             return await super().serve(sockets)  # without one, or the process is somebody else's
         watchdog = Watchdog(self._hang_seconds)

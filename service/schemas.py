@@ -52,7 +52,8 @@ class InputDescription(_Schema):
         description="What fills the model's frame: left, top, right, bottom, in pixels of the picture as it is seen."
     )
     has_content: bool = Field(
-        description="False where ink was looked for and none stands out from the paper: the answer is that to a blank."
+        description="False where ink was looked for and none stands out from the paper: the answer is that to a blank, "
+        "and a transform is the one that changes nothing."
     )
 
 

@@ -3,12 +3,11 @@
 import math
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import uvicorn
-from starlette.types import ASGIApp
 
 from service.connection import MOST_LINGERING, Connection, Connections
 from service.settings import Settings
@@ -95,13 +94,10 @@ def url_of(listening: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def configure(
-    make_app: Callable[[], ASGIApp], settings: Settings, connections: Connections, probe_port: int | None
-) -> uvicorn.Config:
-    """What uvicorn is told. probe_port: of the second socket, whose connections are not limited."""
+def configure(settings: Settings, connections: Connections, probe_port: int | None) -> uvicorn.Config:
+    """What uvicorn is told, but for the app. probe_port: of the second socket, whose connections are not limited."""
     return uvicorn.Config(
-        make_app,
-        factory=True,
+        None,  # type: ignore[arg-type] # life.Server has it made
         http=partial(Connection, connections, probe_port, settings.body_timeout_seconds),  # type: ignore[arg-type]
         loop="auto",  # uvloop, except on Windows, which has none
         ws="none",

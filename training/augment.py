@@ -119,7 +119,9 @@ def _recoloured(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _strokes(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Masks [N,1,H,W]: 1 on one straight line, a fifth to half of the frame long, at any angle about its middle."""
+    """Masks [N,1,H,W] of one straight line, 0.7 to 2 pixels wide and a fifth to half of the frame long, at any angle
+    about its middle: 1 in it, less where it covers a part of a pixel.
+    """
     rows, columns = torch.linspace(-1, 1, height).view(1, height, 1), torch.linspace(-1, 1, width).view(1, 1, width)
     size = (count, 1, 1)
     y, x = (uniform(size, 0.4, generator) for _ in range(2))

@@ -23,7 +23,7 @@ class AugmentConfig(ModelSection):
     contrast: float = Field(0.0, ge=0, lt=1, description="grey values to the power of exp(+-contrast)")
     colours: float = Field(0.0, ge=0, le=1, description="share of the images whose channels are shuffled and negated")
     strokes: float = Field(
-        0.0, ge=0, le=1, description="share of the images that get a stray line, as bright as they are"
+        0.0, ge=0, le=1, description="share of the images that a stray line crosses, as bright as their brightest pixel"
     )
     erase: float = Field(0.0, ge=0, le=1, description="share of the images that lose a random square")
     unchanged: float = Field(0.0, ge=0, lt=1, description="share of the images that are left as they are")

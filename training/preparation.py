@@ -36,7 +36,7 @@ class Prepared:
         if not isinstance(model, EquiVAEConfig) and not (train.unlabelled is None and train.outliers is None):
             counts += f" (of no use to a model of kind {model.kind})"
         elif isinstance(model, EquiVAEConfig) and train.outliers is not None and not model.outlier_share:
-            counts += " (of no use to a model without outlier_share)"
+            counts += " (the outliers of no use to a training without model.outlier_share)"
         names = self.splits.class_names
         more = ", ..." if len(names) > SHOWN else ""
         return f"{self.splits.name}: {counts}; classes {len(names)}: {', '.join(names[:SHOWN])}{more}"

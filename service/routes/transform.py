@@ -28,18 +28,17 @@ def render(model: LoadedModel, item: ModelInput, outputs: Mapping[str, Array], r
     Raises:
         InternalError: the model's answer is no transform.
     """
-    weights = outputs["weights"][row]
-    if not weights.any():
-        raise InternalError(f"the model {model.name} gave no transform for this picture: no mode has any weight")
     group = model.manifest.group
     assert group is not None  # the manifest holds every model that estimates a pose to it
+    matrix, weights = outputs["matrix"][row], outputs["weights"][row]
     # Other modes fill up the tensor or lie beyond the model's range, and come last.
     modes = [
         (weight, mode) for weight, mode in zip(weights, outputs["modes"][row], strict=True) if weight >= LEAST_WEIGHT
     ]
-    matrix = outputs["matrix"][row]
     if not item.description["has_content"]:
         modes, matrix = [(np.float32(1), _AS_IT_IS)], _AS_IT_IS
+    if not modes:
+        raise InternalError(f"the model {model.name} gave no transform for this picture: no mode has any weight")
     try:
         return {
             "group": group,

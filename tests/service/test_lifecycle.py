@@ -264,6 +264,44 @@ def test_a_signal_before_the_server_runs_ends_it(tiny_store: Path, stop: signal.
     assert (told[0], told[-1]) == ("starting", "stopped")
 
 
+SLOW_IMPORT = """
+import time
+from service import api
+
+genuine = api.create_api
+
+def create_api(*arguments):
+    time.sleep(1.6)
+    return genuine(*arguments)
+
+api.create_api = create_api
+"""
+
+
+def test_imports_that_take_long_are_no_hang(tiny_store: Path) -> None:
+    with service(tiny_store, "--hang-seconds", "1", code=SLOW_IMPORT) as (process, url):
+        assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+        assert process.poll() is None
+
+
+NO_APP = """
+from service import api
+
+def create_api(*arguments):
+    raise TypeError("of another version")
+
+api.create_api = create_api
+"""
+
+
+def test_an_app_that_cannot_be_made_ends_the_process_with_its_traceback(tiny_store: Path) -> None:
+    with forked("--model-store", str(tiny_store), "--port", "0", code=NO_APP) as process:
+        assert process.wait(timeout=20) == 1
+        log = process.stderr.read()
+    assert "TypeError: of another version" in log and "Traceback" in log
+    assert "INFO ready" not in log and "could not be loaded" not in log
+
+
 def test_a_full_disk_under_the_log(tmp_path: Path) -> None:
     """Log lines are lost, not answers: of the start, of a refused model, of failing requests, of the end."""
     store = tmp_path / "store"

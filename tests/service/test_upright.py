@@ -220,6 +220,17 @@ def test_a_page_without_content_comes_back_as_it_is(pose_client: httpx.Client, o
     assert ask(pose_client, page, path="/transform")["rotation_degrees"] == 0
 
 
+def test_among_others_and_as_a_picture_too(pose_client: httpx.Client) -> None:
+    page, digit = encode(Image.new("L", (90, 60), 200)), encode(turned(70))
+    pictures = [{"data": base64.b64encode(data).decode()} for data in (page, digit, page)]
+    results = pose_client.post("/canonicalize", json={"images": pictures}).json()["results"]
+    angles = [result["transform"]["rotation_degrees"] for result in results]
+    assert angles[0] == angles[2] == 0 and difference(angles[1], 70) < 1
+    answer = pose_client.post("/canonicalize", content=page, headers={"Accept": "image/png"})
+    assert json.loads(answer.headers["x-transform"])["rotation_degrees"] == 0
+    assert refused(pose_client, Image.new("L", (90, 60), 200), "?mode=1")[:2] == (422, "no-such-mode")
+
+
 def test_a_huge_picture_is_refused_by_its_header(pose_client: httpx.Client) -> None:
     assert refused(pose_client, Image.new("L", (600, 600)))[:2] == (413, "too-many-pixels")
 

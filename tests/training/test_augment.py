@@ -162,7 +162,7 @@ def test_the_asked_share_gets_a_line_as_bright_as_the_image() -> None:
     drawn = added.amax((1, 2)) > 0.5
     assert 0.33 < float(drawn.float().mean()) < 0.47
     assert float(added.min()) > -1e-5 and 0.7 < float(changed.max()) < 0.801
-    length = (added[drawn] > 0.4).flatten(1).sum(1)  # pixels of a line of one to two pixels' width
+    length = (added[drawn] > 0.4).flatten(1).sum(1)  # pixels of a line of 0.7 to two pixels' width
     assert int(length.min()) > 3 and int(length.max()) < 28 * 0.5 * 2.5
     rows, columns = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
     for line in added[drawn][:20, 0]:  # it is straight: all of it lies about its long axis

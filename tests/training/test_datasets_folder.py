@@ -176,10 +176,13 @@ def test_pictures_that_are_there_twice_are_told(tmp_path: Path, root: Path) -> N
     )
     save(base / "outliers" / "a.png", 30)
     save(base / "outliers" / "b.png", 105)
-    save(base / "test" / "outliers" / "c.png", 31)
+    save(base / "test" / "outliers" / "c.png", 30)
     save(base / "test" / "outliers" / "d.png", 150)
-    of_both = datasets.load(config(base)).doubts[2]
+    of_both, of_two = datasets.load(config(base)).doubts[2:4]
     assert of_both == ("pictures of a class that are in outliers too: 2, the first train/cat/5.png and outliers/b.png")
+    assert of_two.startswith("copies among outliers") and of_two.endswith(
+        ": 1, the first outliers/a.png and test/outliers/c.png"
+    )
 
 
 def test_a_picture_keeps_its_file(root: Path) -> None:
@@ -319,6 +322,23 @@ def test_outliers_are_divided_as_the_classes_are(tmp_path: Path, root: Path, pla
     assert again.digest == splits.digest
     save(whole / place / "deeper" / "0.png", 99)
     assert datasets.load(config(whole, validation=0.2)).digest != splits.digest
+
+
+def test_outliers_of_two_places_count_together(tmp_path: Path, root: Path) -> None:
+    root.rename(tmp_path / "train")
+    save(tmp_path / "outliers" / "a.png", 50)
+    save(tmp_path / "train" / "outliers" / "b.png", 51)
+    splits = datasets.load(config(tmp_path))
+    assert splits.train.outliers is not None and splits.validation.outliers is not None and not splits.skipped
+
+
+def test_test_outliers_without_test_pictures_are_told(tmp_path: Path, root: Path) -> None:
+    root.rename(tmp_path / "train")
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "test" / "outliers" / name, 50)
+    splits = datasets.load(config(tmp_path))
+    assert splits.test is None
+    assert splits.skipped == ("test: outliers alone, and no picture of a class, are no test set",)
 
 
 def test_one_outlier_is_said_to_be_too_few(root: Path) -> None:

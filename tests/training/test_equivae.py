@@ -408,9 +408,11 @@ def test_half_of_the_outliers_are_the_data_s_own_where_it_has_any(data: Labelled
     batch = model.batch(replace(data, outliers=own), indices, seeded())["encoded"]
     assert len(batch) == 20 + count
     is_own = (255 * batch).round().eq(77).flatten(1).all(1)
-    assert is_own.tolist() == 22 * [False] + 3 * [True]
+    assert is_own.tolist() == 23 * [False] + 2 * [True]
     changed = make(OURS).batch(replace(data, outliers=own), indices, seeded())["encoded"]
-    assert not bool((255 * changed[22:]).round().eq(77).all())  # augmented as the other pictures are
+    assert not bool((255 * changed[23:]).round().eq(77).all())  # augmented as the other pictures are
+    few = make(config).batch(replace(data, outliers=own), indices[:6], seeded())["encoded"]
+    assert (255 * few).round().eq(77).flatten(1).all(1).tolist() == 7 * [False] + [True]  # one of either kind at least
 
 
 def test_outliers_are_novel_and_novelty_grows_with_distance(ours: EquiVAE) -> None:

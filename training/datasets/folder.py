@@ -55,6 +55,7 @@ VALIDATION = ("val", "valid", "validation")
 IN_TWO_CLASSES = "pictures that are in two classes, of which no model can tell which is meant"
 IN_TEST_TOO = "pictures of test that are in training too, which makes its figures too good"
 IN_OUTLIERS_TOO = "pictures of a class that are in outliers too"
+OUTLIERS_TWICE = "copies among outliers, which make the figure of held-out ones too good"
 TWICE = "copies of other pictures, which make validation's figures too good where it has one of the two"
 READERS = 8  # threads, each of which may hold a photograph as large as any
 PART = 64  # pictures that are read, or asked to be, before an interruption ends it
@@ -108,7 +109,10 @@ def load(config: FolderData, limits: PictureLimits | None = None) -> Splits:
                 skipped.add(path, "no class of train" if path.is_dir() else "lies in no class folder")
         read = _read(for_test, _of_classes(for_test, names, skipped), names, config, limits, skipped)
         far_test = _apart(OUTLIERS, (for_test,), names, config, limits, skipped)
-        test = replace(read, outliers=_images(far_test)) if len(read) else None
+        if len(read):
+            test = replace(read, outliers=_images(far_test))
+        elif far_test is not None:
+            skipped.add(for_test, "outliers alone, and no picture of a class, are no test set")
     _require_enough(whole, skipped)
     train, validation = stratified_split(whole.labels, config.validation, config.split_seed, fewest_kept=FEWEST_KEPT)
     unsorted = _apart(UNLABELLED, (root, base), names, config, limits, skipped)
@@ -135,7 +139,9 @@ def _repeated(
 ) -> Iterator[str]:
     """What is to be said of pictures that are equal as the model sees them; the last two are outliers."""
     seen: dict[bytes, tuple[bool, int, str]] = {}
-    pairs: dict[str, list[str]] = {kind: [] for kind in (IN_TWO_CLASSES, IN_TEST_TOO, IN_OUTLIERS_TOO, TWICE)}
+    pairs: dict[str, list[str]] = {
+        kind: [] for kind in (IN_TWO_CLASSES, IN_TEST_TOO, IN_OUTLIERS_TOO, OUTLIERS_TWICE, TWICE)
+    }
     for part in (whole, test):
         for digest, label, file in _digests(part):
             in_test, first_label, first = seen.setdefault(digest, (part is test, label, file))
@@ -144,10 +150,13 @@ def _repeated(
             kind = IN_TWO_CLASSES if label != first_label else TWICE if part is whole else IN_TEST_TOO
             if not in_test:  # copies within the test set alone flatter nobody
                 pairs[kind].append(f"{first} and {file}")
+    seen_far: dict[bytes, str] = {}
     for part in (far, far_test):
-        pairs[IN_OUTLIERS_TOO] += [
-            f"{seen[digest][2]} and {file}" for digest, _, file in _digests(part) if digest in seen
-        ]
+        for digest, _, file in _digests(part):
+            if digest in seen:
+                pairs[IN_OUTLIERS_TOO].append(f"{seen[digest][2]} and {file}")
+            if (first := seen_far.setdefault(digest, file)) != file:
+                pairs[OUTLIERS_TWICE].append(f"{first} and {file}")
     return (f"{kind}: {len(found):,}, the first {found[0]}" for kind, found in pairs.items() if found)
 
 
@@ -167,18 +176,17 @@ def _apart(
     skipped: _Skipped,
 ) -> LabelledImages | None:
     """The pictures of the folders of these names in these places, which are of no known class: all labels are 0."""
-    found: list[LabelledImages] = []
-    folders = {path.resolve(): path for place in places for path in _visible(place) if _is_apart(path, kinds)}
-    for folder in folders.values():
-        more = _read(folder, [(path, 0) for path in _files(folder, skipped)], names, config, limits, skipped)
-        if len(more) < FEWEST_APART:
-            skipped.add(folder, f"{len(more)} usable pictures: fewer than {FEWEST_APART} tell nothing")
-        else:
-            found.append(more)
-    if not found:
+    folders = list(
+        {path.resolve(): path for place in places for path in _visible(place) if _is_apart(path, kinds)}.values()
+    )
+    if not folders:
         return None
-    images, labels = (torch.cat([getattr(part, name) for part in found]) for name in ("images", "labels"))
-    return LabelledImages(images, labels, names, files=tuple(file for part in found for file in part.files or ()))
+    files = [(path, 0) for folder in folders for path in _files(folder, skipped)]
+    found = _read(folders[0], files, names, config, limits, skipped)
+    if len(found) < FEWEST_APART:
+        skipped.add(folders[0], f"{len(found)} usable pictures: fewer than {FEWEST_APART} tell nothing")
+        return None
+    return found
 
 
 def _images(part: LabelledImages | None) -> Tensor | None:

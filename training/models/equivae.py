@@ -157,8 +157,9 @@ class EquiVAE(Model):
 
     def _outliers(self, data: LabelledImages, images: Tensor, generator: torch.Generator) -> Tensor:
         """Of no class, for the images [N,C,H,W] of a batch: made up, half of them the data's own where it has any."""
-        count = max(1, round(self.config.outlier_share * len(images)))
-        given = 0 if data.outliers is None else (count + 1) // 2
+        fewest = 1 if data.outliers is None else 2
+        count = max(fewest, round(self.config.outlier_share * len(images)))
+        given = 0 if data.outliers is None else count // 2
         chosen = torch.randperm(len(images), generator=generator)[: count - given]
         made_up = outliers(images[chosen], generator, self.config.outliers_as_content)
         if data.outliers is None:
