@@ -165,7 +165,7 @@ def test_a_model_that_gives_no_transform(matrix: npt.NDArray[np.float64]) -> Non
     outputs = {"matrix": one, "modes": one[None], "weights": np.ones((1, 1), np.float32)}
     outputs["coefficients_std"] = np.ones((1, 1), np.float32)
     model = SimpleNamespace(manifest=SimpleNamespace(group="SO2"), name="odd")
-    item = SimpleNamespace(frame=geometry.frame(0, 0, 9, 9))
+    item = SimpleNamespace(frame=geometry.frame(0, 0, 9, 9), description={"has_content": True})
     with pytest.raises(InternalError, match="odd gave no transform"):
         transform.render(model, item, outputs, 0)  # type: ignore[arg-type]
     with pytest.raises(InternalError, match="gave no transform"):
@@ -173,7 +173,7 @@ def test_a_model_that_gives_no_transform(matrix: npt.NDArray[np.float64]) -> Non
 
 
 def test_the_uncertainty_of_every_group() -> None:
-    item = SimpleNamespace(frame=geometry.frame(0, 0, 9, 9))
+    item = SimpleNamespace(frame=geometry.frame(0, 0, 9, 9), description={"has_content": True})
     fields = {
         "SO2": ["rotation_degrees"],
         "SE2": ["rotation_degrees", "translation"],
@@ -195,6 +195,16 @@ def test_the_uncertainty_of_every_group() -> None:
         assert answer["uncertainty"]["rotation_degrees"] == pytest.approx(np.degrees(0.1))
 
 
+def test_where_there_is_no_content_no_mode_needs_weight() -> None:
+    item = SimpleNamespace(frame=geometry.frame(0, 0, 9, 9), description={"has_content": False})
+    outputs = {"matrix": np.full((1, 2, 3), np.nan), "modes": np.zeros((1, 1, 2, 3)), "weights": np.zeros((1, 1))}
+    outputs["coefficients_std"] = np.full((1, 1), 0.9, np.float32)
+    model = SimpleNamespace(manifest=SimpleNamespace(group="SO2"), name="m")
+    answer = transform.render(model, item, outputs, 0)  # type: ignore[arg-type]
+    assert answer["rotation_degrees"] == 0 and len(answer["modes"]) == 1
+    assert answer["uncertainty"]["rotation_degrees"] == pytest.approx(np.degrees(0.9))
+
+
 def test_modes_of_next_to_no_weight_are_no_modes() -> None:
     matrices = np.stack([geometry.rotation(degrees).astype(np.float32) for degrees in (10, -170, 95)])
     outputs = {
@@ -204,6 +214,6 @@ def test_modes_of_next_to_no_weight_are_no_modes() -> None:
         "coefficients_std": np.full((1, 1), 0.1, np.float32),
     }
     model = SimpleNamespace(manifest=SimpleNamespace(group="SO2"), name="m")
-    item = SimpleNamespace(frame=geometry.frame(0, 0, 9, 9))
+    item = SimpleNamespace(frame=geometry.frame(0, 0, 9, 9), description={"has_content": True})
     modes = transform.render(model, item, outputs, 0)["modes"]  # type: ignore[arg-type]
     assert [round(float(mode["rotation_degrees"])) for mode in modes] == [10, -170]
