@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -44,23 +44,21 @@ _LAST_LOAD_SECONDS = 0.5
 
 def app_factory(
     settings: Settings,
-    on_loaded: Callable[[], None] = lambda: None,
-    connections: Connections | None = None,
-    probe_port: int | None = None,
-    life: Life | None = None,
+    on_loaded: Callable[[], None],
+    connections: Connections,
+    probe_port: int | None,
+    life: Life,
 ) -> Callable[[], ASGIApp]:
     """What refuses to start does so here. The answer, to be called once, makes the app, and models are being loaded
     from that call on; when they are, the app calls `on_loaded`.
 
-    connections: the server's, for metrics. probe_port: the port of the server's second socket. life: the process's,
-    where it ends by more than the lifespan's end.
+    connections: the server's, for metrics. probe_port: the port of the server's second socket. life: the process's.
 
     Raises:
         KeyFileError: the file of keys cannot be used. DeviceUnavailable: the device that is asked for cannot be had.
         TracingUnavailable: traces are asked for without the extra otel.
     """
     keys = Keys(settings.api_keys)
-    life = life or Life()
     notes: list[Note] = [AccessLog(settings.access_log_every)] if settings.access_log_every else []
     devices = find_devices(settings.device, settings.gpu_memory_bytes, settings.gpu_conv_search)
     # After all that may refuse: it has a thread that is to be ended.
@@ -70,8 +68,7 @@ def app_factory(
     at_once = settings.max_batch * len(devices.found)
     budget = Budget(settings.queue_images, settings.queue_bytes, settings.queue_seconds or math.inf, at_once)
     observed = Metrics(budget)
-    if connections is not None:
-        observed.watch_connections(connections)
+    observed.watch_connections(connections)
     pool = Pool(settings.decode_threads)
     observed.devices(devices)
     if devices.fell_back:
@@ -91,7 +88,8 @@ def app_factory(
     ids = RequestIds()
     door = Door(budget, life, observed, ids, notes)
 
-    def wired(loading: Future[None]) -> ASGIApp:
+    def make() -> ASGIApp:
+        loading = loader.submit(load_at_start, store)
         from service.api import OPEN_PATHS, create_api  # a good part of a start: ONNX Runtime makes sessions meanwhile
 
         @asynccontextmanager
@@ -119,14 +117,6 @@ def app_factory(
             layered = TwoPorts(layered, probe_port)
         edge: ASGIApp = RequestEdge(layered, life, observed, ids, 2 * settings.max_body_bytes, notes)
         return allow_origins(edge, settings.cors_origins) if settings.cors_origins else edge
-
-    def make() -> ASGIApp:
-        loading = loader.submit(load_at_start, store)
-        try:
-            return wired(loading)
-        except BaseException:
-            life.draining = True  # what is being loaded ends with the model that it is at
-            raise
 
     return make
 

@@ -109,7 +109,11 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.app = self._make_app()  # before the watchdog, to which its imports may look like a hang
+        try:
+            self.config.app = self._make_app()  # before the watchdog, to which its imports may look like a hang
+        except BaseException:
+            self.life.draining = True  # what is being loaded ends with the model that it is at
+            raise
         if not self._hang_seconds or threading.current_thread() is not threading.main_thread():
             return await super().serve(sockets)  # without one, or the process is somebody else's
         watchdog = Watchdog(self._hang_seconds)

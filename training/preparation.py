@@ -31,12 +31,13 @@ class Prepared:
     @property
     def described(self) -> str:
         """The data on one line: how many pictures of each part, and classes, by which a wrong folder shows itself."""
-        counts = ", ".join(f"{count:,} {name}" for name, count in self.splits.counts.items())
-        model, train = self.config.model, self.splits.train
-        if not isinstance(model, EquiVAEConfig) and not (train.unlabelled is None and train.outliers is None):
+        counted, model = self.splits.counts, self.config.model
+        counts = ", ".join(f"{count:,} {name}" for name, count in counted.items())
+        if isinstance(model, EquiVAEConfig):
+            if "outliers" in counted and not model.outlier_share:
+                counts += " (the outliers of no use to a training without model.outlier_share)"
+        elif {"unlabelled", "outliers"} & counted.keys():
             counts += f" (of no use to a model of kind {model.kind})"
-        elif isinstance(model, EquiVAEConfig) and train.outliers is not None and not model.outlier_share:
-            counts += " (the outliers of no use to a training without model.outlier_share)"
         names = self.splits.class_names
         more = ", ..." if len(names) > SHOWN else ""
         return f"{self.splits.name}: {counts}; classes {len(names)}: {', '.join(names[:SHOWN])}{more}"

@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,22 @@ from training.config_file import load_config
 from training.errors import RunError, RunFailed, TrainingError
 from training.files import write_atomically
 from training.fit import train
+from training.preparation import prepare
 from training.run import load_run, open_folder
 
 MakeConfig = Callable[..., Config]
+
+
+def test_outliers_that_no_training_uses_are_said_to_be_so(make_config: MakeConfig) -> None:
+    told = "3 outliers (the outliers of no use to a training without model.outlier_share); classes 10"
+    for options, is_told in (
+        ([], True),
+        (["model.distance_weight=1", "model.outlier_share=0.1", "model.reject_distance=9"], False),
+    ):
+        prepared = prepare(make_config(*options))
+        own = replace(prepared.splits.train, outliers=prepared.splits.train.images[:3])
+        described = replace(prepared, splits=replace(prepared.splits, train=own)).described
+        assert "3 outliers" in described and (told in described) == is_told
 
 
 def test_a_finished_run_is_not_trained_again(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ class EquiVAE(Model):
         if self.config.complements == "encoded":
             chosen = draw_complements(data.grouped, indices, self.config.max_complements, generator)
             return {"images": images, "labels": labels, "complements": data.images[chosen].float() / 255}
-        encoded = images if self.config.augment is None else augment(images, self.config.augment, generator)
+        encoded = self._augmented(images, generator)
         if self.config.outlier_share:
             encoded = torch.cat([encoded, self._outliers(data, images, generator)])
         if self.config.complements == "own":
@@ -157,18 +157,18 @@ class EquiVAE(Model):
 
     def _outliers(self, data: LabelledImages, images: Tensor, generator: torch.Generator) -> Tensor:
         """Of no class, for the images [N,C,H,W] of a batch: made up, half of them the data's own where it has any."""
-        fewest = 1 if data.outliers is None else 2
-        count = max(fewest, round(self.config.outlier_share * len(images)))
-        given = 0 if data.outliers is None else count // 2
+        own = data.outliers
+        count = max(1 if own is None else 2, round(self.config.outlier_share * len(images)))
+        given = 0 if own is None else count // 2
         chosen = torch.randperm(len(images), generator=generator)[: count - given]
         made_up = outliers(images[chosen], generator, self.config.outliers_as_content)
-        if data.outliers is None:
+        if own is None:
             return made_up
-        rows = torch.randint(len(data.outliers), (given,), generator=generator)
-        own = data.outliers[rows].float() / 255
-        return torch.cat(
-            [made_up, own if self.config.augment is None else augment(own, self.config.augment, generator)]
-        )
+        drawn = own[torch.randint(len(own), (given,), generator=generator)].float() / 255
+        return torch.cat([made_up, self._augmented(drawn, generator)])
+
+    def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return images if self.config.augment is None else augment(images, self.config.augment, generator)
 
     def loss(
         self, batch: dict[str, Tensor], generator: torch.Generator | None = None, progress: float = 0.0
