@@ -30,7 +30,7 @@ from training.preparation import Prepared, prepare
 from training.progress import Reporter, describe
 from training.run import SKIPPED_FILE, is_complete, load_run, open_folder, save_model
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 REFERENCE_IMAGES = 10_000
 
 
@@ -332,7 +332,7 @@ class Loop:
             raise RunError(f"{self.folder}: its checkpoint is of another version: begin again with --restart")
         if state["data"] != self.splits.digest:
             raise RunError(f"{self.folder}: the data set has changed since its checkpoint: begin again with --restart")
-        if (batches := state.get("batches", self.plan.batches)) != self.plan.batches:  # an older checkpoint has none
+        if (batches := state["batches"]) != self.plan.batches:
             raise RunError(
                 f"{self.folder} was begun with a batch of {batches[0]} images, of which {self.fit.devices} device(s) "
                 f"make {self.plan.batches[0]}: resume on as many devices as before"
@@ -341,10 +341,7 @@ class Loop:
         self.optimiser.load_state_dict(state["optimiser"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        progress = state["progress"]
-        if "window_steps" in progress:  # an older checkpoint: one count for all terms
-            progress["window_counts"] = dict.fromkeys(progress["window"], progress.pop("window_steps"))
-        self.progress = Progress(**progress)
+        self.progress = Progress(**state["progress"])
         self.progress.window = {name: v.to(self.fabric.device) for name, v in self.progress.window.items()}
         self.console.print(f"resumed at step {self.progress.step:,}", highlight=False, soft_wrap=True)
 

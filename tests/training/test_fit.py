@@ -318,17 +318,14 @@ def test_a_logged_mean_is_over_the_steps_that_had_the_term(write: Callable[..., 
         assert together[name] == pytest.approx(sum(values) / len(values), rel=1e-5)
 
 
-def test_a_checkpoint_with_one_count_for_all_terms_is_resumed(interrupted: tuple[Config, Path], whole: Path) -> None:
+def test_a_checkpoint_of_another_version_is_refused_and_kept(interrupted: tuple[Config, Path]) -> None:
     config, folder = interrupted
     state = checkpoint.find(folder).state
     assert state is not None
-    counts = state["progress"].pop("window_counts")
-    assert set(counts.values()) == {4}  # of steps 11 to 14
-    state["progress"]["window_steps"] = 4
-    checkpoint.save(folder, 14, state)
-    for path in sorted(folder.glob("checkpoint-*.pt"), key=lambda path: path.stat().st_mtime_ns)[:-1]:
-        path.unlink()
-    goes_on_bit_for_bit(config, folder, whole)
+    kept = checkpoint.save(folder, 15, state | {"version": state["version"] - 1})
+    with pytest.raises(RunError, match="of another version: begin again with --restart"):
+        train(config, folder, resume=True)
+    assert kept.exists()
 
 
 # --- interruption ---------------------------------------------------------------------------------------------------
