@@ -1,12 +1,13 @@
 """A model's ONNX graphs: one a capability, checked against torch, with golden cases.
 
 model --torch.onnx.export--> graph --read back--> opset, names, no random node, no external data
-                                   --ONNX Runtime at batch 1, 7 and 32--> parity with torch
+                                   --ONNX Runtime at batch 1, 7 and 32, upright and turned pictures--> parity with torch
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from contract.manifest import GOLDEN_FILE, OPSET, Capability, GraphSpec, InputSp
 from training.errors import TrainingError
 from training.exporter import to_onnx
 from training.models.base import Graph
+from training.turned import move, similarity, uniform
 
 __all__ = ["ATOL", "RTOL", "ExportError", "Exported", "digit_pictures", "export_graphs"]
 
@@ -63,6 +65,7 @@ def export_graphs(capabilities: Mapping[Capability, Graph], spec: InputSpec, who
         ExportError: a graph differs from torch, or is not what a model folder may hold.
     """
     pictures = digit_pictures(spec, 2 * max(PARITY_BATCHES))
+    pictures = torch.cat([pictures[: 2 * GOLDEN_CASES], _turned(pictures[2 * GOLDEN_CASES :])])
     graphs: dict[Capability, GraphSpec] = {}
     contents: dict[str, bytes] = {}
     parity: dict[Capability, float] = {}
@@ -89,6 +92,12 @@ def digit_pictures(spec: InputSpec, count: int) -> Tensor:
     digits = torch.from_numpy(load_digits().images[:count]).float()[:, None] / 16
     resized = F.interpolate(digits, (spec.height, spec.width), mode="bilinear", antialias=True).clamp(0, 1)
     return resized.expand(-1, spec.channels, -1, -1).contiguous()
+
+
+def _turned(pictures: Tensor) -> Tensor:
+    """By random angles, the same at every export: the whole circle is what a model of poses answers for."""
+    angles = uniform(len(pictures), math.pi, torch.Generator().manual_seed(0))
+    return move(pictures, similarity(angles))
 
 
 def _protos(
