@@ -5,6 +5,9 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 RUNS ?= runs
 STORE ?= model_store
+CONFIG ?= training/configs/equivae-digits.yaml
+# --resume: an interrupted training goes on.
+AGAIN ?= --restart
 TARGET ?= cpu
 # Tests side by side, one thread each: one more than the cores, as some of them wait for processes and time limits. The
 # exporter formats a traceback for each of thousands of nodes, which costs less without the columns.
@@ -37,10 +40,13 @@ format: $(VENV)/.test
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
-train: $(VENV)/.train  ## from nothing to a new version of equivae-digits in model_store, about two minutes
-	$(bin)/python -m training train training/configs/equivae-digits.yaml --run $(RUNS)/equivae-digits --restart
-	$(bin)/python -m training evaluate $(RUNS)/equivae-digits --photographs 0
-	$(bin)/python -m training export $(RUNS)/equivae-digits --to $(STORE)
+# Pages of 12 megapixels to read take about a second each.
+train: export EQUIPOISE_TRAINING_EVALUATE_PHOTOGRAPHS = 0
+train: run := $(RUNS)/$(basename $(notdir $(CONFIG)))
+train: $(VENV)/.train  ## a new version of CONFIG's model in model_store; of equivae-digits, from nothing, in about two minutes
+	$(bin)/python -m training train $(CONFIG) --run $(run) $(AGAIN)
+	$(bin)/python -m training evaluate $(run)
+	$(bin)/python -m training export $(run) --to $(STORE)
 
 bench: $(VENV)/.serve  ## this service beside plain FastAPI, each on one core, wrk on another
 	$(bin)/python -m benchmarks.serving

@@ -28,7 +28,7 @@ DEFAULT_ADDRESS = "127.0.0.1:8000"
 BALANCER = "127.0.0.1:8080"  # of docs/deploy.md: what it asks is asked of the service
 CURLS = [example for example in EXAMPLES if example[0].startswith("curl")]
 # Besides every curl line: the service that they ask, and what test_readme_training.py runs.
-RUN = re.compile(r"curl .*|make (serve|train)|\.venv/bin/python -m training \w+ .*\bruns/(mine|my-upright)\b.*")
+RUN = re.compile(r"curl .*|make serve|make train( CONFIG=.*)?")
 OTHERS = [command for command in WITHIN_SENTENCES if command not in NOT_RUN and not RUN.fullmatch(command)]
 
 

@@ -44,30 +44,35 @@ def run_here(command: str, more: str = "") -> str:
     return done.output
 
 
+def made_by(example: str, *options: str) -> list[str]:
+    """The commands that `make train` of the README would run."""
+    assert [command for command, _, _ in EXAMPLES if command == example] == [example]
+    made = [f"--old-file={path}" for path in (".venv/.train", "pyproject.toml", "constraints.txt")]
+    make = [*example.split(), "--silent", "--dry-run", "VENV=.venv", *made, *options]
+    commands = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [command.split()[:4] for command in commands] == [[*PROGRAM.split(), verb] for verb in VERBS]
+    return commands
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("quick_probes")
 @pytest.mark.parametrize(
-    ("run", "verbs", "model"),
-    [
-        ("runs/my-upright", ["train", "export"], "my-upright-model"),
-        ("runs/mine", ["train", "evaluate", "export"], "my-model"),
-    ],
+    ("config", "model"), [("mcevae-folder", "my-upright-model"), ("equivae-folder", "my-model")]
 )
 def test_training_on_a_folder_of_ones_own(
-    run: str, verbs: list[str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = [command for command, _, _ in EXAMPLES if command.startswith(PROGRAM)]
-    commands = [command for command in training if run in command.split()]
-    assert [command.split()[3] for command in commands] == verbs
+    commands = made_by(f"make train CONFIG=training/configs/{config}.yaml")
     (tmp_path / "training").symlink_to(ROOT / "training")
     monkeypatch.chdir(tmp_path)
     # The commands stand as they are but for their length: few steps of small nets on small pictures show the path
     # whole, and one mode, found in one round, the export.
     monkeypatch.setattr(rotation, "ROUNDS", 1)
     train = " --set fit.steps=12 --set data.size=8 --set data.channels=1"
+    upright = config == "mcevae-folder"
     short = {
-        "train": train if "evaluate" in verbs else f"{train} {SMALL_POSE_NETS}",
-        "evaluate": " --benchmark-epochs 0 --samples 20 --photographs 1",
+        "train": f"{train} {SMALL_POSE_NETS}" if upright else train,
+        "evaluate": "" if upright else " --benchmark-epochs 0 --samples 20 --photographs 1",
         "export": "",
     }
     digits = load_digits()
@@ -78,7 +83,7 @@ def test_training_on_a_folder_of_ones_own(
     for command in commands:
         run_here(command, short[command.split()[3]])
     manifest = read_manifest(tmp_path / "model_store" / model / "1")
-    assert ("evaluation-validation" in manifest.metrics) == ("evaluate" in verbs)
+    assert "evaluation-validation" in manifest.metrics
     picture = next((tmp_path / "my-pictures").rglob("*.png")).read_bytes()
     paths = ["/classify"] if model == "my-model" else ["/canonicalize", "/classify"]
     headers = {"content-type": "image/png"}
@@ -98,13 +103,10 @@ def test_make_train_makes_a_served_model(
     ((_, language, answer),) = [example for example in EXAMPLES if example[0] == "make train"]
     assert language == "text"
     runs, store = tmp_path / "runs", tmp_path / "store"
-    make = ["make", "--silent", "--dry-run", "train", "VENV=.venv", f"RUNS={runs}", f"STORE={store}"]
-    make += [f"--old-file={made}" for made in (".venv/.train", "pyproject.toml", "constraints.txt")]
-    commands = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert [command.split()[:4] for command in commands] == [[*PROGRAM.split(), verb] for verb in VERBS]
+    commands = made_by("make train", f"RUNS={runs}", f"STORE={store}")
     monkeypatch.chdir(ROOT)
     # A quarter of the steps comes to the error that the README prints; of the figures that follow a look is enough.
-    short = dict(zip(VERBS, (" --set fit.steps=500", " --benchmark-epochs 0 --samples 50 --limit 20", ""), strict=True))
+    short = dict(zip(VERBS, (" --set fit.steps=500", " --benchmark-epochs 0 --samples 50 --limit 20 --photographs 0", ""), strict=True))
     printed = "".join(run_here(command, short[verb]) for command, verb in zip(commands, VERBS, strict=True))
     shipped = read_manifest(ROOT / "model_store" / "equivae-digits" / "1").metrics["validation"]["error"]
     assert f"validation error {shipped:.2f} %" in answer
