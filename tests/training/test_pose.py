@@ -152,6 +152,9 @@ def test_supervised_model_has_absolute_errors_and_rotnets_line(supervised: Path)
     values = {figure.name: figure.value for figure in report.figures}
     assert {"absolute_median", "absolute_flips", "absolute_within_one_std", "rotnet_error"} <= set(values)
     assert values["absolute_error_by_axis"] <= values["absolute_error"] < 80  # 90 by chance
+    assert values["absolute_error_identity"] == pytest.approx(90, abs=8)  # of turns over the whole circle
+    assert values["absolute_error_by_axis_principal_axis"] < values["absolute_error_principal_axis"] < 120
+    assert values["rotation_error_60_by_axis"] <= values["rotation_error_60"]
     assert 0 < values["rotnet_error_by_axis"] <= values["rotnet_error"] <= 180
     assert not {name for name in values if name.startswith("shift")}
     assert how(report, "within_one_std_60").endswith("of the absolute error, of which alone 68.3 is expected")
