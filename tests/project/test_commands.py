@@ -22,7 +22,13 @@ CODE = re.compile(r"^ *```\w*\n(?P<fence>.*?)^ *```|`(?P<span>[^`]+)`|^(?: {4,}|
 OURS = re.compile(
     r"\S*python(?: -m (?P<module>(?:benchmarks|training|examples|service)[\w.]*)| (?P<path>benchmarks/\w+)\.py) ?"
 )
-PLACES = {"CONFIG": "training/configs/equivae-digits.yaml", "SPLIT": "test", "$M": "3"}
+PLACES = {
+    "$(CONFIG)": "training/configs/equivae-digits.yaml",
+    "$(AGAIN)": "--restart",
+    "CONFIG": "training/configs/equivae-digits.yaml",
+    "SPLIT": "test",
+    "$M": "3",
+}
 """What may stand in the place of something, and one of what may be put there."""
 
 

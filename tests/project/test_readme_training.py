@@ -56,9 +56,7 @@ def made_by(example: str, *options: str) -> list[str]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("quick_probes")
-@pytest.mark.parametrize(
-    ("config", "model"), [("mcevae-folder", "my-upright-model"), ("equivae-folder", "my-model")]
-)
+@pytest.mark.parametrize(("config", "model"), [("mcevae-folder", "my-upright-model"), ("equivae-folder", "my-model")])
 def test_training_on_a_folder_of_ones_own(
     config: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +104,11 @@ def test_make_train_makes_a_served_model(
     commands = made_by("make train", f"RUNS={runs}", f"STORE={store}")
     monkeypatch.chdir(ROOT)
     # A quarter of the steps comes to the error that the README prints; of the figures that follow a look is enough.
-    short = dict(zip(VERBS, (" --set fit.steps=500", " --benchmark-epochs 0 --samples 50 --limit 20 --photographs 0", ""), strict=True))
+    short = {
+        "train": " --set fit.steps=500",
+        "evaluate": " --benchmark-epochs 0 --samples 50 --limit 20 --photographs 0",
+        "export": "",
+    }
     printed = "".join(run_here(command, short[verb]) for command, verb in zip(commands, VERBS, strict=True))
     shipped = read_manifest(ROOT / "model_store" / "equivae-digits" / "1").metrics["validation"]["error"]
     assert f"validation error {shipped:.2f} %" in answer
