@@ -91,6 +91,13 @@ def test_a_restart_deletes_nothing_before_the_new_run_can_begin(
     assert load_run(run).step == 1
 
 
+def test_a_run_that_does_not_say_its_precision_is_still_read(finished_run: Path, tmp_path: Path) -> None:
+    content = torch.load(finished_run / "model.pt", weights_only=True)
+    assert content.pop("precision") == "32-true"
+    torch.save(content, tmp_path / "model.pt")
+    assert load_run(tmp_path).precision is None
+
+
 def test_a_disk_that_is_full_from_the_first_is_no_wrong_input(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
