@@ -1,17 +1,19 @@
 """How well digits survive on a page: validation digits drawn as photographs, scans and boards, read back, classified.
 
-    python benchmarks/pages.py model_store/equivae-mnist/4
+    python -m benchmarks.pages model_store/equivae-mnist/4 [--json results/pages.json]
 
 Every kind of page differs from one digit to the next (size, place, light, grain) by the digit's index alone. The error
 stands beside that of the same digits as the data set has them.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -145,9 +147,9 @@ KINDS: dict[str, tuple[Callable[[Digit, Generator], bytes], float]] = {  # with 
 }
 
 
-def measure(folder: Path, digits: LabelledImages, count: int) -> None:
-    """Print a line for every kind of page: errors in percent, plain and from the page, the share of the latter that is
-    called novel, and the time to read one.
+def measure(folder: Path, digits: LabelledImages, count: int) -> dict[str, dict[str, Any]]:
+    """For every kind of page how many were drawn, the errors in percent, plain and from the page, and the share of the
+    latter that is called novel; each is also printed, with the time to read one.
     """
     manifest = read_manifest(folder)
     session = onnxruntime.InferenceSession(folder / manifest.graphs["classify"].file)
@@ -160,6 +162,7 @@ def measure(folder: Path, digits: LabelledImages, count: int) -> None:
     pictures, labels = digits.images.numpy(), digits.labels.numpy()
     plain, _ = judged((pictures[:count] / 255).astype(np.float32))
     print(f"{'':26}{'n':>6}{'plain %':>10}{'page %':>10}{'more':>8}{'novel %':>10}{'ms':>8}")
+    rows = {}
     for name, (draw, share) in KINDS.items():
         number = max(1, round(share * len(plain)))
         images, seconds = [], 0.0
@@ -169,21 +172,26 @@ def measure(folder: Path, digits: LabelledImages, count: int) -> None:
             images.append(prepare(open_picture(data).pixels, manifest.input, manifest.preprocessing).image)
             seconds += time.perf_counter() - start
         wrong, novel = judged(np.stack(images))
-        errors = 100 * wrong.mean(), 100 * plain[:number].mean()
+        shares = {"plain": plain[:number], "page": wrong, "novel": novel}
+        rows[name] = row = {"drawn": number} | {key: round(100 * each.mean(), 4) for key, each in shares.items()}
         print(
-            f"{name:26}{number:6}{errors[1]:10.2f}{errors[0]:10.2f}{errors[0] - errors[1]:+8.2f}"
-            f"{100 * novel.mean():10.2f}{1000 * seconds / number:8.1f}",
+            f"{name:26}{number:6}{row['plain']:10.2f}{row['page']:10.2f}{row['page'] - row['plain']:+8.2f}"
+            f"{row['novel']:10.2f}{1000 * seconds / number:8.1f}",
             flush=True,
         )
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a version folder of a model trained on the digits or mnist data")
     parser.add_argument("--count", type=int, default=5000, help="validation digits, of which slow kinds take a share")
+    parser.add_argument("--json", type=Path, help="write the figures there as well")
     options = parser.parse_args()
     name = str(read_manifest(options.model).data["name"])
-    measure(options.model, load(DATA[name]).validation, options.count)
+    rows = measure(options.model, load(DATA[name]).validation, options.count)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

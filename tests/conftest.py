@@ -61,6 +61,20 @@ def authorities_read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """Where MNIST lies: where training looks for it and downloads it to, or beside the repository."""
+    from training.datasets.mnist import FILES, _idx_file
+    from training.datasets.storage import data_root
+
+    folders = (data_root(), data_root() / "mnist", Path(__file__).resolve().parents[2] / "shared" / "data")
+    for folder in folders:
+        if (folder / "mnist.npz").is_file() or all(_idx_file(folder, name) for name, _ in FILES):
+            return folder
+    command = "python -m training train training/configs/equivae-mnist-first.yaml --check"
+    pytest.skip(f"needs MNIST in {', '.join(map(str, folders))}; {command} downloads it")
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
     """`serve(store, **settings)` starts a server and gives its URL; it stops with the test."""

@@ -184,7 +184,7 @@ def train(
     set_: Overrides = None,
 ) -> None:
     """Train a model into a run folder."""
-    with explained("go on with --resume"):
+    with explained("run the command again" if check else "go on with --resume"):
         use_data_folder(data)
         if resume and restart:
             raise ConfigError("--resume and --restart exclude each other")

@@ -63,6 +63,7 @@ def _training(run: LoadedRun) -> dict[str, Any]:
         "seed": run.config.fit.seed,
         "step": run.step,
         "minutes": round(run.minutes, 2),
+        "precision": run.precision,
         "parameters": run.parameters,
         "config": run.config.portable(),
     }

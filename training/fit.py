@@ -77,10 +77,8 @@ def train(
     fabric.launch()
     if not fabric.is_global_zero:
         console.quiet = True
-    if fabric.device.type == "cpu" and cpu_precision(fit) != fit.precision:
-        console.print(
-            f"fit.precision: {cpu_precision(fit)}; {fit.precision} would be slower on this CPU", highlight=False
-        )
+    if (precision := precision_on(fabric.device.type, fit)) != fit.precision:
+        console.print(f"fit.precision: {precision}; {fit.precision} would be slower on this CPU", highlight=False)
     # All that can be wrong with the new run is said before a restart deletes the old one.
     goes_on = resume and (is_complete(folder) or checkpoint.is_begun(folder))  # with weights of its own
     prepared = prepare(config, None if goes_on else fit.initial_run)
@@ -118,13 +116,15 @@ def make_fabric(fit: Fit, *, in_stages: bool = False) -> Fabric:
     strategy = "auto"
     if fit.devices > 1:
         strategy = "ddp_find_unused_parameters_true" if in_stages else "ddp"
-    precision = fit.precision if accelerator == "cuda" else cpu_precision(fit)
+    precision = precision_on(accelerator, fit)
     return Fabric(accelerator=accelerator, devices=fit.devices, precision=precision, strategy=strategy)
 
 
-def cpu_precision(fit: Fit) -> Precision:
-    """What a CPU computes in: one without instructions for bfloat16 takes two to eight times as long as in 32 bits."""
-    return fit.precision if torch.cpu._is_avx512_bf16_supported() else "32-true"
+def precision_on(kind: str, fit: Fit) -> Precision:
+    """What "cpu" or "cuda" computes in: a CPU without instructions for bfloat16, which would take two to eight times as
+    long in it, in 32 bits.
+    """
+    return fit.precision if kind == "cuda" or torch.cpu._is_avx512_bf16_supported() else "32-true"
 
 
 def _prepared_folder(
@@ -355,7 +355,8 @@ class Loop:
             self.kept.calibrate(self.splits.train, self.splits.validation)
             metrics = self.kept.validate(self.splits.train, self.splits.validation)
             self._require_finite((name, torch.tensor(value, dtype=torch.float64)) for name, value in metrics.items())
-            save_model(self.folder, self.config, self.splits, self.kept, metrics, step, state.seconds / 60)
+            precision = precision_on(self.fabric.device.type, self.fit)
+            save_model(self.folder, self.config, self.splits, self.kept, metrics, step, state.seconds / 60, precision)
         self.fabric.barrier()
         done = load_run(self.folder)
         return Outcome(self.folder, done.metrics, done.step, done.minutes)

@@ -16,6 +16,7 @@ from training.plan import Plan, Stream, derived_seed
 from training.run import load_run
 
 SHOWN = 10  # classes that are named
+CONFIGS = Path(__file__).parent / "configs"
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,12 @@ def _begin_with(module: torch.nn.Module, run: Path) -> None:
     Raises:
         RunError: no such run, or its model is of another kind or shape.
     """
+    if not run.is_dir():
+        name, _, seed = run.name.rpartition("-")  # as run folders are named that nobody has named otherwise
+        config, command = CONFIGS / f"{name}.yaml", ""
+        if config.is_file() and seed.isdecimal():
+            command = f": python -m training train {config} --seed {seed} --run {run}"
+        raise RunError(f"fit.initial: {run} does not exist: train that run first{command}")
     try:
         module.load_state_dict(load_run(run).model.state_dict())
     except RuntimeError as error:

@@ -28,7 +28,7 @@ import yaml
 
 from contract.manifest import InputSpec, Preprocessing
 from training import datasets
-from training.config import Config, restore_config
+from training.config import Config, Precision, restore_config
 from training.datasets import Splits
 from training.errors import DataError, RunError, first_line
 from training.files import serialise, write_atomically
@@ -68,6 +68,7 @@ class LoadedRun:
     metrics: dict[str, float]
     step: int
     minutes: float
+    precision: Precision | None  # of what computed the weights; runs of before do not say
 
     def sha256(self) -> str:
         """Of model.pt: what ties the figures of an evaluation to these weights."""
@@ -216,9 +217,20 @@ def _differences(one: Any, other: Any, name: str = "") -> Iterator[str]:
 
 
 def save_model(
-    folder: Path, config: Config, splits: Splits, model: Model, metrics: dict[str, float], step: int, minutes: float
+    folder: Path,
+    config: Config,
+    splits: Splits,
+    model: Model,
+    metrics: dict[str, float],
+    step: int,
+    minutes: float,
+    precision: Precision,
 ) -> None:
-    """Write the finished model; the last act of a run."""
+    """Write the finished model; the last act of a run.
+
+    Args:
+        precision: what the device that finished it computes in, whatever the configuration says.
+    """
     preprocessing = splits.preprocessing if config.model.group is None else turning_frame(splits)
     content = {
         "config": config.as_dict(),
@@ -230,6 +242,7 @@ def save_model(
         "metrics": metrics,
         "step": step,
         "minutes": minutes,
+        "precision": precision,
     }
     write_atomically(folder / MODEL_FILE, serialise(content))
 
@@ -263,6 +276,7 @@ def load_run(folder: Path) -> LoadedRun:
             metrics=content["metrics"],
             step=content["step"],
             minutes=content["minutes"],
+            precision=content.get("precision"),
         )
     except Exception as error:  # a damaged file fails in as many ways as it has bytes
         raise RunError(f"{path} is damaged or of another version: {first_line(error)[:200]}") from error

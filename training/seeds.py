@@ -22,7 +22,7 @@ from training.evaluation import probes
 from training.evaluation.equivae_measures import encode
 from training.evaluation.scores import percent
 from training.files import make_folder, write_atomically
-from training.fit import cpu_precision, train
+from training.fit import precision_on, train
 from training.models.equivae_config import EquiVAEConfig
 from training.run import LoadedRun, check_same_config, default_folder, load_run
 
@@ -162,7 +162,7 @@ def machine(config: Config) -> str:
         return f"{torch.cuda.get_device_name()}, {fit.precision}, torch {torch.__version__}"
     threads, kind = fit.threads or torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
     cpu = f"{platform.machine()} CPU with {kind}, {threads} of {os.cpu_count()} threads"
-    return f"{cpu}, {cpu_precision(fit)}, torch {torch.__version__}"
+    return f"{cpu}, {precision_on('cpu', fit)}, torch {torch.__version__}"
 
 
 def read_rows(output: Path) -> list[dict[str, Any]]:

@@ -48,6 +48,7 @@ NOT_RUN = {
     "make lint": "judges the text of the code and no behaviour; .ci/run runs it",
     "make bench": "measures for two minutes, which needs cores of its own",
     "pip install 'tritonclient[http]'": "needs a network; the tests' environment has what it installs",
+    "python -m pip install --constraint constraints.txt --editable '.[figures]'": "needs a network",
     "python -m training seeds training/configs/equivae-svhn-paper.yaml --seeds 1 2 3 4 5 --output svhn.jsonl --test": (
         "needs SVHN, which is not here"
     ),

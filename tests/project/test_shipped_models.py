@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from contract.manifest import Manifest, verify
-from tests.training.conftest import MNIST
 from training import datasets
 from training.config import DigitsData, MnistData
 from training.datasets.colour import over_photographs
@@ -92,10 +91,8 @@ def test_held_out_small_digits_over_http(client: httpx.Client) -> None:
 
 
 @pytest.fixture(scope="module")
-def mnist() -> Splits:
-    if not MNIST.is_file():
-        pytest.skip(f"needs MNIST as {MNIST}")
-    return datasets.load(MnistData(source="mnist", path=MNIST))
+def mnist(mnist_folder: Path) -> Splits:
+    return datasets.load(MnistData(source="mnist", path=mnist_folder))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks import turned_digits
 from tests.contract.pictures import ring
-from tests.training.conftest import MNIST
 from training.config import MnistData
 
 STORE = Path(__file__).parents[2] / "model_store"
@@ -32,10 +31,8 @@ def client(shipped: httpx.Client) -> httpx.Client:
 
 
 @pytest.fixture(scope="module")
-def found(client: httpx.Client) -> dict[str, float]:
-    if not MNIST.is_file():
-        pytest.skip(f"needs MNIST as {MNIST}")
-    return turned_digits.digits(client, MnistData(source="mnist", path=MNIST), DIGITS)
+def found(client: httpx.Client, mnist_folder: Path) -> dict[str, float]:
+    return turned_digits.digits(client, MnistData(source="mnist", path=mnist_folder), DIGITS)
 
 
 def test_every_request_is_answered(found: dict[str, float]) -> None:

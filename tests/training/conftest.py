@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,6 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from training.config import Config
-
-# Where training looks for it, or beside the repository.
-MNIST = (
-    Path(os.environ.get("EQUIPOISE_TRAINING_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
-    / "mnist.npz"
-)
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -115,13 +108,6 @@ def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
     from training import rotation
 
     monkeypatch.setattr(rotation, "ROUNDS", 1)
-
-
-@pytest.fixture
-def mnist_file() -> Path:
-    if not MNIST.is_file():
-        pytest.skip(f"needs MNIST as {MNIST}")
-    return MNIST
 
 
 def trained(values: dict[str, Any], folder: Path) -> Path:

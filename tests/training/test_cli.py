@@ -302,7 +302,10 @@ def test_ctrl_c_says_how_to_go_on(
         patch.setattr(EquiVAE, "batch", interrupted)
         stopped = run("train", path, "--run", tmp_path / "run")
         of_many = run("seeds", path, "--seeds", 1, "--output", tmp_path / "seeds.jsonl", "--runs", tmp_path)
-    assert of_many.exit_code == 130 and "interrupted: run the command again" in of_many.output
+        patch.setattr(EquiVAE, "prepare", interrupted)
+        check = run("train", path, "--check")
+    for anew in (of_many, check):
+        assert anew.exit_code == 130 and "interrupted: run the command again" in anew.output
     assert stopped.exit_code == 130 and "interrupted: go on with --resume" in stopped.output
     assert run("train", path, "--run", tmp_path / "run", "--resume", "--set", "fit.log_steps=7").exit_code == 0
 

@@ -167,16 +167,16 @@ def write_idx(folder: Path, arrays: dict[str, np.ndarray], packed: bool) -> None
         target.write_bytes(gzip.compress(content, 1) if packed else content)
 
 
-def test_mnist_itself_is_divided_as_in_the_paper(mnist_file: Path) -> None:
-    splits = datasets.load(MnistData(source="mnist", path=mnist_file))
+def test_mnist_itself_is_divided_as_in_the_paper(mnist_folder: Path) -> None:
+    splits = datasets.load(MnistData(source="mnist", path=mnist_folder))
     assert {name: len(part) for name, part in splits.parts.items()} == {
         "train": 55_000,
         "validation": 5_000,
         "test": 10_000,
     }
-    with np.load(mnist_file) as source:
-        assert np.array_equal(splits.validation.images[:, 0].numpy(), source["x_train"][-5_000:])
-        assert np.array_equal(splits.validation.labels.numpy(), source["y_train"][-5_000:])
+    images, labels, *_ = mnist._named(mnist_folder)
+    assert np.array_equal(splits.validation.images[:, 0].numpy(), images[-5_000:])
+    assert np.array_equal(splits.validation.labels.numpy(), labels[-5_000:])
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -113,6 +113,7 @@ def test_manifest_says_where_the_model_comes_from(folder: Path, finished_run: Pa
     assert manifest.data["digest"] == run.splits().digest
     assert manifest.training["seed"] == run.config.fit.seed
     assert manifest.training["config"]["model"]["r_dim"] == 4
+    assert manifest.training["precision"] == run.precision == "32-true"
     assert manifest.metrics["validation"]["error"] == run.metrics["error"]
     assert manifest.metrics["validation"]["protocol"] == (
         "error (%) by distance to the class means of all training images; reconstruction and kl in nats an image, "

@@ -63,8 +63,8 @@ def test_without_umap_the_others_are_drawn_and_it_is_said(
 ) -> None:
     monkeypatch.setattr(figures.importlib.util, "find_spec", lambda name: None)
     said = io.StringIO()
-    paths = draw_figures(finished_run, tmp_path, console=Console(file=said, width=200))
-    assert "umap-learn is not installed (pip install '.[figures]')" in said.getvalue()
+    paths = draw_figures(finished_run, tmp_path, console=Console(file=said, width=300))
+    assert f"umap-learn is not installed ({plots.INSTALL})" in said.getvalue()
     assert {path.stem for path in paths} == {"prior-samples", "interpolation", "swap-grid", "mistakes", "elbo"}
 
 
@@ -99,7 +99,7 @@ def test_missing_matplotlib_is_explained(module: str, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for loaded in ("training.evaluation.plots", module):
         monkeypatch.delitem(sys.modules, loaded, raising=False)
-    with pytest.raises(TrainingError, match=r"pip install '\.\[figures\]'"):
+    with pytest.raises(TrainingError, match=r"pip install --constraint constraints.txt --editable '\.\[figures\]'"):
         importlib.import_module(module)
 
 

@@ -259,6 +259,7 @@ def test_mixed_precision_where_it_is_fast_and_channels_last_train(
     overrides = ("fit.precision=bf16-mixed", "fit.channels_last=true", "fit.steps=10")
     outcome = train(make_config(*overrides), tmp_path / "run")
     assert computed == {expected}
+    assert load_run(tmp_path / "run").precision == ("bf16-mixed" if instructions else "32-true")
     assert math.isfinite(outcome.metrics["elbo"])
     assert all(v.dtype != torch.bfloat16 for v in weights(tmp_path / "run").values())
 

@@ -185,9 +185,9 @@ def test_outliers_are_part_of_a_step() -> None:
     assert batch["outliers"].shape == (6, 1, 8, 8)
 
 
-def test_what_mnist_tells_of_the_way_up_is_not_looked_at(mnist_file: Path) -> None:
+def test_what_mnist_tells_of_the_way_up_is_not_looked_at(mnist_folder: Path) -> None:
     """Every digit of MNIST lies half a pixel off the frame's middle, always to the same side; its pose does not."""
-    images = datasets.load(MnistData(source="mnist", path=mnist_file)).validation.images[:500, 0].double()
+    images = datasets.load(MnistData(source="mnist", path=mnist_folder)).validation.images[:500, 0].double()
     positions = torch.arange(28, dtype=torch.float64) - 13.5
     offsets = torch.stack([(images.sum(axis) * positions).sum(1) / images.sum((1, 2)) for axis in (1, 2)], 1)
     assert offsets.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.05)

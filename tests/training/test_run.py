@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -89,6 +90,13 @@ def test_a_restart_deletes_nothing_before_the_new_run_can_begin(
         assert (run / "model.pt").read_bytes() == content
     train(make_config(itself, "fit.steps=1"), run, restart=True)
     assert load_run(run).step == 1
+
+
+def test_a_run_that_does_not_say_its_precision_is_still_read(finished_run: Path, tmp_path: Path) -> None:
+    content = torch.load(finished_run / "model.pt", weights_only=True)
+    assert content.pop("precision") == "32-true"
+    torch.save(content, tmp_path / "model.pt")
+    assert load_run(tmp_path).precision is None
 
 
 def test_a_disk_that_is_full_from_the_first_is_no_wrong_input(
@@ -192,8 +200,24 @@ def test_a_run_can_begin_with_the_weights_of_another(
         train(named, tmp_path / "named", console=Console(quiet=True))
     with pytest.raises(RunError, match=r"fit.initial: the model of .* has another shape: .*size"):
         train(make_config(*begin, "model.r_dim=5"), tmp_path / "other", console=Console(quiet=True))
-    with pytest.raises(RunError, match="does not exist"):
-        train(make_config("fit.initial=nowhere"), tmp_path / "none", console=Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("initial", "hint"),
+    [
+        ("nowhere", "train that run first$"),
+        ("runs/equivae-digits-7", "first: python -m training train (.+) --seed 7 --run runs/equivae-digits-7$"),
+        ("runs/equivae-digits-best", "train that run first$"),
+    ],
+)
+def test_the_run_to_begin_with_is_to_be_trained_first(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, initial: str, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=rf"fit.initial: {initial} does not exist: .*{hint}") as refused:
+        train(make_config(f"fit.initial={initial}"), tmp_path / "none", console=Console(quiet=True))
+    for config in re.findall(r"train (\S+\.yaml)", str(refused.value)):
+        assert load_config(Path(config)).name == "equivae-digits"
 
 
 def test_weights_of_another_run_come_without_the_statistics_of_its_data(

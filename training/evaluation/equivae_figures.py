@@ -22,6 +22,7 @@ from training.evaluation.equivae_measures import Encoded, encode, recombine_imag
 from training.evaluation.plots import (
     ACCENT,
     CLASSES_SHOWN,
+    INSTALL,
     SECOND,
     TILE_PIXELS,
     Figure,
@@ -66,7 +67,7 @@ def equivae_figures(run: LoadedRun, data: LabelledImages, seed: int, console: Co
         elif importlib.util.find_spec("umap") is not None:
             figures[f"umap-{name}"] = umap(features, classes, data.class_names, title, seed)
         else:
-            console.print(f"no UMAP of {name}: umap-learn is not installed (pip install '.[figures]')", markup=False)
+            console.print(f"no UMAP of {name}: umap-learn is not installed ({INSTALL})", markup=False)
     return figures
 
 

@@ -14,16 +14,19 @@ from training.datasets import LabelledImages
 from training.errors import TrainingError
 from training.files import make_folder, write_atomically
 
+INSTALL = "python -m pip install --constraint constraints.txt --editable '.[figures]'"
+
 try:
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ModuleNotFoundError as error:
-    raise TrainingError("figures need matplotlib, of the extra figures: pip install '.[figures]'") from error
+    raise TrainingError(f"figures need matplotlib, of the extra figures: {INSTALL}") from error
 
 __all__ = [
     "ACCENT",
     "CLASSES_SHOWN",
+    "INSTALL",
     "SECOND",
     "TILE_PIXELS",
     "Figure",
