@@ -183,6 +183,19 @@ def test_outliers_are_part_of_a_step() -> None:
     model.prepare(data)
     batch = model.batch(data, torch.arange(12), seeded())
     assert batch["outliers"].shape == (6, 1, 8, 8)
+    as_content = make(8, window=8, group="SO2", shift=0.0, outlier_share=0.5, outliers_as_content=1.0)
+    as_content.prepare(data)
+    brought = as_content.batch(data, torch.arange(12), seeded())["outliers"]
+    assert not torch.equal(brought, batch["outliers"])
+
+
+@pytest.mark.parametrize(("since", "counted"), [(0.0, True), (0.4, True), (0.6, False)])
+def test_outliers_count_from_a_share_of_the_training_on(since: float, counted: bool) -> None:
+    data = small_digits.load(0).train
+    model = make(8, window=8, group="SO2", shift=0.0, outlier_share=0.5, outliers_from=since)
+    model.prepare(data)
+    terms = model.loss(model.batch(data, torch.arange(12), seeded()), seeded(), progress=0.5)
+    assert ("outlier" in terms) == counted
 
 
 def test_what_mnist_tells_of_the_way_up_is_not_looked_at(mnist_folder: Path) -> None:

@@ -67,9 +67,6 @@ __all__ = ["MCEVAE"]
 
 CHUNK = 500  # images a forward pass where no gradient is kept
 LEAST = 1e-4  # of a probability in a logarithm
-# Share of the training after which pictures without an orientation are shown. From the start they cost more than they
-# gave: at the same number of steps the loss of tau was 0.50 instead of 0.43.
-OUTLIERS_FROM = 0.7
 
 
 class MCEVAE(Inference):
@@ -147,7 +144,7 @@ class MCEVAE(Inference):
             batch["upright"] = images
         others = round(config.outlier_share * count)
         if others:
-            batch["outliers"] = outliers(views[0][:others], generator)
+            batch["outliers"] = outliers(views[0][:others], generator, config.outliers_as_content)
         if config.pose.kind == "lifted":
             batch["draws"] = uniform(2 * count + others, 1.0, generator, columns=DRAWS)
         return batch
@@ -164,7 +161,7 @@ class MCEVAE(Inference):
         config = self.config
         first, second = batch["views"]
         count = len(first)
-        strange = [batch["outliers"]] if "outliers" in batch and progress >= OUTLIERS_FROM else []
+        strange = [batch["outliers"]] if "outliers" in batch and progress >= config.outliers_from else []
         pictures = [first, second, *strange]
         both = 2 * count
         terms, rotation, seen = self._pose_terms(torch.cat(pictures), batch["beta"].flatten(), batch.get("draws"))

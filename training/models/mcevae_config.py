@@ -126,6 +126,16 @@ class MCEVAEConfig(ModelSection):
     )
     outlier_share: float = Field(default=0.06, ge=0, le=1, description="pictures without orientation, of the batch")
     outlier_weight: float = Field(default=2.0, ge=0, description="on how far from flat their posteriors are")
+    outliers_as_content: float = Field(
+        default=0.0, ge=0, le=1, description="share of them that come as the content of a page does"
+    )
+    # From the start they cost more than they gave: after as many steps the loss of tau was 0.50 instead of 0.43.
+    outliers_from: float = Field(
+        default=0.7,
+        ge=0,
+        le=1,
+        description="share of the training after which they are shown",
+    )
 
     @property
     def metrics(self) -> tuple[str, ...]:
