@@ -406,13 +406,23 @@ def export(
             "--licence", help="Licence of the weights. Default: Apache-2.0, for a data folder of your own unspecified."
         ),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without",
+            help="Leave a capability out, for a smaller folder and a quicker start; may be repeated (in the "
+            "environment: set apart by spaces).",
+            show_default="none",
+            metavar="CAPABILITY",
+        ),
+    ] = None,
 ) -> None:
     """Write a finished run as a model folder: ONNX graphs, manifest, golden cases."""
     with explained():
         with importing():
             from training.export import export_run
 
-        export_run(run, store, licence)
+        export_run(run, store, licence, without=without or ())
 
 
 @app.command(epilog="Example: python -m training keys | grep augment")

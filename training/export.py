@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from contract.manifest import OPSET, Manifest, ModelCard, verify, write_model_folder
 from training.config import DigitsData, FolderData, MnistData, SvhnData, TextData
-from training.errors import RunError
+from training.errors import ConfigError, RunError
 from training.graphs import export_graphs
 from training.models.registry import KINDS, graphs, whole
 from training.run import LoadedRun, load_run
@@ -18,21 +19,35 @@ from training.run import LoadedRun, load_run
 __all__ = ["export_run"]
 
 
-def export_run(run: Path, store: Path, licence: str | None = None, console: Console | None = None) -> Path:
+def export_run(
+    run: Path,
+    store: Path,
+    licence: str | None = None,
+    console: Console | None = None,
+    without: Collection[str] = (),
+) -> Path:
     """Export a finished run as the next version of its model in `store`, and say how to serve it.
 
     Nothing is written unless every graph passes. Figures of an evaluation of the same weights go into the manifest.
 
     Args:
         licence: of the weights. By default Apache-2.0 for the public data sets, "unspecified" for the user's own.
+        without: capabilities to leave out, for a smaller folder and a quicker start.
 
     Raises:
         training.graphs.ExportError: a graph is not fit to be served.
+        ConfigError: the model has no such capability to leave out, or no other.
         RunError: the run is not finished, an evaluation in it is damaged, or the store cannot be written.
     """
     loaded = load_run(run)
     kind = loaded.config.model.kind
-    exported = export_graphs(graphs(kind, loaded.model), loaded.input, whole(kind, loaded.model))
+    able = graphs(kind, loaded.model)
+    chosen = {capability: graph for capability, graph in able.items() if capability not in without}
+    if not chosen or not set(without) <= set(able):
+        raise ConfigError(
+            f"without {', '.join(without)}: {loaded.config.name} has {', '.join(able)}, and some must stay"
+        )
+    exported = export_graphs(chosen, loaded.input, whole(kind, loaded.model))
     card = ModelCard(
         name=loaded.config.name,
         kind=KINDS[kind].family,

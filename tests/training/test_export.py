@@ -20,7 +20,7 @@ from torch.nn import functional
 from contract.manifest import InputSpec, read_manifest, verify
 from training import export, graphs
 from training.config import MnistData, TextData
-from training.errors import RunError
+from training.errors import ConfigError, RunError
 from training.export import _metrics, _protocol, export_run
 from training.graphs import ATOL, RTOL, ExportError, digit_pictures, export_graphs
 from training.models import equivae_graphs
@@ -121,6 +121,17 @@ def test_manifest_says_where_the_model_comes_from(folder: Path, finished_run: Pa
     )
     assert manifest.licence == "Apache-2.0"
     assert all(0 <= error <= ATOL for error in manifest.parity.values())
+
+
+def test_what_is_left_out_is_not_served(finished_run: Path, tmp_path: Path) -> None:
+    for wrong in (["transform"], ["embed", "classify", "recombine"]):
+        with pytest.raises(ConfigError, match="has embed, classify, recombine, and some must stay"):
+            export_run(finished_run, tmp_path, without=wrong)
+    assert not list(tmp_path.iterdir())
+    folder = export_run(finished_run, tmp_path, without=["classify", "recombine"], console=Console(quiet=True))
+    manifest = read_manifest(folder)
+    assert set(manifest.graphs) == {"embed"} and not manifest.labels
+    assert {path.name for path in folder.iterdir()} == {"embed.onnx", "golden.npz", "manifest.json"}
 
 
 def test_next_version_takes_the_figures_of_its_own_weights_only(
