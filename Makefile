@@ -40,12 +40,12 @@ format: $(VENV)/.test
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
-# Pages of 12 megapixels to read take about a second each.
-train: export EQUIPOISE_TRAINING_EVALUATE_PHOTOGRAPHS = 0
+# The run is named after CONFIG, a path without spaces. One that begins with another's weights (fit.initial) looks for
+# that run where `python -m training train` makes it, which RESULTS.md does. Without 100 pages of 12 megapixels to read.
 train: run := $(RUNS)/$(basename $(notdir $(CONFIG)))
 train: $(VENV)/.train  ## a new version of CONFIG's model in model_store; of equivae-digits, from nothing, in about two minutes
 	$(bin)/python -m training train $(CONFIG) --run $(run) $(AGAIN)
-	$(bin)/python -m training evaluate $(run)
+	EQUIPOISE_TRAINING_EVALUATE_PHOTOGRAPHS=0 $(bin)/python -m training evaluate $(run)
 	$(bin)/python -m training export $(run) --to $(STORE)
 
 bench: $(VENV)/.serve  ## this service beside plain FastAPI, each on one core, wrk on another

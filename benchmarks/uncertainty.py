@@ -1,6 +1,6 @@
 """How sure models of poses are where nothing is up: of blanks, single circles, white noise and soft clouds.
 
-    python -m benchmarks.uncertainty model_store/mcevae-mnist-so2/1 model_store/upright-text/3 \
+    python -m benchmarks.uncertainty model_store/mcevae-mnist-so2/2 model_store/upright-text/3 \
         --json results/uncertainty.json
 
 Every picture comes to the model as a request's does, by the contract's `prepare`: in the model's own size it passes as
@@ -138,7 +138,7 @@ def main() -> None:
         manifest = read_manifest(folder)
         session = onnxruntime.InferenceSession(folder / "transform.onnx", providers=["CPUExecutionProvider"])
         kinds = {kind: measured(pictures, manifest, session) for kind, pictures in drawn(manifest)}
-        figures[manifest.name] = {"version": manifest.version, "kinds": kinds}
+        figures[f"{manifest.name}/{manifest.version}"] = kinds
         for kind, found in kinds.items():
             print(f"{manifest.name}, {kind}: {json.dumps(found)}", flush=True)
     if arguments.json:

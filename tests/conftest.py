@@ -69,7 +69,7 @@ def mnist_folder() -> Path:
 
     folders = (data_root(), data_root() / "mnist", Path(__file__).resolve().parents[2] / "shared" / "data")
     for folder in folders:
-        if (folder / "mnist.npz").is_file() or all(_idx_file(folder, name) for name, _ in FILES):
+        if folder.is_file() or (folder / "mnist.npz").is_file() or all(_idx_file(folder, name) for name, _ in FILES):
             return folder
     command = "python -m training train training/configs/equivae-mnist-first.yaml --check"
     pytest.skip(f"needs MNIST in {', '.join(map(str, folders))}; {command} downloads it")

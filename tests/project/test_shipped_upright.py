@@ -82,6 +82,15 @@ def test_how_unsure_a_model_is_where_nothing_is_up(
         assert degrees[0] <= answer["uncertainty"]["rotation_degrees"] <= degrees[1]
 
 
+@pytest.mark.parametrize(
+    ("model", "least"), [("mcevae-mnist-so2", 40), ("mcevae-mnist-se2", 40), ("mcevae-mnist-upright", 80)]
+)
+def test_small_noise_has_no_way_up(client: httpx.Client, model: str, least: float) -> None:
+    noises = [np.random.default_rng(seed).integers(0, 256, (20, 20)).astype(np.uint8) for seed in range(20)]
+    for answer in turned_digits.ask(client, "/transform", model, noises):
+        assert answer["uncertainty"]["rotation_degrees"] >= least
+
+
 @pytest.mark.parametrize("model", ["mcevae-mnist-so2", "mcevae-mnist-se2"])
 def test_a_blank_page_does_not_grow_however_often_it_is_sent(client: httpx.Client, model: str) -> None:
     page = np.full((200, 300), 255, np.uint8)

@@ -169,8 +169,8 @@ class PoseEvaluation:
         self.add(f"rotation_error_{name}", errors.mean, "degrees", how)
         self.add(f"rotation_median_{name}", errors.median, "degrees", how)
         self.add(f"rotation_flips_{name}", errors.flips, "%", f"{how}: share above 90 degrees")
-        if self.by_axis:
-            self.add(f"rotation_error_{name}_by_axis", errors.by_axis, "degrees", f"{how}; {self.by_axis}")
+        if self.modulo:
+            self.add(f"rotation_error_{name}_by_axis", errors.by_axis, "degrees", f"{how}; {self.modulo}")
         if limits.shift and self.model.config.group != "SO2":
             shifts = 100 * measures.shift_errors(found)
             self.add(f"shift_error_{name}", float(shifts.mean()), "% of the width", f"shift {of_error}")
@@ -193,7 +193,7 @@ class PoseEvaluation:
         self.add("within_one_std_60", share, "%", how)
 
     @property
-    def by_axis(self) -> str:
+    def modulo(self) -> str:
         """How digits that look alike upside down are scored a second time; empty where there are none."""
         return f"{', '.join(SYMMETRIC)} modulo 180" if set(SYMMETRIC) & set(self.names) else ""
 
@@ -218,14 +218,14 @@ class PoseEvaluation:
         share = measures.calibration(measures.rotation_errors(found), std, torch.zeros_like(std))
         within = f"{how}: within its standard deviation, flips apart; 68.3 expected{self._fitted_factor}"
         self.add("absolute_within_one_std", share, "%", within)
-        if self.by_axis:
-            self.add("absolute_error_by_axis", errors.by_axis, "degrees", f"{how}; {self.by_axis}")
+        if self.modulo:
+            self.add("absolute_error_by_axis", errors.by_axis, "degrees", f"{how}; {self.modulo}")
         for name, estimate in BASELINES.items():
             found = measures.error_matrices(upright, estimate(self.as_trained.pictures), self.as_trained.known)
             errors = Errors.of(found, self.labels, self.names, SYMMETRIC)
-            self.add(f"absolute_error_{name}", errors.mean, "degrees", f"the same of the baseline {name}")
-            if self.by_axis:
-                axis = f"the same of the baseline {name}; {self.by_axis}"
+            self.add(f"absolute_error_{name}", errors.mean, "degrees", f"{how}, by the baseline {name}")
+            if self.modulo:
+                axis = f"{how}, by the baseline {name}; {self.modulo}"
                 self.add(f"absolute_error_by_axis_{name}", errors.by_axis, "degrees", axis)
         if self.limits.degrees == 180 and self.upright.shape[1] == 1 and self.data.turns is None:
             pictures, degrees = rotnet_digits(self.data.images, self.options.seed)
@@ -233,8 +233,8 @@ class PoseEvaluation:
             errors = Errors.of(found, self.labels, self.names, SYMMETRIC)
             how = "the same on RotNet's generator: binary digits whose size depends on the angle"
             self.add("rotnet_error", errors.mean, "degrees", how)
-            if self.by_axis:
-                self.add("rotnet_error_by_axis", errors.by_axis, "degrees", f"{how}; {self.by_axis}")
+            if self.modulo:
+                self.add("rotnet_error_by_axis", errors.by_axis, "degrees", f"{how}; {self.modulo}")
 
     def frame(self) -> None:
         angles = measures.rotation_degrees(self.before.matrix)
