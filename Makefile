@@ -41,7 +41,7 @@ format: $(VENV)/.test
 	$(bin)/ruff format .
 
 # The run is named after CONFIG, a path without spaces. One that begins with another's weights (fit.initial) looks for
-# that run where `python -m training train` makes it, which RESULTS.md does. Without 100 pages of 12 megapixels to read.
+# that run as NAME-SEED, where the train command makes it by itself. Without 100 pages of 12 megapixels to read.
 train: run := $(RUNS)/$(basename $(notdir $(CONFIG)))
 train: $(VENV)/.train  ## a new version of CONFIG's model in model_store; of equivae-digits, from nothing, in about two minutes
 	$(bin)/python -m training train $(CONFIG) --run $(run) $(AGAIN)
