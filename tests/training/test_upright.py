@@ -204,7 +204,9 @@ def test_its_graphs_give_what_torch_gives(trained: Upright) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("one_round")
 def test_a_convolutional_net_exports_at_any_batch() -> None:
-    exported = export_graphs({"transform": graphs("upright", model_of(CONVOLUTIONAL))["transform"]}, SPEC)
+    model = model_of(CONVOLUTIONAL)
+    torch.nn.init.normal_(model.extractor.head.weight)  # of weights of 0 all angles are equal, and rounding chooses
+    exported = export_graphs({"transform": graphs("upright", model)["transform"]}, SPEC)
     assert exported.graphs["transform"].inputs[0].shape == ("N", 1, 32, 32) and max(exported.parity.values()) < 1e-4
 
 
