@@ -58,7 +58,8 @@ def load_at_start(store: ModelStore, *, every_version: bool = False) -> None:
         return
     except Exception as error:
         store.loading = False
-        say(logging.ERROR, "models could not be loaded", error)
+        if not store.life.draining:  # at the interpreter's end no thread can begin any more
+            say(logging.ERROR, "models could not be loaded", error)
         return
     if store.life.draining:
         return
