@@ -154,7 +154,7 @@ class PoseEvaluation:
         self._calibration(pose)
         for name, estimate in BASELINES.items():
             found = measures.error_matrices(estimate(self.upright), estimate(self.probe.pictures), self.probe.known)
-            errors = Errors.of(found, self.labels, self.names, SYMMETRIC)
+            errors = self._errors(found)
             how = f"the same of the baseline {name}"
             self.add(f"{name}_error_60", errors.mean, "degrees", how)
             self.add(f"{name}_median_60", errors.median, "degrees", how)
@@ -163,14 +163,13 @@ class PoseEvaluation:
     def _relative(self, name: str, limits: Limits, shown: Shown) -> Pose:
         after = poses(self.model, shown.pictures)
         found = measures.error_matrices(self.before.matrix, after.matrix, shown.known)
-        errors = Errors.of(found, self.labels, self.names, SYMMETRIC)
+        errors = self._errors(found)
         of_error = f"of A(Mx)^-1 M A(x), x upright, M of {limits}"
         how = f"angle {of_error}"
         self.add(f"rotation_error_{name}", errors.mean, "degrees", how)
         self.add(f"rotation_median_{name}", errors.median, "degrees", how)
         self.add(f"rotation_flips_{name}", errors.flips, "%", f"{how}: share above 90 degrees")
-        if self.modulo:
-            self.add(f"rotation_error_{name}_by_axis", errors.by_axis, "degrees", f"{how}; {self.modulo}")
+        self._add_by_axis(f"rotation_error_{name}_by_axis", errors, how)
         if limits.shift and self.model.config.group != "SO2":
             shifts = 100 * measures.shift_errors(found)
             self.add(f"shift_error_{name}", float(shifts.mean()), "% of the width", f"shift {of_error}")
@@ -192,10 +191,13 @@ class PoseEvaluation:
             how += f"; 68.3 expected{self._fitted_factor}"
         self.add("within_one_std_60", share, "%", how)
 
-    @property
-    def modulo(self) -> str:
-        """How digits that look alike upside down are scored a second time; empty where there are none."""
-        return f"{', '.join(SYMMETRIC)} modulo 180" if set(SYMMETRIC) & set(self.names) else ""
+    def _errors(self, found: Tensor) -> Errors:
+        return Errors.of(found, self.labels, self.names, SYMMETRIC)
+
+    def _add_by_axis(self, name: str, errors: Errors, how: str) -> None:
+        """The mean with digits that look alike upside down scored modulo 180, where there are such digits."""
+        if set(SYMMETRIC) & set(self.names):
+            self.add(name, errors.by_axis, "degrees", f"{how}; {', '.join(SYMMETRIC)} modulo 180")
 
     @property
     def _fitted_factor(self) -> str:
@@ -208,7 +210,7 @@ class PoseEvaluation:
         upright = baselines.identity(self.upright)
         after = poses(self.model, self.as_trained.pictures)
         found = measures.error_matrices(upright, after.matrix, self.as_trained.known)
-        errors = Errors.of(found, self.labels, self.names, SYMMETRIC)
+        errors = self._errors(found)
         how = "angle found against the true one, " + (str(self.limits) if self.data.turns is None else "as it is known")
         self.add("absolute_error", errors.mean, "degrees", how)
         self.add("absolute_median", errors.median, "degrees", how)
@@ -218,23 +220,20 @@ class PoseEvaluation:
         share = measures.calibration(measures.rotation_errors(found), std, torch.zeros_like(std))
         within = f"{how}: within its standard deviation, flips apart; 68.3 expected{self._fitted_factor}"
         self.add("absolute_within_one_std", share, "%", within)
-        if self.modulo:
-            self.add("absolute_error_by_axis", errors.by_axis, "degrees", f"{how}; {self.modulo}")
+        self._add_by_axis("absolute_error_by_axis", errors, how)
         for name, estimate in BASELINES.items():
             found = measures.error_matrices(upright, estimate(self.as_trained.pictures), self.as_trained.known)
-            errors = Errors.of(found, self.labels, self.names, SYMMETRIC)
-            self.add(f"absolute_error_{name}", errors.mean, "degrees", f"{how}, by the baseline {name}")
-            if self.modulo:
-                axis = f"{how}, by the baseline {name}; {self.modulo}"
-                self.add(f"absolute_error_by_axis_{name}", errors.by_axis, "degrees", axis)
+            errors = self._errors(found)
+            by_it = f"{how}, by the baseline {name}"
+            self.add(f"absolute_error_{name}", errors.mean, "degrees", by_it)
+            self._add_by_axis(f"absolute_error_by_axis_{name}", errors, by_it)
         if self.limits.degrees == 180 and self.upright.shape[1] == 1 and self.data.turns is None:
             pictures, degrees = rotnet_digits(self.data.images, self.options.seed)
             found = measures.error_matrices(upright, poses(self.model, pictures).matrix, rotation_matrices(degrees))
-            errors = Errors.of(found, self.labels, self.names, SYMMETRIC)
+            errors = self._errors(found)
             how = "the same on RotNet's generator: binary digits whose size depends on the angle"
             self.add("rotnet_error", errors.mean, "degrees", how)
-            if self.modulo:
-                self.add("rotnet_error_by_axis", errors.by_axis, "degrees", f"{how}; {self.modulo}")
+            self._add_by_axis("rotnet_error_by_axis", errors, how)
 
     def frame(self) -> None:
         angles = measures.rotation_degrees(self.before.matrix)

@@ -130,12 +130,7 @@ class MCEVAEConfig(ModelSection):
         default=0.0, ge=0, le=1, description="share of them that come as the content of a page does"
     )
     # From the start they cost more than they gave: after as many steps the loss of tau was 0.50 instead of 0.43.
-    outliers_from: float = Field(
-        default=0.7,
-        ge=0,
-        le=1,
-        description="share of the training after which they are shown",
-    )
+    outliers_from: float = Field(default=0.7, ge=0, le=1, description="share of the training after which they count")
 
     @property
     def metrics(self) -> tuple[str, ...]:
