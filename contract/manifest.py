@@ -7,7 +7,6 @@ and the SHA-256 that the manifest states.
 
 import errno
 import hashlib
-import math
 import os
 import re
 import shutil
@@ -146,10 +145,7 @@ class ModelCard(_Record):
 
     group: of a model that estimates a pose, the transforms that it knows.
     parity: largest absolute difference between torch and ONNX Runtime, a capability, over the batch sizes tried.
-    training, data, metrics: free-form JSON for people; metrics name their split, seed and sample count. One is read by
-        the service, of a model that estimates a pose the mean rotation error in degrees on validation pictures:
-        metrics.validation.rotation_error, against the true angle, of a model that was told it, else rotation_error_60,
-        against the angle of the same picture before it was turned by up to 60 degrees either way.
+    training, data, metrics: free-form JSON for people; metrics name their split, seed and sample count.
     """
 
     name: ModelName
@@ -165,14 +161,6 @@ class ModelCard(_Record):
     data: dict[str, Any]
     metrics: dict[str, Any]
     licence: str
-
-    @property
-    def rotation_error(self) -> float | None:
-        """The metric of that name or its substitute, see above; None where the card has neither."""
-        validation = self.metrics.get("validation")
-        found = validation if isinstance(validation, dict) else {}
-        error = found.get("rotation_error", found.get("rotation_error_60"))
-        return float(error) if isinstance(error, int | float) and math.isfinite(error) else None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

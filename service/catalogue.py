@@ -1,6 +1,6 @@
 """The models that serve, and which of them answers a request."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import get_args
 
 from contract.manifest import Capability, Manifest
@@ -56,34 +56,23 @@ class Catalogue:
     """Loaded models by name. It never changes, so that all of a request sees the same: another one takes its place.
 
     able: the names of the models that have a capability, by capability.
-    meant: by capability the name of the model that is meant where none is named; it need not be loaded, and is empty
-        where nothing says so. Of poses, where no default is set, it is the most exact model.
+    defaults: the name of the model that answers where a request names none, by capability; it need not be loaded.
     """
 
-    __slots__ = ("able", "meant", "models")
+    __slots__ = ("able", "defaults", "models")
 
     def __init__(self, models: Mapping[str, LoadedModel], defaults: Mapping[str, str]) -> None:
-        """defaults: names by capability; empty ones are not set."""
         self.models = dict(sorted(models.items()))
         self.able = {
             capability: [model.name for model in self.models.values() if capability in model.batchers]
             for capability in CAPABILITIES
         }
-        self.meant = {
-            capability: defaults.get(capability) or self._most_exact(able) for capability, able in self.able.items()
-        }
-
-    def _most_exact(self, able: Sequence[str]) -> str:
-        """Of models that estimate a pose the one whose rotation is the most exact; empty where none says."""
-        errors = {name: self.models[name].manifest.rotation_error for name in able}
-        known = {name: error for name, error in errors.items() if error is not None}
-        return min(known, key=known.__getitem__, default="")
+        self.defaults = defaults
 
     def select(self, capability: str, name: str | None, version: int | None) -> LoadedModel:
         """The model that answers a request.
 
-        With no name it is the one that is meant; where that is not loaded and exactly one model has the capability,
-        that one.
+        With no name it is the default; where that is not loaded and exactly one model has the capability, that one.
 
         Raises:
             ModelNotFound, VersionNotFound, CapabilityNotFound: with what there is.
@@ -92,14 +81,14 @@ class Catalogue:
         if name is None:
             if not able:
                 raise CapabilityNotFound(f"no loaded model can {capability}", capability=capability, models=able)
-            meant = self.meant[capability]
-            if meant not in able and len(able) > 1:
+            default = self.defaults.get(capability)
+            if default not in able and len(able) > 1:
                 raise ModelNotFound(
-                    f"the default model {meant!r} of {capability} is not loaded and several others are: "
+                    f"the default model {default!r} of {capability} is not loaded and several others are: "
                     "choose one with ?model=",
                     models=able,
                 )
-            name = meant if meant in able else able[0]
+            name = default if default in able else able[0]
         model = self.models.get(name)
         if model is None:
             raise ModelNotFound(f"the model {name!r} is not loaded", models=able)
@@ -110,7 +99,5 @@ class Catalogue:
         return model
 
     def undecided(self) -> list[str]:
-        """Capabilities that several models have and the one that is meant is none of them: without a name nobody
-        answers.
-        """
-        return [name for name, able in self.able.items() if len(able) > 1 and self.meant[name] not in able]
+        """Capabilities that several models have and the default is none of them: without a name nobody answers."""
+        return [name for name, able in self.able.items() if len(able) > 1 and self.defaults.get(name) not in able]

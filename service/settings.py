@@ -94,13 +94,9 @@ class Settings(BaseSettings):
     )
     default_classify: str = Field(default="equivae-mnist", description="The same for /classify.")
     default_recombine: str = Field(default="equivae-mnist", description="The same for /recombine.")
-    default_transform: str = Field(
-        default="",
-        description="The same for /transform; empty: of the loaded models the one with the least mean rotation error "
-        "in its validation, against the true angle where training knew it, else against that before a known turn.",
-    )
-    default_canonicalize: str = Field(default="", description="The same as default_transform for /canonicalize.")
-    default_augment: str = Field(default="symmetry-mnist", description="The same as default_embed for /augment.")
+    default_transform: str = Field(default="mcevae-mnist-se2", description="The same for /transform.")
+    default_canonicalize: str = Field(default="mcevae-mnist-se2", description="The same for /canonicalize.")
+    default_augment: str = Field(default="symmetry-mnist", description="The same for /augment.")
 
     max_body_bytes: int = Field(
         default=64 * MIB,
@@ -310,7 +306,7 @@ class Settings(BaseSettings):
         return self
 
     def default_model(self, capability: str) -> str:
-        """The model that answers for a capability where a request names none; empty where no setting says."""
+        """The model that answers for a capability where a request names none."""
         return str(getattr(self, f"default_{capability}"))
 
 

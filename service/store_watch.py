@@ -71,7 +71,7 @@ def load_at_start(store: ModelStore, *, every_version: bool = False) -> None:
     serving = store.serving
     for capability in serving.undecided():
         text = f"the default of /{capability} is not loaded: requests that name no model get 404"
-        default, able = serving.meant[capability], ",".join(serving.able[capability])
+        default, able = serving.defaults.get(capability, ""), ",".join(serving.able[capability])
         say(logging.WARNING, text, setting=option_name(f"default_{capability}"), default=default, models=able)
 
 

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -48,22 +47,6 @@ def card(**changes: object) -> ModelCard:
         "licence": "Apache-2.0",
     }
     return ModelCard.model_validate(fields | changes)
-
-
-@pytest.mark.parametrize(
-    ("metrics", "error"),
-    [
-        ({"validation": {"rotation_error_60": 0.5}}, 0.5),
-        ({"validation": {"rotation_error_60": 0.5, "rotation_error": 20}}, 20.0),
-        ({"validation": {"rotation_error": "much"}}, None),
-        ({"validation": 3}, None),
-        ({}, None),
-    ],
-)
-def test_how_exact_a_pose_is_goes_by_the_true_angle_where_it_is_known(
-    metrics: dict[str, Any], error: float | None
-) -> None:
-    assert card(metrics=metrics).rotation_error == error
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import turned_digits
 from tests.contract.pictures import ring
+from contract.manifest import read_manifest
+from service.settings import load_settings
 from training.config import MnistData
 
 STORE = Path(__file__).parents[2] / "model_store"
@@ -33,6 +35,14 @@ def client(shipped: httpx.Client) -> httpx.Client:
 @pytest.fixture(scope="module")
 def found(client: httpx.Client, mnist_folder: Path) -> dict[str, float]:
     return turned_digits.digits(client, MnistData(source="mnist", path=mnist_folder), DIGITS)
+
+
+def test_the_default_is_the_most_exact_mce_vae() -> None:
+    """By the mean relative error at +-60 degrees on validation digits."""
+    cards = [read_manifest(folder) for folder in STORE.glob("mcevae-*/*")]
+    errors = {card.name: card.metrics["validation"]["rotation_error_60"] for card in cards}
+    settings, best = load_settings({}), min(errors, key=errors.__getitem__)
+    assert settings.default_canonicalize == settings.default_transform == best
 
 
 def test_every_request_is_answered(found: dict[str, float]) -> None:

@@ -27,7 +27,7 @@ PNG = {"content-type": "image/png"}
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     store = tmp_path_factory.mktemp("variants")
     tiny_pose.write(store, "drawer", augment=True)
-    tiny_pose.write(store, "poser", error=2.0)
+    tiny_pose.write(store, "poser")
     tiny.write(store)
     with (
         running_server(Settings(model_store=store, max_pixels=MAX_PIXELS, max_images=8)) as url,

@@ -315,26 +315,24 @@ def test_the_stages_stand_in_the_answer(pose_client: httpx.Client) -> None:
 # Which model
 
 
-def test_the_most_exact_model_answers_by_default(tmp_path: Path) -> None:
-    write(tmp_path, "a-coarse", 5.0)
-    write(tmp_path, "b-fine", 0.7)
-    write(tmp_path, "c-unknown", None)
-
-    def default(settings: Settings) -> dict[str, Any]:
-        with running_server(settings) as url, httpx.Client(base_url=url, trust_env=False) as client:
-            return client.get("/models").json()["defaults"] | {"answer": ask(client, turned(5))["model"]}
-
-    found = default(Settings(model_store=tmp_path))
-    assert (found["transform"], found["canonicalize"], found["answer"]) == ("b-fine",) * 3
-    assert default(Settings(model_store=tmp_path, default_canonicalize="a-coarse"))["answer"] == "a-coarse"
+def test_a_new_model_does_not_become_the_default(tmp_path: Path) -> None:
+    write(tmp_path, "another")
+    write(tmp_path, "mcevae-mnist-se2")
+    with running_server(Settings(model_store=tmp_path)) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        defaults = client.get("/models").json()["defaults"]
+        assert (defaults["transform"], defaults["canonicalize"]) == ("mcevae-mnist-se2",) * 2
+        assert ask(client, turned(5))["model"] == "mcevae-mnist-se2"
 
 
-def test_where_no_model_says_how_exact_it_is_one_has_to_be_chosen(tmp_path: Path) -> None:
-    write(tmp_path, "one", None)
-    write(tmp_path, "two", None)
+def test_where_the_default_is_not_there_one_of_several_has_to_be_chosen(tmp_path: Path) -> None:
+    write(tmp_path, "one")
+    write(tmp_path, "two")
     with running_server(Settings(model_store=tmp_path)) as url, httpx.Client(base_url=url, trust_env=False) as client:
         assert refused(client, turned(0))[:2] == (404, "model-not-found")
         assert ask(client, turned(0), "?model=two")["model"] == "two"
+    settings = Settings(model_store=tmp_path, default_canonicalize="one")
+    with running_server(settings) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        assert ask(client, turned(0))["model"] == "one"
 
 
 def test_what_could_never_be_held_at_once_is_refused_for_good(tmp_path: Path) -> None:

@@ -177,10 +177,8 @@ def _outputs(capability: str) -> dict[str, tuple[int, ...]]:
     ]
 
 
-def write(
-    store: Path, name: str = "tiny-pose", error: float | None = 1.0, augment: bool = False, **preprocessing: Any
-) -> Path:
-    """Write the next version; `error` is its metric of that kind; `augment`: it can do that, too."""
+def write(store: Path, name: str = "tiny-pose", augment: bool = False, **preprocessing: Any) -> Path:
+    """Write the next version; `augment`: it can do that, too."""
     image = np.stack([as_input(pointer(side=SIDE, degrees=degrees)) for degrees in (0, 40, -110, 170)])
     noise = np.random.default_rng(0).standard_normal((len(image), SAMPLES, 4), np.float32)
     found = estimate(image) | {"matrices": variants(image, noise)}
@@ -215,7 +213,7 @@ def write(
         parity={},
         training={},
         data={"name": "none"},
-        metrics={} if error is None else {"validation": {"rotation_error_60": error}},
+        metrics={},
         licence="CC0-1.0",
     )
     return write_model_folder(store, card, {**contents, "golden.npz": file.getvalue()})
