@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks import turned_digits
-from tests.contract.pictures import ring
 from contract.manifest import read_manifest
 from service.settings import load_settings
+from tests.contract.pictures import ring
 from training.config import MnistData
 
 STORE = Path(__file__).parents[2] / "model_store"

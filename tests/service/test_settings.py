@@ -14,7 +14,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert settings.max_body_bytes == 64 * 1024 * 1024
     assert (settings.max_pixels, settings.max_images, settings.min_side) == (50_000_000, 1024, 4)
     assert settings.default_model("classify") == "equivae-mnist"
-    assert settings.default_model("transform") == "mcevae-mnist-se2" and settings.default_model("augment") == "symmetry-mnist"
+    assert settings.default_model("transform") == settings.default_model("canonicalize") == "mcevae-mnist-se2"
+    assert settings.default_model("augment") == "symmetry-mnist"
 
 
 def test_an_option_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
