@@ -15,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -113,6 +114,56 @@ def scan_with_dark_edge_and_specks(digit: Digit, generator: Generator) -> bytes:
     return png(page)
 
 
+def _sheet(digit: Digit, generator: Generator) -> Plane:
+    """A page in a camera's light, as it lies on a desk: [450,600]."""
+    return 225 - 185 * ink(digit, generator, 450, 600, 0.3, 0.7)
+
+
+def _photographed(scene: Plane, generator: Generator) -> bytes:
+    return jpeg(scene * light(generator, *scene.shape) + grain(generator, *scene.shape, 5), 80)
+
+
+def sheet_on_a_desk(digit: Digit, generator: Generator) -> bytes:
+    """The whole sheet is seen, turned by up to 8 degrees and from a slant; the desk is darker than half the paper."""
+    corners = np.array([(0, 0), (600, 0), (600, 450), (0, 450)], np.float32)
+    angle = np.deg2rad(generator.uniform(-8, 8))
+    turn = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))], np.float32)
+    seen = (corners - (300, 225)) @ turn * np.float32(generator.uniform(0.8, 1.05)) + (400, 300)
+    seen += generator.uniform(-25, 25, (4, 2))
+    matrix = cv2.getPerspectiveTransform(corners, seen.astype(np.float32))
+    desk = float(generator.uniform(25, 110))
+    scene = cv2.warpPerspective(
+        _sheet(digit, generator), matrix, (800, 600), borderMode=cv2.BORDER_CONSTANT, borderValue=desk
+    )
+    return _photographed(scene, generator)
+
+
+def desk_beside(digit: Digit, generator: Generator) -> bytes:
+    """The desk is seen along one or two edges of the picture, by up to a quarter of it."""
+    sheet, desk = _sheet(digit, generator), float(generator.uniform(25, 110))
+    beside, below = int(generator.integers(30, 150)), int(generator.integers(30, 110)) * int(generator.integers(0, 2))
+    across, down = ((beside, 0), (0, beside))[int(generator.integers(0, 2))], (below, 0)
+    scene = np.pad(sheet, (down, across), constant_values=desk)
+    return _photographed(scene, generator)
+
+
+def in_a_printed_box(digit: Digit, generator: Generator) -> bytes:
+    """A box of a form: a black frame about the digit, which does not touch it."""
+    side = int(generator.integers(160, 400))
+    page = np.full((600, 800), 245, np.float32)
+    left, top, width = (
+        int(generator.integers(20, 780 - side)),
+        int(generator.integers(20, 580 - side)),
+        int(generator.integers(2, 8)),
+    )
+    page[top : top + side, left : left + side] = 40
+    inner = side - 2 * width
+    page[top + width : top + width + inner, left + width : left + width + inner] = 245 - 200 * ink(
+        digit, generator, inner, inner, 0.6, 0.95
+    )
+    return jpeg(page + grain(generator, 600, 800, 3), 85)
+
+
 def cut_to_the_ink(digit: Digit, generator: Generator) -> bytes:
     page = np.asarray(Image.fromarray(np.pad(digit, 1)).resize((300, 300), Image.Resampling.BICUBIC), np.float32)
     rows, columns = np.flatnonzero(page.max(axis=1) > 76), np.flatnonzero(page.max(axis=0) > 76)
@@ -140,6 +191,9 @@ KINDS: dict[str, tuple[Callable[[Digit, Generator], bytes], float]] = {  # with 
     "shadow across": (shadow_across, 0.4),
     "chalk board": (chalk_board, 0.4),
     "scan, dark edge, specks": (scan_with_dark_edge_and_specks, 0.4),
+    "sheet on a dark desk": (sheet_on_a_desk, 0.2),
+    "desk along the edges": (desk_beside, 0.2),
+    "in a printed box": (in_a_printed_box, 0.2),
     "cut to the ink": (cut_to_the_ink, 0.4),
     "out of focus": (blurred, 0.4),
     "far out of focus": (partial(blurred, pixels=2), 0.4),

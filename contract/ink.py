@@ -8,6 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from contract.paper import Map, Paper, fit_paper
+from contract.sheet import MARGIN, Outline, depth_within
 from contract.turned import inset
 
 WORK_SIDE = 512  # pixels of the longer side at which a page is searched
@@ -42,12 +43,17 @@ class Page:
     box: tuple[int, int, int, int]
 
 
-def read_page(grey: Image.Image, polarity: str | None = None) -> Page:
-    """Find paper, content and, where it is not given, polarity of a picture of mode L, of any size."""
+def read_page(grey: Image.Image, polarity: str | None = None, sheet: Outline | None = None) -> Page:
+    """Find paper, content and, where it is not given, polarity of a picture of mode L, of any size.
+
+    sheet: in pixels of the picture, what is looked at alone.
+    """
     reduction = max(1, -(-max(grey.size) // WORK_SIDE))
     work = np.asarray(grey.reduce(reduction) if reduction > 1 else grey, np.float32)
     height, width = work.shape
     depth = inset(work)
+    if sheet is not None:
+        depth = np.minimum(depth, depth_within(sheet / np.float32(reduction), height, width) - np.float32(MARGIN))
     paper = fit_paper(work, depth)
     level = paper.over((0, 0, width, height), (width, height), (width, height))
     residual = work - level

@@ -17,6 +17,7 @@ from contract import geometry
 from contract.ink import Page, read_page, strength_of_ink
 from contract.manifest import InputSpec, Preprocessing
 from contract.paper import Map
+from contract.sheet import Outline, find_sheets
 
 Polarity = Literal["auto", "light", "dark", "none"]
 Fit = Literal["auto", "content", "image"]
@@ -26,6 +27,9 @@ _DETAIL = 8  # pixels of the crop a pixel of the model, before the last resize
 _THUMBNAIL = 64  # pixels of the longer side at which colours are compared
 _ISOLUMINANT = 3.0  # times the contrast of the luma that a channel must have to be taken instead
 _WHITE = np.float32(255)
+_SOLID = 0.35  # of the ink's strength: more than a desk that is lighter at one end has of the sheet's
+_LEAST_WRITING = 0.08  # of the longer side of a sheet: what is written there, and is no speck
+_MOST_WITHIN = 3  # sheets and boxes within one another: a box on a sheet on a desk
 _MOST_INK = 0.99  # of the ink lies in the circle that is fitted
 _RESAMPLE = Image.Resampling.LANCZOS
 _MEAN = Image.Resampling.BOX  # sharpest in flat areas; its pixels snap to those of the picture
@@ -118,13 +122,14 @@ def _content(
     picture = Image.fromarray(pixels)
     grey = _to_grey(picture)
     stated = preprocessing.polarity if polarity == "none" else polarity
-    page = read_page(grey, None if stated in ("auto", "none") else stated)
+    part = _read(grey, None if stated in ("auto", "none") else stated)
+    page = part.page
     if page.strength == 0:
         blank = np.float32(1 if preprocessing.polarity == "dark" else 0)
         image = np.full((spec.channels, spec.height, spec.width), blank, np.float32)
         box = (0, 0, width, height)
         return Prepared(image, page.polarity, box, _around(box, 0.0).frame, has_content=False)
-    ink, box, step = _crop(grey, page, spec.width)
+    ink, box, step = _crop(part, spec.width)
     circle = _circle(ink, box, step, preprocessing.margin) if preprocessing.fit == "circle" else None
     if preprocessing.polarity == "none":
         square = circle or _around(box, preprocessing.margin)
@@ -137,6 +142,41 @@ def _content(
     if preprocessing.polarity == "dark":
         framed = np.float32(1) - framed
     return Prepared(np.repeat(framed[None], spec.channels, axis=0), page.polarity, box, frame)
+
+
+class _Part(NamedTuple):
+    """A page, and the part of a picture, in grey, that it was read from; left, top: where that begins."""
+
+    page: Page
+    grey: Image.Image
+    left: int = 0
+    top: int = 0
+
+
+def _read(grey: Image.Image, polarity: str | None) -> _Part:
+    """The page that is meant: where a picture shows a sheet of paper on a desk, or a printed box, what is within."""
+    part = _Part(read_page(grey, polarity), grey)
+    for _ in range(_MOST_WITHIN):
+        page = part.page
+        sheets = find_sheets(page.ink > _SOLID * page.strength, page.box)
+        inner = (_read_within(part, polarity, sheet * np.float32(page.reduction)) for sheet in sheets)
+        found = next((it for it in inner if it is not None), None)
+        if found is None:
+            break
+        part = found
+    return part
+
+
+def _read_within(part: _Part, polarity: str | None, sheet: Outline) -> _Part | None:
+    """What is written on a sheet, given in pixels of the part; None where nothing is, or no more than a speck."""
+    left, top = np.floor(sheet.min(axis=0)).astype(int).clip(0).tolist()
+    right, bottom = np.minimum(np.ceil(sheet.max(axis=0)).astype(int), part.grey.size).tolist()
+    grey = part.grey.crop((left, top, right, bottom))
+    page = read_page(grey, polarity, sheet - np.float32((left, top)))
+    longest = max(page.box[2] - page.box[0], page.box[3] - page.box[1])
+    if page.strength == 0 or longest < _LEAST_WRITING * max(page.ink.shape):
+        return None
+    return _Part(page, grey, part.left + left, part.top + top)
 
 
 def _to_grey(picture: Image.Image) -> Image.Image:
@@ -153,11 +193,11 @@ def _to_grey(picture: Image.Image) -> Image.Image:
     return picture.convert("L")
 
 
-def _crop(grey: Image.Image, page: Page, side: int) -> tuple[Map, Box, int]:
+def _crop(part: _Part, side: int) -> tuple[Map, Box, int]:
     """The content's ink [h,w] in 0..1 (solid ink is 1) at _DETAIL times the model's resolution or what the picture has,
     its box in pixels of the picture, and the pixels of the picture a side of one pixel of the ink.
     """
-    unit = page.reduction
+    page, grey, unit = part.page, part.grey, part.page.reduction
     left, top = max(0, (page.box[0] - 1) * unit), max(0, (page.box[1] - 1) * unit)
     right, bottom = min(grey.width, (page.box[2] + 1) * unit), min(grey.height, (page.box[3] + 1) * unit)
     step = min(unit, max(1, max(right - left, bottom - top) // (side * _DETAIL)))
@@ -179,10 +219,10 @@ def _crop(grey: Image.Image, page: Page, side: int) -> tuple[Map, Box, int]:
     first_row, last_row = int(occupied_rows[0]), int(occupied_rows[-1]) + 1
     first_column, last_column = int(occupied_columns[0]), int(occupied_columns[-1]) + 1
     box = (
-        left + first_column * step,
-        top + first_row * step,
-        min(left + last_column * step, grey.width),
-        min(top + last_row * step, grey.height),
+        part.left + left + first_column * step,
+        part.top + top + first_row * step,
+        part.left + min(left + last_column * step, grey.width),
+        part.top + min(top + last_row * step, grey.height),
     )
     ink = ink[first_row:last_row, first_column:last_column]
     return np.minimum(ink / np.float32(page.strength), np.float32(1)), box, step
