@@ -83,7 +83,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         # As JSON, so that strict checking takes a list for a tuple and a string for a path but never "3" for 3.
         return Config.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        problems = [_explain(path, root, changed, _location(problem), problem) for problem in error.errors()]
+        problems = [_explain(path, root, values, changed, problem) for problem in error.errors()]
         raise ConfigError("; ".join(dict.fromkeys(problems[:3]))) from error
 
 
@@ -106,51 +106,63 @@ def _override(values: dict[str, Any], text: str) -> list[str]:
     return names
 
 
-def _location(problem: Any) -> tuple[str | int, ...]:
-    """Where a mistake is: what two sections disagree about says so itself."""
-    at: tuple[str | int, ...] = problem.get("ctx", {}).get("at", problem["loc"])
-    return at
-
-
 def _explain(
     path: Path,
     root: yaml.Node,
+    values: dict[str, Any],
     changed: dict[tuple[str, ...], str],
-    location: tuple[str | int, ...],
     problem: Any,
 ) -> str:
-    """One mistake in one line. Steps of the location that are tags of a union are no keys of the file: left out."""
-    node, names, line = root, [], root.start_mark.line + 1
-    for step in location:
-        child = _child(node, step)
-        if child is not None:
-            node, line = child[1], child[0].start_mark.line + 1
-            names.append(str(step))
-        elif any(key[: len(names) + 1] == (*names, str(step)) for key in changed):  # in no file, but in an override
-            node = yaml.MappingNode("", [])
-            names.append(str(step))
-    if problem["type"] == "union_tag_invalid":
-        names.append(problem["ctx"]["discriminator"].strip("'"))
-    missing = problem["type"] == "missing"
-    if (missing or tuple(names) not in changed) and location and str(location[-1]) not in names:
-        names.append(str(location[-1]))
-    unknown = problem["type"] == "extra_forbidden"
-    message = "is missing" if missing else problem["msg"].removeprefix("Value error, ")
-    if unknown:
-        meant = nearest(".".join(names), kinds=map(str, location))
+    """One mistake in one line."""
+    kind, message = problem["type"], problem["msg"].removeprefix("Value error, ")
+    names = _names(values, problem)
+    if kind in ("missing", "union_tag_not_found"):
+        message = "is missing"
+    elif kind == "extra_forbidden":
+        meant = nearest(".".join(names), kinds=map(str, problem["loc"]))
         message = f"unknown key; is it {meant}?" if meant else "unknown key"
-    if not unknown and not missing and isinstance(problem["input"], str | int | float | bool | None):
+    elif kind == "union_tag_invalid":
+        message = f"expected one of {problem['ctx']['expected_tags']}, not {json.dumps(problem['ctx']['tag'])}"
+    elif isinstance(problem["input"], str | int | float | bool | None):
         message += f", not {json.dumps(problem['input'])}"
-    for key, text in changed.items():
-        if key[: len(names)] == tuple(names) or tuple(names)[: len(key)] == key:
-            return f"--set {text}: {'.'.join(names)}: {message}"
-    return f"{path}:{line}: {'.'.join(names) or 'file'}: {message}"
+    # What is wrong with a section as a whole may come from any override inside it.
+    overrides = [f"--set {text}" for key, text in changed.items() if key[: len(names)] == names[: len(key)]]
+    place = " ".join(overrides) or f"{path}:{_line(root, names)}"
+    return f"{place}: {'.'.join(names)}: {message}"
 
 
-def _child(node: yaml.Node, step: str | int) -> tuple[yaml.Node, yaml.Node] | None:
+def _names(values: dict[str, Any], problem: Any) -> tuple[str, ...]:
+    """The key that a mistake is at. pydantic's location has tags of unions as well, which are no keys: left out."""
+    context = problem.get("ctx", {})
+    if "at" in context:  # what two sections disagree about says so itself
+        return context["at"]
+    names, value = [], values
+    for step in problem["loc"]:
+        if step < len(value) if isinstance(step, int) else isinstance(value, dict) and step in value:
+            value = value[step]
+            names.append(str(step))
+    if problem["type"] == "missing":
+        names.append(str(problem["loc"][-1]))
+    if "discriminator" in context:
+        names.append(context["discriminator"].strip("'"))
+    return tuple(names)
+
+
+def _line(node: yaml.Node, names: Sequence[str]) -> int:
+    """Where a key stands in the file, or the last section around it that does."""
+    line = node.start_mark.line + 1
+    for name in names:
+        child = _child(node, name)
+        if child is None:
+            break
+        line, node = child[0].start_mark.line + 1, child[1]
+    return line
+
+
+def _child(node: yaml.Node, name: str) -> tuple[yaml.Node, yaml.Node] | None:
     """(node that carries the line, value node) of a key or an index."""
     if isinstance(node, yaml.MappingNode):
-        return next(((key, value) for key, value in node.value if key.value == step), None)
-    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-        return node.value[step], node.value[step]
+        return next(((key, value) for key, value in node.value if key.value == name), None)
+    if isinstance(node, yaml.SequenceNode) and name.isdecimal() and int(name) < len(node.value):
+        return node.value[int(name)], node.value[int(name)]
     return None
