@@ -144,7 +144,7 @@ def _names(values: dict[str, Any], problem: Any) -> tuple[str, ...]:
     if problem["type"] == "missing":
         names.append(str(problem["loc"][-1]))
     if "discriminator" in context:
-        names.append(context["discriminator"].strip("'"))
+        names.append(context["discriminator"].strip("'()"))  # 'source', or a function: kind()
     return tuple(names)
 
 

@@ -80,6 +80,10 @@ def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path) -> None:
             7,
             ["decoder.filters.0", "1"],
         ),
+        ("  kind: equivae", "  kind: mcevae\n  pose: 5", 7, ["model.pose:", "an object, not 5"]),
+        ("  kind: equivae", "  kind: mcevae\n  pose:", 7, ["model.pose:", "an object, not null"]),
+        ("  kind: equivae", "  kind: mcevae\n  pose: [1]", 7, ["model.pose:", "an object"]),
+        ("  kind: equivae", "  kind: mcevae\n  pose: {kind: poler}", 7, ["model.pose.kind:", "'lifted'", '"poler"']),
         ("  kind: equivae", "  kind: mcevae\n  pose: {angles: 16}", 7, ["pose: a kernel", "once around the 8 places"]),
         ("  kind: equivae", "  kind: symmetry\n  encoder: {angles: 16}", 7, ["dilation 8", "once around the 8 places"]),
         ("  kind: equivae", f"  kind: mcevae_paper\n  pose_seed: {2**32}", 7, ["pose_seed", "less than"]),
@@ -181,6 +185,10 @@ def test_a_wrong_override_names_itself(tmp_path: Path, override: str, words: lis
 @pytest.mark.parametrize(
     ("name", "overrides", "start"),
     [
+        ("mcevae-digits", ["model.pose=5"], "model.pose: Input should be an object, not 5"),
+        ("mcevae-digits", ["model.pose=null"], "model.pose: Input should be an object, not null"),
+        ("mcevae-digits", ["model.pose=[1]"], "model.pose: Input should be an object"),
+        ("mcevae-digits", ["model.pose.kind=poler"], "model.pose.kind: expected one of 'polar', 'lifted', not"),
         ("mcevae-digits", ["model.shift=0.2"], "model: group SO2 has no shift"),
         ("mcevae-digits", ["model.z_dim=3", "model.shift=0.2"], "model: group SO2 has no shift"),
         ("mcevae-digits", ["model.pose.kernel=4"], "model.pose: kernel 4 is even"),
