@@ -20,7 +20,8 @@ __all__ = ["load_config"]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset with two repairs: a key twice is an error, and 1e-3 is a number (YAML 1.1 asks for 1.0e-3)."""
+    """YAML's safe subset with two repairs: a key twice is an error, and 1e-3 and 1.5e3 are numbers, as in YAML 1.2 (1.1
+    asks for 1.0e-3 and 1.5e+3)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -36,7 +37,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
 
 

@@ -51,8 +51,15 @@ def test_paper_configurations_keep_the_paper_s_protocol() -> None:
         assert (config.fit.optimiser.kind, config.fit.optimiser.learning_rate) == ("adam", 1e-3)
 
 
-def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path) -> None:
-    assert load(tmp_path, GOOD).fit.optimiser.learning_rate == 0.001
+@pytest.mark.parametrize("written", ["1e-3", "1E-3", "+1e-3", "1.e-3", "1.0e-03", ".1e-2", "0.1e-2", "1e-003"])
+def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path, written: str) -> None:
+    assert load(tmp_path, GOOD.replace("1e-3", written)).fit.optimiser.learning_rate == 0.001
+
+
+@pytest.mark.parametrize("written", ["1.5e3", "1.5e+3", "15e2", "1500.", "0.15e4", ".15E4"])
+def test_a_positive_exponent_needs_no_sign(tmp_path: Path, written: str) -> None:
+    assert load(tmp_path, GOOD, f"fit.clip={written}").fit.clip == 1500
+    assert load(tmp_path, GOOD, f"recipe='{written}'").recipe == written
 
 
 @pytest.mark.parametrize(
