@@ -45,9 +45,10 @@ def _read_yaml(text: str) -> Any:
     """The values as JSON has them: keys are strings, and no two places share one object as YAML's aliases do.
 
     Raises:
-        yaml.YAMLError, ValueError, TypeError, RecursionError: not YAML, or no such day, number, key, depth.
+        yaml.YAMLError, ValueError, TypeError, RecursionError: not YAML, or no such day, number, key, depth, character.
     """
-    return json.loads(json.dumps(yaml.load(text, _Loader), default=str))  # noqa: S506 - a safe loader
+    values = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+    return json.loads(json.dumps(values, default=str, ensure_ascii=False).encode())
 
 
 _NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)

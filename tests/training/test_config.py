@@ -132,6 +132,7 @@ def test_a_mistake_names_its_line(tmp_path: Path, old: str, new: str, line: int,
         ("&a [*a]", "Circular"),
         ("9" * 5000, "digits"),
         ("[" * 600 + "]" * 600, "recursion"),
+        ('"\\ud800"', "surrogates"),
     ],
 )
 def test_what_no_value_can_be_is_one_line(tmp_path: Path, value: str, words: str) -> None:
