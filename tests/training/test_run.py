@@ -14,9 +14,10 @@ import torch
 import yaml
 from rich.console import Console
 
+from training import datasets
 from training.config import Config
 from training.config_file import load_config
-from training.errors import RunError, RunFailed, TrainingError
+from training.errors import DataError, RunError, RunFailed, TrainingError
 from training.files import write_atomically
 from training.fit import train
 from training.preparation import prepare
@@ -35,6 +36,29 @@ def test_outliers_that_no_training_uses_are_said_to_be_so(make_config: MakeConfi
         own = replace(prepared.splits.train, outliers=prepared.splits.train.images[:3])
         described = replace(prepared, splits=replace(prepared.splits, train=own)).described
         assert "3 outliers" in described and (told in described) == is_told
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [
+        ("mcevae", "kl"),
+        ("mcevae_paper", "kl"),
+        ("plain_vae, method: beta", "kl"),
+        ("symmetry", "elbo"),
+        ("symmetry_two_stage", "flow"),
+    ],
+)
+def test_pictures_that_are_turned_already_are_not_taken_for_upright(
+    kind: str, metric: str, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(f"model={{kind: {kind}}}", f"fit.select={metric}")
+    splits = datasets.load(config.data)
+    turned = replace(splits, train=replace(splits.train, turns=torch.zeros(len(splits.train))))
+    monkeypatch.setattr(datasets, "load", lambda _: turned)
+    with pytest.raises(
+        DataError, match=f"^digits: model.kind: {config.model.kind} needs upright pictures: these are turned"
+    ):
+        prepare(config)
 
 
 def test_a_finished_run_is_not_trained_again(make_config: MakeConfig, tmp_path: Path) -> None:
