@@ -289,14 +289,24 @@ def load_run(folder: Path) -> LoadedRun:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
+    """The rows of metrics.jsonl; a last line cut short by a kill is left out.
+
+    Raises:
+        RunError: another line is no row.
+    """
     path = folder / METRICS_FILE
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    content = path.read_bytes()
+    rows, lines = [], content.splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+            row = json.loads(line)
+            if not {"step", "split"} <= row.keys():
+                raise ValueError("neither step nor split")
+        except (ValueError, AttributeError) as error:
+            if number == len(lines) and not content.endswith(b"\n"):
+                break
+            raise RunError(f"{path}:{number}: is damaged ({first_line(error)}): delete the line") from error
+        rows.append(row)
     return rows
