@@ -219,8 +219,10 @@ class Loop:
         indices = self.plan.indices(t)
         share = len(indices) // self.fabric.world_size
         indices = indices[rank * share : (rank + 1) * share]
-        # Layers that draw for themselves, such as dropout, take the device's global generator. (torch.manual_seed
-        # would remember a call, with its traceback, for every kind of device that is not in use.)
+        # Layers that draw for themselves, such as dropout, take the device's global generator. It begins as `noise`
+        # below does, so that their draws are not independent of the loss's: a seed of its own would change the figures
+        # of every model with dropout. (torch.manual_seed would remember a call, with its traceback, for every kind of
+        # device that is not in use.)
         own_seed = derived_seed(seed, Stream.NOISE, t, rank)
         torch.default_generator.manual_seed(own_seed)
         if self.fabric.device.type == "cuda":

@@ -20,7 +20,10 @@ from training.errors import ConfigError
 
 
 class Stream(IntEnum):
-    """Independent sources of random numbers of one run."""
+    """Sources of random numbers of one run, each without relation to the others.
+
+    Two generators begin with NOISE: that of the draws of the loss, and the own one of the device (training/fit.py).
+    """
 
     WEIGHTS = 0
     ORDER = 1
