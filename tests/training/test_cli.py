@@ -173,6 +173,10 @@ def test_a_check_lists_what_is_left_out(
             ["model.complements=own", "model.class_mean_weight=1", "fit.order=shuffled"],
             "model.class_mean_weight needs fit.order: balanced",
         ),
+        (
+            ["model.complements=own", "model.distance_weight=1", "fit.order=shuffled"],
+            "model.distance_weight needs fit.order: balanced",
+        ),
         (["model={kind: mcevae, window: 14}", "fit.select=kl", "data.canvas=12"], "error: model.window 14"),
         (["data.canvas=120", "data.photograph_seed=0"], "photographs have room for 106 x 106 pixels"),
     ],
