@@ -214,6 +214,11 @@ def test_what_cannot_be_trained_is_known_by_the_check(
         (["train"], 2, "Missing argument 'CONFIG'"),
         (["seeds", "{config}", "--seeds", "1"], 2, "Missing option '--output'"),
         (["seeds", "{config}", "--seeds", "1", "b", "--output", "x"], 2, "Invalid value for 'SEED'"),
+        (
+            ["seeds", "--seeds", "1", "2", "{config}", "--output", "x"],
+            2,
+            "c.yaml' is no seed from 0 to 9223372036854775807; the configuration stands before them: seeds CONFIG",
+        ),
         (["seeds", "{config}", "--seeds", "1", "--output", "{config}/x"], 2, "c.yaml cannot be used as a folder"),
         (["evaluate", "none"], 2, "error: none does not exist"),
         (["figures", "none"], 2, "error: none does not exist"),
