@@ -257,7 +257,7 @@ def test_wrong_input_is_one_clear_line(
 def test_an_output_that_cannot_be_written_is_said_before_the_work(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, output: str, words: str
 ) -> None:
-    monkeypatch.setattr(EquiVAE, "embed", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(EquiVAE, "invariant", lambda *_: pytest.fail("measured"))
     (tmp_path / "taken").touch()
     result = run(command, finished_run, "--output", tmp_path / output)
     assert result.exit_code == 2 and result.output.startswith("error: ")
