@@ -127,10 +127,15 @@ def _explain(
         message = f"expected one of {problem['ctx']['expected_tags']}, not {json.dumps(problem['ctx']['tag'])}"
     elif isinstance(problem["input"], str | int | float | bool | None):
         message += f", not {json.dumps(problem['input'])}"
-    # What is wrong with a section as a whole may come from any override inside it.
-    overrides = [f"--set {text}" for key, text in changed.items() if key[: len(names)] == names[: len(key)]]
-    place = " ".join(overrides) or f"{path}:{_line(root, names)}"
-    return f"{place}: {'.'.join(names)}: {message}"
+    depth, line = _reach(root, names)
+    # A section of which the file has nothing comes from the overrides inside it, and so does what it lacks.
+    overrides = _touching(changed, names) or _touching(changed, names[: depth + 1])
+    return f"{overrides or f'{path}:{line}'}: {'.'.join(names)}: {message}"
+
+
+def _touching(changed: dict[tuple[str, ...], str], names: tuple[str, ...]) -> str:
+    """The overrides that a value may come from: of itself, of a section around it or, if it is a section, inside it."""
+    return " ".join(f"--set {text}" for key, text in changed.items() if key[: len(names)] == names[: len(key)])
 
 
 def _names(values: dict[str, Any], problem: Any) -> tuple[str, ...]:
@@ -150,15 +155,15 @@ def _names(values: dict[str, Any], problem: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _line(node: yaml.Node, names: Sequence[str]) -> int:
-    """Where a key stands in the file, or the last section around it that does."""
+def _reach(node: yaml.Node, names: Sequence[str]) -> tuple[int, int]:
+    """How many steps to a key the file has, and the line of the last of them."""
     line = node.start_mark.line + 1
-    for name in names:
+    for depth, name in enumerate(names):
         child = _child(node, name)
         if child is None:
-            break
+            return depth, line
         line, node = child[0].start_mark.line + 1, child[1]
-    return line
+    return len(names), line
 
 
 def _child(node: yaml.Node, name: str) -> tuple[yaml.Node, yaml.Node] | None:
