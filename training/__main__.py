@@ -211,6 +211,16 @@ def train(
         console.out(f"{outcome.folder}: validation {found} after {outcome.minutes:.1f} min", highlight=False)
 
 
+def _further_seed(text: str) -> int:
+    """An option takes one word: the seeds after the first arrive as arguments, behind that of the configuration."""
+    if not (text.isascii() and text.isdecimal()) or int(text) > LARGEST_SEED:
+        raise typer.BadParameter(
+            f"{text!r} is no seed from 0 to {LARGEST_SEED}; the configuration stands before them: "
+            "seeds CONFIG --seeds 1 2 3"
+        )
+    return int(text)
+
+
 @app.command(
     epilog="Example: python -m training seeds training/configs/equivae-digits.yaml --seeds 1 2 --output seeds.jsonl"
 )
@@ -230,7 +240,7 @@ def seeds(
     output: Annotated[
         Path, typer.Option("--output", help="Results, one JSON line a finished seed; appended to.", metavar="FILE")
     ],
-    others: Annotated[list[int] | None, typer.Argument(min=0, max=LARGEST_SEED, hidden=True, metavar="SEED")] = None,
+    others: Annotated[list[int] | None, typer.Argument(parser=_further_seed, hidden=True, metavar="SEED")] = None,
     runs: Runs = DEFAULT_RUNS,
     test: Annotated[
         bool,

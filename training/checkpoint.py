@@ -48,7 +48,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     except RunError as error:
         kept = _existing(folder)
         last = f"the last good checkpoint, {kept[0].name}, is kept" if kept else "there is no earlier checkpoint"
-        raise RunFailed(f"{error}; {last}: make room and run again with --resume") from error
+        raise RunFailed(f"{error}; {last}: make room and run the command again (train: with --resume)") from error
     for old in _existing(folder)[KEPT:]:
         old.unlink()
     return path

@@ -20,7 +20,8 @@ __all__ = ["load_config"]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset with two repairs: a key twice is an error, and 1e-3 is a number (YAML 1.1 asks for 1.0e-3)."""
+    """YAML's safe subset with two repairs: a key twice is an error, and 1e-3 and 1.5e3 are numbers, as in YAML 1.2 (1.1
+    asks for 1.0e-3 and 1.5e+3)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -36,7 +37,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
 
 
@@ -44,9 +45,10 @@ def _read_yaml(text: str) -> Any:
     """The values as JSON has them: keys are strings, and no two places share one object as YAML's aliases do.
 
     Raises:
-        yaml.YAMLError, ValueError, TypeError, RecursionError: not YAML, or no such day, number, key, depth.
+        yaml.YAMLError, ValueError, TypeError, RecursionError: not YAML, or no such day, number, key, depth, character.
     """
-    return json.loads(json.dumps(yaml.load(text, _Loader), default=str))  # noqa: S506 - a safe loader
+    values = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+    return json.loads(json.dumps(values, default=str, ensure_ascii=False).encode())
 
 
 _NOT_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)
@@ -83,7 +85,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         # As JSON, so that strict checking takes a list for a tuple and a string for a path but never "3" for 3.
         return Config.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        problems = [_explain(path, root, changed, _location(problem), problem) for problem in error.errors()]
+        problems = [_explain(path, root, values, changed, problem) for problem in error.errors()]
         raise ConfigError("; ".join(dict.fromkeys(problems[:3]))) from error
 
 
@@ -106,51 +108,68 @@ def _override(values: dict[str, Any], text: str) -> list[str]:
     return names
 
 
-def _location(problem: Any) -> tuple[str | int, ...]:
-    """Where a mistake is: what two sections disagree about says so itself."""
-    at: tuple[str | int, ...] = problem.get("ctx", {}).get("at", problem["loc"])
-    return at
-
-
 def _explain(
     path: Path,
     root: yaml.Node,
+    values: dict[str, Any],
     changed: dict[tuple[str, ...], str],
-    location: tuple[str | int, ...],
     problem: Any,
 ) -> str:
-    """One mistake in one line. Steps of the location that are tags of a union are no keys of the file: left out."""
-    node, names, line = root, [], root.start_mark.line + 1
-    for step in location:
-        child = _child(node, step)
-        if child is not None:
-            node, line = child[1], child[0].start_mark.line + 1
-            names.append(str(step))
-        elif any(key[: len(names) + 1] == (*names, str(step)) for key in changed):  # in no file, but in an override
-            node = yaml.MappingNode("", [])
-            names.append(str(step))
-    if problem["type"] == "union_tag_invalid":
-        names.append(problem["ctx"]["discriminator"].strip("'"))
-    missing = problem["type"] == "missing"
-    if (missing or tuple(names) not in changed) and location and str(location[-1]) not in names:
-        names.append(str(location[-1]))
-    unknown = problem["type"] == "extra_forbidden"
-    message = "is missing" if missing else problem["msg"].removeprefix("Value error, ")
-    if unknown:
-        meant = nearest(".".join(names), kinds=map(str, location))
+    """One mistake in one line."""
+    kind, message = problem["type"], problem["msg"].removeprefix("Value error, ")
+    names = _names(values, problem)
+    if kind in ("missing", "union_tag_not_found"):
+        message = "is missing"
+    elif kind == "extra_forbidden":
+        meant = nearest(".".join(names), kinds=map(str, problem["loc"]))
         message = f"unknown key; is it {meant}?" if meant else "unknown key"
-    if not unknown and not missing and isinstance(problem["input"], str | int | float | bool | None):
+    elif kind == "union_tag_invalid":
+        message = f"expected one of {problem['ctx']['expected_tags']}, not {json.dumps(problem['ctx']['tag'])}"
+    elif isinstance(problem["input"], str | int | float | bool | None):
         message += f", not {json.dumps(problem['input'])}"
-    for key, text in changed.items():
-        if key[: len(names)] == tuple(names) or tuple(names)[: len(key)] == key:
-            return f"--set {text}: {'.'.join(names)}: {message}"
-    return f"{path}:{line}: {'.'.join(names) or 'file'}: {message}"
+    depth, line = _reach(root, names)
+    # A section of which the file has nothing comes from the overrides inside it, and so does what it lacks.
+    overrides = _touching(changed, names) or _touching(changed, names[: depth + 1])
+    return f"{overrides or f'{path}:{line}'}: {'.'.join(names)}: {message}"
 
 
-def _child(node: yaml.Node, step: str | int) -> tuple[yaml.Node, yaml.Node] | None:
+def _touching(changed: dict[tuple[str, ...], str], names: tuple[str, ...]) -> str:
+    """The overrides that a value may come from: of itself, of a section around it or, if it is a section, inside it."""
+    return " ".join(f"--set {text}" for key, text in changed.items() if key[: len(names)] == names[: len(key)])
+
+
+def _names(values: dict[str, Any], problem: Any) -> tuple[str, ...]:
+    """The key that a mistake is at. pydantic's location has tags of unions as well, which are no keys: left out."""
+    context = problem.get("ctx", {})
+    if "at" in context:  # what two sections disagree about says so itself
+        return context["at"]
+    names, value = [], values
+    for step in problem["loc"]:
+        if step < len(value) if isinstance(step, int) else isinstance(value, dict) and step in value:
+            value = value[step]
+            names.append(str(step))
+    if problem["type"] == "missing":
+        names.append(str(problem["loc"][-1]))
+    if "discriminator" in context:
+        names.append(context["discriminator"].strip("'()"))  # 'source', or a function: kind()
+    return tuple(names)
+
+
+def _reach(node: yaml.Node, names: Sequence[str]) -> tuple[int, int]:
+    """How many steps to a key the file has, and the line of the last of them."""
+    line = node.start_mark.line + 1
+    for depth, name in enumerate(names):
+        child = _child(node, name)
+        if child is None:
+            return depth, line
+        line, node = child[0].start_mark.line + 1, child[1]
+    return len(names), line
+
+
+def _child(node: yaml.Node, name: str) -> tuple[yaml.Node, yaml.Node] | None:
     """(node that carries the line, value node) of a key or an index."""
     if isinstance(node, yaml.MappingNode):
-        return next(((key, value) for key, value in node.value if key.value == step), None)
-    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-        return node.value[step], node.value[step]
+        return next(((key, value) for key, value in node.value if key.value == name), None)
+    if isinstance(node, yaml.SequenceNode) and name.isdecimal() and int(name) < len(node.value):
+        return node.value[int(name)], node.value[int(name)]
     return None

@@ -95,7 +95,7 @@ def batch_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 def leave_one_out_distances(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Squared distances [N,K] to the class means of the first B = len(labels) rows, each row left out of its own.
 
-    A class that the batch lacks is infinitely far.
+    A class that the batch lacks is infinitely far; one of a single row is at 0 from that row, which has no others.
     """
     members = F.one_hot(labels, num_classes).to(embeddings.dtype)
     counts = members.sum(0)

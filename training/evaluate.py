@@ -63,7 +63,7 @@ def evaluate(
     else:
         report = PoseEvaluation(loaded, splits, data, options, console).run()
     # Printing comes second: it fails where whoever reads the table has left.
-    write_atomically(target, (json.dumps(report.as_dict(), indent=2) + "\n").encode())
+    write_atomically(target, (json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n").encode())
     print_report(report, console)
     console.print(f"written to {target}", highlight=False, soft_wrap=True)
     return report

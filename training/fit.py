@@ -28,7 +28,7 @@ from training.models.symmetry_config import TwoStageConfig
 from training.plan import Stream, derived_seed, generator
 from training.preparation import Prepared, prepare
 from training.progress import Reporter, describe
-from training.run import SKIPPED_FILE, is_complete, load_run, open_folder, save_model
+from training.run import SKIPPED_FILE, begin_again, is_complete, load_run, open_folder, save_model
 
 CHECKPOINT_VERSION = 2
 REFERENCE_IMAGES = 10_000
@@ -87,8 +87,7 @@ def train(
             done = load_run(folder)
             if done.data["digest"] != prepared.splits.digest:
                 raise RunError(
-                    f"{folder} is complete, but of other data than this {prepared.splits.name}: "
-                    "restart it, or choose another folder"
+                    f"{folder} is complete, but of other data than this {prepared.splits.name}: {begin_again(folder)}"
                 )
             console.print(f"{folder} is complete already: {describe(done.metrics)}", highlight=False, soft_wrap=True)
             return Outcome(folder, done.metrics, done.step, done.minutes)
@@ -220,8 +219,10 @@ class Loop:
         indices = self.plan.indices(t)
         share = len(indices) // self.fabric.world_size
         indices = indices[rank * share : (rank + 1) * share]
-        # Layers that draw for themselves, such as dropout, take the device's global generator. (torch.manual_seed
-        # would remember a call, with its traceback, for every kind of device that is not in use.)
+        # Layers that draw for themselves, such as dropout, take the device's global generator. It begins as `noise`
+        # below does, so that their draws are not independent of the loss's: a seed of its own would change the figures
+        # of every model with dropout. (torch.manual_seed would remember a call, with its traceback, for every kind of
+        # device that is not in use.)
         own_seed = derived_seed(seed, Stream.NOISE, t, rank)
         torch.default_generator.manual_seed(own_seed)
         if self.fabric.device.type == "cuda":
@@ -321,7 +322,7 @@ class Loop:
         if found.damaged:
             self.console.print(f"damaged, passed over: {', '.join(found.damaged)}", highlight=False, soft_wrap=True)
             if found.state is None:
-                raise RunError(f"{self.folder}: no checkpoint is undamaged: begin again with --restart")
+                raise RunError(f"{self.folder}: no checkpoint is undamaged: {begin_again(self.folder)}")
             if self.fabric.is_global_zero:
                 for name in found.damaged:
                     (self.folder / name).unlink()
@@ -329,9 +330,9 @@ class Loop:
             return
         state = found.state
         if state["version"] != CHECKPOINT_VERSION:
-            raise RunError(f"{self.folder}: its checkpoint is of another version: begin again with --restart")
+            raise RunError(f"{self.folder}: its checkpoint is of another version: {begin_again(self.folder)}")
         if state["data"] != self.splits.digest:
-            raise RunError(f"{self.folder}: the data set has changed since its checkpoint: begin again with --restart")
+            raise RunError(f"{self.folder}: the data set has changed since its checkpoint: {begin_again(self.folder)}")
         if (batches := state["batches"]) != self.plan.batches:
             raise RunError(
                 f"{self.folder} was begun with a batch of {batches[0]} images, of which {self.fit.devices} device(s) "

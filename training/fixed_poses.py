@@ -1,8 +1,8 @@
 """One transform an image, drawn once and kept: a data set turned beforehand, without the file.
 
 MCE-VAE's reference code (data/gen_mnist.py) turns and moves every MNIST image once with torchvision's RandomAffine and
-saves the arrays; there is no augmentation after that. Here row i of a data set has its transform by seed and i alone.
-RandomAffine rounds shifts to whole pixels, turns first, and takes the nearest pixel; so does this.
+saves the arrays; there is no augmentation after that. Here row i of a data set has its transform by the seed, i and how
+many rows there are. RandomAffine rounds shifts to whole pixels, turns first, and takes the nearest pixel; so does this.
 """
 
 from __future__ import annotations

@@ -20,7 +20,10 @@ from training.errors import ConfigError
 
 
 class Stream(IntEnum):
-    """Independent sources of random numbers of one run."""
+    """Sources of random numbers of one run, each without relation to the others.
+
+    Two generators begin with NOISE: that of the draws of the loss, and the own one of the device (training/fit.py).
+    """
 
     WEIGHTS = 0
     ORDER = 1
@@ -152,10 +155,28 @@ class Plan:
         count = batch // self.train.num_classes
         chosen = []
         for k, members in enumerate(self.train.by_class):
-            round_number, position = divmod(t, len(members) // count)
+            round_number, taken = self._place_in_round(t, len(members))
             order = _permutation(self.fit.seed, len(members), round_number, k)
-            chosen.append(members[order[position * count :][:count]])
+            chosen.append(members[order[taken:][:count]])
         return torch.stack(chosen, 1).flatten()
+
+    def _place_in_round(self, t: int, members: int) -> tuple[int, int]:
+        """Which round of a class of so many images step t takes from, and how many the steps before took of it.
+
+        A round goes on where the batch doubles, and ends where less is left of it than a step takes.
+        """
+        round_number = taken = 0
+        for first, end, batch in zip(self.first_steps, [*self.first_steps[1:], t], self.batches, strict=True):
+            if t < first:
+                break
+            count = batch // self.train.num_classes
+            steps, left = min(t, end) - first, (members - taken) // count
+            if steps < left:
+                taken += steps * count
+            else:
+                rounds, position = divmod(steps - left, members // count)
+                round_number, taken = round_number + 1 + rounds, position * count
+        return round_number, taken
 
     def rate(self, t: int) -> float:
         """Learning rate of step t."""

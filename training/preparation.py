@@ -80,9 +80,14 @@ def _check_complements(model: object, fit: Fit) -> None:
     """Not for the configuration itself to say: finished runs that were lucky can still be read."""
     if not isinstance(model, EquiVAEConfig) or fit.order == "balanced":
         return
-    asking = "model.complements: in_batch" if model.complements == "in_batch" else "model.class_mean_weight"
-    if model.complements == "in_batch" or model.class_mean_weight:
-        raise ConfigError(f"{asking} needs fit.order: balanced; shuffled, an image may be alone of its class")
+    need_others = {
+        "model.complements: in_batch": model.complements == "in_batch",
+        "model.class_mean_weight": model.class_mean_weight,
+        "model.distance_weight": model.distance_weight,  # alone, an image would be the mean that it is to lie near
+    }
+    for asking, used in need_others.items():
+        if used:
+            raise ConfigError(f"{asking} needs fit.order: balanced; shuffled, an image may be alone of its class")
 
 
 def _begin_with(module: torch.nn.Module, run: Path) -> None:

@@ -97,5 +97,5 @@ class Reporter:
         except OSError as error:
             raise RunFailed(
                 f"{self._path} cannot be written: {reason_of(error)}; the checkpoints are kept: "
-                "make room and run with --resume"
+                "make room and run the command again (train: with --resume)"
             ) from error

@@ -138,7 +138,7 @@ def open_folder(folder: Path, config: Config, *, resume: bool, restart: bool) ->
             write_atomically(folder / METRICS_FILE, b"")
             write_atomically(stored, yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True).encode())
         elif resume:
-            check_same_config(folder, config, "resume with the same one, or add --restart")
+            check_same_config(folder, config, f"resume with the same one, {begin_again(folder)}")
         else:
             raise RunError(f"{folder} holds a run already: add --resume, --restart to replace it, or another --run")
         yield
@@ -190,19 +190,25 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
+def begin_again(folder: Path) -> str:
+    """What helps where a run cannot go on; of the commands that train, one alone can replace it."""
+    return f"delete {folder}, or train it with --restart"
+
+
 def check_same_config(folder: Path, config: Config, what_helps: str) -> None:
     """That the run in a folder, if there is one, is of this configuration.
 
     Raises:
-        RunError: it is of another, with what helps, or its configuration is damaged.
+        RunError: it is of another, with what helps, or its configuration is damaged or of another version.
     """
     stored = folder / CONFIG_FILE
     if not stored.is_file():
         return
     try:
         earlier = restore_config(yaml.safe_load(stored.read_text(encoding="utf-8"))).identity()
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{stored} is damaged: start again with --restart") from error
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        reason = first_line(error)[:200]
+        raise RunError(f"{stored} is damaged or of another version: {reason}; {begin_again(folder)}") from error
     if different := sorted(_differences(earlier, config.identity())):
         names = ", ".join(different[:5])
         raise RunError(f"{folder} was begun with another configuration ({names} differ): {what_helps}")
@@ -283,14 +289,24 @@ def load_run(folder: Path) -> LoadedRun:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
+    """The rows of metrics.jsonl; a last line cut short by a kill is left out.
+
+    Raises:
+        RunError: another line is no row.
+    """
     path = folder / METRICS_FILE
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    content = path.read_bytes()
+    rows, lines = [], content.splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+            row = json.loads(line)
+            if not {"step", "split"} <= row.keys():
+                raise ValueError("neither step nor split")
+        except (ValueError, AttributeError) as error:
+            if number == len(lines) and not content.endswith(b"\n"):
+                break
+            raise RunError(f"{path}:{number}: is damaged ({first_line(error)}): delete the line") from error
+        rows.append(row)
     return rows

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from torch import Tensor
 from training.lie import compose, inverse, resample
 from training.models.pose import Pose
 from training.rotation import wrapped
+
+if TYPE_CHECKING:
+    from training.datasets import LabelledImages
 
 __all__ = [
     "FLIP_DEGREES",
@@ -24,6 +27,7 @@ __all__ = [
     "move",
     "move_by_two",
     "relative_error",
+    "require_upright",
     "similarity",
     "uniform",
 ]
@@ -32,6 +36,15 @@ PROBE_DEGREES = 60.0  # pictures are turned by up to this for the figures named 
 FLIP_DEGREES = 90.0  # an error above this is a flip
 
 Interpolation = Literal["bilinear", "bicubic"]
+
+
+def require_upright(data: LabelledImages, what: str) -> None:
+    """
+    Raises:
+        ValueError: the pictures are turned already, which `what` would take for upright.
+    """
+    if data.turns is not None:
+        raise ValueError(f"{what} needs upright pictures: these are turned already")
 
 
 def uniform(count: int, limit: float, generator: torch.Generator, columns: int = 1) -> Tensor:

@@ -173,6 +173,10 @@ def test_a_check_lists_what_is_left_out(
             ["model.complements=own", "model.class_mean_weight=1", "fit.order=shuffled"],
             "model.class_mean_weight needs fit.order: balanced",
         ),
+        (
+            ["model.complements=own", "model.distance_weight=1", "fit.order=shuffled"],
+            "model.distance_weight needs fit.order: balanced",
+        ),
         (["model={kind: mcevae, window: 14}", "fit.select=kl", "data.canvas=12"], "error: model.window 14"),
         (["data.canvas=120", "data.photograph_seed=0"], "photographs have room for 106 x 106 pixels"),
     ],
@@ -210,6 +214,11 @@ def test_what_cannot_be_trained_is_known_by_the_check(
         (["train"], 2, "Missing argument 'CONFIG'"),
         (["seeds", "{config}", "--seeds", "1"], 2, "Missing option '--output'"),
         (["seeds", "{config}", "--seeds", "1", "b", "--output", "x"], 2, "Invalid value for 'SEED'"),
+        (
+            ["seeds", "--seeds", "1", "2", "{config}", "--output", "x"],
+            2,
+            "c.yaml' is no seed from 0 to 9223372036854775807; the configuration stands before them: seeds CONFIG",
+        ),
         (["seeds", "{config}", "--seeds", "1", "--output", "{config}/x"], 2, "c.yaml cannot be used as a folder"),
         (["evaluate", "none"], 2, "error: none does not exist"),
         (["figures", "none"], 2, "error: none does not exist"),
@@ -248,7 +257,7 @@ def test_wrong_input_is_one_clear_line(
 def test_an_output_that_cannot_be_written_is_said_before_the_work(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, output: str, words: str
 ) -> None:
-    monkeypatch.setattr(EquiVAE, "embed", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(EquiVAE, "invariant", lambda *_: pytest.fail("measured"))
     (tmp_path / "taken").touch()
     result = run(command, finished_run, "--output", tmp_path / output)
     assert result.exit_code == 2 and result.output.startswith("error: ")

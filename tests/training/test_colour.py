@@ -1,5 +1,7 @@
 """Digits in colour over photographs: what is drawn, that the parts share no ground, and who is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,18 @@ def test_parts_have_ground_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None
 def test_unlabelled_pictures_are_drawn_too() -> None:
     splits = load(0, labels=40)
     assert splits.train.unlabelled is not None and splits.train.unlabelled.shape[1:] == (3, 12, 12)
+
+
+def test_outliers_are_drawn_too() -> None:
+    grey = load(None)
+    outliers = torch.zeros(2, 1, 12, 12, dtype=torch.uint8)
+    parts = {"train": replace(grey.train, outliers=outliers), "validation": replace(grey.validation, outliers=outliers)}
+    alone, beside = over_photographs(grey, 0), over_photographs(replace(grey, **parts), 0)
+    for name in parts:
+        drawn = beside.parts[name]
+        assert drawn.outliers is not None and drawn.outliers.shape == (2, 3, 12, 12)
+        assert len(drawn.outliers.unique(dim=0)) == 2  # each over its own ground
+        assert torch.equal(drawn.images, alone.parts[name].images)
 
 
 def test_nothing_is_drawn_where_there_is_no_ink() -> None:

@@ -51,14 +51,22 @@ def test_paper_configurations_keep_the_paper_s_protocol() -> None:
         assert (config.fit.optimiser.kind, config.fit.optimiser.learning_rate) == ("adam", 1e-3)
 
 
-def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path) -> None:
-    assert load(tmp_path, GOOD).fit.optimiser.learning_rate == 0.001
+@pytest.mark.parametrize("written", ["1e-3", "1E-3", "+1e-3", "1.e-3", "1.0e-03", ".1e-2", "0.1e-2", "1e-003"])
+def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path, written: str) -> None:
+    assert load(tmp_path, GOOD.replace("1e-3", written)).fit.optimiser.learning_rate == 0.001
+
+
+@pytest.mark.parametrize("written", ["1.5e3", "1.5e+3", "15e2", "1500.", "0.15e4", ".15E4"])
+def test_a_positive_exponent_needs_no_sign(tmp_path: Path, written: str) -> None:
+    assert load(tmp_path, GOOD, f"fit.clip={written}").fit.clip == 1500
+    assert load(tmp_path, GOOD, f"recipe='{written}'").recipe == written
 
 
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
-        ("source: digits", "source: digit", 3, ["data.source", "'digit'", "'mnist'"]),
+        ("source: digits", "source: digit", 4, ["data.source:", '"digit"', "'mnist'"]),
+        ("source: digits", "split_seed: 1", 3, ["data.source: is missing"]),
         ("  epochs: 2", "  epochs: 2\n  epoch: 3", 9, ["fit.epoch", "unknown key"]),
         ("  epochs: 2", "  epochs: '2'", 8, ["fit.epochs", "valid integer", '"2"']),
         ("  epochs: 2", "  epochs: 0", 8, ["fit.epochs", "greater than or equal to 1", "0"]),
@@ -79,20 +87,24 @@ def test_numbers_in_exponent_notation_are_numbers(tmp_path: Path) -> None:
             7,
             ["decoder.filters.0", "1"],
         ),
-        ("  kind: equivae", "  kind: mcevae\n  pose: {angles: 16}", 7, ["dilation 8", "once around the 8 places"]),
+        ("  kind: equivae", "  kind: mcevae\n  pose: 5", 7, ["model.pose:", "an object, not 5"]),
+        ("  kind: equivae", "  kind: mcevae\n  pose:", 7, ["model.pose:", "an object, not null"]),
+        ("  kind: equivae", "  kind: mcevae\n  pose: [1]", 7, ["model.pose:", "an object"]),
+        ("  kind: equivae", "  kind: mcevae\n  pose: {kind: poler}", 7, ["model.pose.kind:", "'lifted'", '"poler"']),
+        ("  kind: equivae", "  kind: mcevae\n  pose: {angles: 16}", 7, ["pose: a kernel", "once around the 8 places"]),
         ("  kind: equivae", "  kind: symmetry\n  encoder: {angles: 16}", 7, ["dilation 8", "once around the 8 places"]),
         ("  kind: equivae", f"  kind: mcevae_paper\n  pose_seed: {2**32}", 7, ["pose_seed", "less than"]),
         ("  kind: equivae", f"  kind: mcevae\n  turn_seed: {2**63}", 7, ["turn_seed", "less than"]),
         ("  kind: equivae", "  kind: symmetry_two_stage\n  group: SO2\n  shift: .3", 5, ["SO2 has no shift: use SE2"]),
         ("  kind: equivae", "  kind: symmetry_two_stage\n  scale: .5", 5, ["SE2 has no scale: use AFF5"]),
-        ("    kind: cosine", "    kind: cosin", 11, ["fit.schedule", "cosin", "'cosine'"]),
+        ("    kind: cosine", "    kind: cosin", 12, ["fit.schedule.kind:", "cosin", "'cosine'"]),
         ("    kind: cosine", "    kind: cosine\n    warm: 1", 13, ["fit.schedule.warm", "unknown key"]),
-        ("  source: digits", "  source: digit", 3, ["data", "'digits'"]),
         ("  source: digits", "  source: digits\n  path: x", 5, ["data.path", "unknown key"]),
         ("  source: digits", "  source: folder", 3, ["data.path", "missing"]),
         ("  kind: equivae", "  kind: equivae\n  r_dimension: 3", 7, ["model.r_dimension", "unknown key"]),
         ("  kind: equivae", "  kind: equivae\n  encoder: {filters: [8, x]}", 7, ["model.encoder.filters.1", '"x"']),
-        ("  kind: equivae", "  kind: vae", 5, ["model", "'equivae'", "'mcevae'"]),
+        ("  kind: equivae", "  kind: mcevae\n  decoder: {filters: [1, 2]}", 7, ["decoder.filters.2: is missing"]),
+        ("  kind: equivae", "  kind: vae", 6, ["model.kind:", "'equivae'", "'mcevae'"]),
         ("name: small", "name: Sm all", 1, ["name", "pattern"]),
         ("name: small", "nam: small", 1, ["name", "missing"]),
         ("fit:", "fits:", 7, ["fits", "unknown key"]),
@@ -120,6 +132,7 @@ def test_a_mistake_names_its_line(tmp_path: Path, old: str, new: str, line: int,
         ("&a [*a]", "Circular"),
         ("9" * 5000, "digits"),
         ("[" * 600 + "]" * 600, "recursion"),
+        ('"\\ud800"', "surrogates"),
     ],
 )
 def test_what_no_value_can_be_is_one_line(tmp_path: Path, value: str, words: str) -> None:
@@ -175,6 +188,35 @@ def test_a_wrong_override_names_itself(tmp_path: Path, override: str, words: lis
     with pytest.raises(ConfigError) as error:
         load(tmp_path, GOOD, override)
     assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "start"),
+    [
+        ("mcevae-digits", ["model.pose=5"], "model.pose: Input should be an object, not 5"),
+        ("mcevae-digits", ["model.pose=null"], "model.pose: Input should be an object, not null"),
+        ("mcevae-digits", ["model.pose=[1]"], "model.pose: Input should be an object"),
+        ("mcevae-digits", ["model.pose.kind=poler"], "model.pose.kind: expected one of 'polar', 'lifted', not"),
+        ("mcevae-digits", ["model.shift=0.2"], "model: group SO2 has no shift"),
+        ("mcevae-digits", ["model.z_dim=3", "model.shift=0.2"], "model: group SO2 has no shift"),
+        ("mcevae-digits", ["model.pose.kernel=4"], "model.pose: kernel 4 is even"),
+        ("equivae-mnist", ["model.distance_weight=0"], "model: swap_weight needs distance_weight"),
+        ("equivae-mnist", ["model.encoder.kernel=4"], "model.encoder: kernel 4 is even"),
+        ("equivae-mnist-paper", ["model.posterior.kernel=4"], "model.posterior.kind: is missing"),
+        ("equivae-svhn-paper", ["model.posterior={kind: convolution, kernel: 4}"], "model.posterior: kernel 4 is even"),
+        ("equivae-mnist", ["model.decoder.widths=[x]"], "model.decoder.widths.0: Input should be a valid integer"),
+        ("equivae-digits", ["data.split_seed=-1"], "data.split_seed: Input should be greater"),
+        ("equivae-digits", ["fit.schedule={kind: cosine, warmup: 3}"], "fit.schedule.warmup: Input should be less"),
+        ("upright-mnist-rotnet", ["model.extractor.kernel=4"], "model.extractor: kernel 4 is even"),
+    ],
+)
+def test_an_override_inside_one_of_several_kinds_of_section_is_named(
+    name: str, overrides: list[str], start: str
+) -> None:
+    """What says the kind is no key. Of a section as a whole, every override inside it is named."""
+    with pytest.raises(ConfigError) as error:
+        load_config(CONFIGS / f"{name}.yaml", overrides)
+    assert str(error.value).startswith(" ".join(f"--set {text}" for text in overrides) + f": {start}"), error.value
 
 
 def test_a_configuration_survives_its_own_record(make_config: Callable[..., Config]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -343,6 +344,33 @@ def test_a_class_that_cannot_be_held_out_is_told_before_anything_is_measured(
         monkeypatch.setattr(LoadedRun, "splits", lambda self: whole)
     with pytest.raises(DataError, match=words):
         evaluate(run, options=Options(held_out=("3", held_out)), console=Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize(("held_out", "lacking"), [("5", "it"), ("3", "another class")])
+def test_a_class_whose_novelty_the_split_cannot_tell_is_refused_before_anything_is_measured(
+    run: Path, monkeypatch: pytest.MonkeyPatch, held_out: str, lacking: str
+) -> None:
+    monkeypatch.setattr(equivae.EquiVAEEvaluation, "distances", lambda self: pytest.fail("measured first"))
+    whole = load_run(run).splits()
+    threes = dataclasses.replace(whole, validation=whole.validation.subset(whole.validation.by_class[3]))
+    monkeypatch.setattr(LoadedRun, "splits", lambda self: threes)
+    words = f"class '{held_out}' cannot be held out: the split to be measured has no picture of {lacking}"
+    with pytest.raises(DataError, match=words):
+        evaluate(run, options=Options(held_out=(held_out,)), console=Console(file=io.StringIO()))
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_report(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(self: equivae.EquiVAEEvaluation) -> Report:
+        self.add("undefined", math.nan, "", "of nothing")
+        self.report.details["curves"] = {"kl": [1.0, math.inf]}
+        return self.report
+
+    monkeypatch.setattr(equivae.EquiVAEEvaluation, "run", measured)
+    evaluate(run, tmp_path / "report.json", console=Console(file=io.StringIO()))
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert stored["figures"][0]["value"] is None and stored["details"]["curves"]["kl"] == [1.0, None]
 
 
 def test_a_reader_of_the_table_who_has_left_does_not_cost_the_report(

@@ -324,7 +324,7 @@ def test_a_checkpoint_of_another_version_is_refused_and_kept(interrupted: tuple[
     state = checkpoint.find(folder).state
     assert state is not None
     kept = checkpoint.save(folder, 15, state | {"version": state["version"] - 1})
-    with pytest.raises(RunError, match="of another version: begin again with --restart"):
+    with pytest.raises(RunError, match="of another version: delete .*, or train it with --restart"):
         train(config, folder, resume=True)
     assert kept.exists()
 
@@ -384,7 +384,7 @@ def test_changed_data_is_not_resumed(interrupted: tuple[Config, Path], monkeypat
     changed[0, 0, 0, 0] += 1
     genuine.train.images.copy_(changed)
     monkeypatch.setattr(datasets, "load", lambda _: genuine)
-    with pytest.raises(RunError, match="data set has changed"):
+    with pytest.raises(RunError, match="data set has changed .*: delete .*, or train it with --restart"):
         train(config, folder, resume=True)
 
 
@@ -420,7 +420,7 @@ def test_without_any_good_checkpoint_nothing_is_guessed(interrupted: tuple[Confi
     config, folder = interrupted
     for path in folder.glob("checkpoint-*.pt"):
         path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(RunError, match="no checkpoint is undamaged"):
+    with pytest.raises(RunError, match="no checkpoint is undamaged: delete .*, or train it with --restart"):
         train(config, folder, resume=True)
     assert len(list(folder.glob("checkpoint-*.pt"))) == 2
 

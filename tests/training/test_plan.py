@@ -74,6 +74,22 @@ def test_the_batch_doubles_after_the_epochs_that_are_named(make_config: MakeConf
     assert [t for t in range(plan.total_steps) if plan.validates_after(t)] == [7, 15, 19, 21, 23]
 
 
+def test_a_round_of_a_class_goes_on_where_the_batch_doubles(make_config: MakeConfig) -> None:
+    """No image comes again while its round has a step's share left."""
+    doubling = "fit.schedule={kind: batch-doubling, after_epochs: [2, 4]}"
+    data = toy_data([21, 50])
+    plan = Plan(make_config("fit.batch=8", "fit.steps=null", "fit.epochs=6", doubling).fit, data)
+    assert plan.batches == [8, 16, 32]
+    for members in data.by_class:
+        taken: set[int] = set()
+        for t in range(plan.total_steps):
+            chosen = {index for index in plan.indices(t).tolist() if index in members}
+            if len(taken) + len(chosen) > len(members):
+                taken = set()
+            assert len(chosen) == plan.step(t).batch // 2 and not taken & chosen
+            taken |= chosen
+
+
 def test_the_rate_warms_up_and_falls_as_a_cosine(make_config: MakeConfig) -> None:
     fit = make_config(
         "fit.steps=100", "fit.schedule={kind: cosine, warmup: 0.1, final: 0.1}", "fit.optimiser={learning_rate: 2.0}"

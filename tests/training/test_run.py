@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -14,13 +15,14 @@ import torch
 import yaml
 from rich.console import Console
 
+from training import datasets
 from training.config import Config
 from training.config_file import load_config
-from training.errors import RunError, RunFailed, TrainingError
+from training.errors import DataError, RunError, RunFailed, TrainingError
 from training.files import write_atomically
 from training.fit import train
 from training.preparation import prepare
-from training.run import load_run, open_folder
+from training.run import load_run, open_folder, read_metrics
 
 MakeConfig = Callable[..., Config]
 
@@ -35,6 +37,29 @@ def test_outliers_that_no_training_uses_are_said_to_be_so(make_config: MakeConfi
         own = replace(prepared.splits.train, outliers=prepared.splits.train.images[:3])
         described = replace(prepared, splits=replace(prepared.splits, train=own)).described
         assert "3 outliers" in described and (told in described) == is_told
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [
+        ("mcevae", "kl"),
+        ("mcevae_paper", "kl"),
+        ("plain_vae, method: beta", "kl"),
+        ("symmetry", "elbo"),
+        ("symmetry_two_stage", "flow"),
+    ],
+)
+def test_pictures_that_are_turned_already_are_not_taken_for_upright(
+    kind: str, metric: str, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(f"model={{kind: {kind}}}", f"fit.select={metric}")
+    splits = datasets.load(config.data)
+    turned = replace(splits, train=replace(splits.train, turns=torch.zeros(len(splits.train))))
+    monkeypatch.setattr(datasets, "load", lambda _: turned)
+    with pytest.raises(
+        DataError, match=f"^digits: model.kind: {config.model.kind} needs upright pictures: these are turned"
+    ):
+        prepare(config)
 
 
 def test_a_finished_run_is_not_trained_again(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -75,6 +100,21 @@ def test_a_restart_deletes_what_runs_make_and_nothing_else(
     with open_folder(run, config, resume=False, restart=True):
         assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.jsonl", "notes.txt"}
     assert load_config(run / "config.yaml") == config
+
+
+def test_of_the_metrics_a_last_line_may_be_cut_short_and_no_other(tmp_path: Path) -> None:
+    path, rows = tmp_path / "metrics.jsonl", [{"step": step, "split": "train"} for step in (1, 2)]
+    whole = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    assert read_metrics(tmp_path) == []
+    for end in (b"", b'{"step": 3, "spl', b"\0\0", '{"st\u00e4p'.encode()[:-2]):
+        path.write_bytes(whole + end)
+        assert read_metrics(tmp_path) == rows
+    path.write_bytes(whole[:-1])  # of which the line's end alone is cut
+    assert read_metrics(tmp_path) == rows
+    for line in (b"{\n", b"\xff\n", b"[1]\n", b"{}\n", b"\n"):
+        path.write_bytes(whole + line + whole)
+        with pytest.raises(RunError, match=f"{path}:3: is damaged .*: delete the line"):
+            read_metrics(tmp_path)
 
 
 def test_a_restart_deletes_nothing_before_the_new_run_can_begin(

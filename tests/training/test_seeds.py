@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from training import seeds as seeds_module
@@ -146,6 +147,20 @@ def test_a_run_of_another_configuration_in_the_way_is_left_and_what_helps_is_sai
     assert called == [1, 1] and len(output.read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"), [("former: 1\n", "configuration, former: Extra inputs"), ("fit: [\n", "flow node")]
+)
+def test_a_run_of_another_version_in_the_way_says_what_it_has_and_what_helps(
+    text: str, reason: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config, folder = make_config("fit.steps=6"), tmp_path / "runs" / "small-1"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict()) + text)
+    helps = f"config.yaml is damaged or of another version: .*{reason}.*; delete {folder}, or train it with --restart"
+    with pytest.raises(RunError, match=helps):
+        run_seeds(config, [1], tmp_path / "seeds.jsonl", tmp_path / "runs")
+
+
 def test_rows_and_runs_of_other_data_do_not_count(make_config: MakeConfig, tmp_path: Path) -> None:
     def pictures(name: str) -> Config:
         rng = np.random.default_rng(len(name))
@@ -160,7 +175,7 @@ def test_rows_and_runs_of_other_data_do_not_count(make_config: MakeConfig, tmp_p
     assert one.digest() == other.digest()
     rows = run_seeds(one, [1], output, tmp_path / "runs")
     assert run_seeds(one, [1], output, tmp_path / "runs") == rows
-    with pytest.raises(RunError, match="small-1 is complete, but of other data"):
+    with pytest.raises(RunError, match="small-1 is complete, but of other data .*: delete .*small-1, or train"):
         run_seeds(other, [1], output, tmp_path / "runs")
     assert run_seeds(other, [1], output, tmp_path / "others")[0]["data"] != rows[0]["data"]
     before = {key: value for key, value in rows[0].items() if key != "data"}

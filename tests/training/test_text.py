@@ -1,5 +1,7 @@
 """Rendered text: deterministic, turned by what it says, framed upright by its own angle, parts kept apart."""
 
+import errno
+import os
 import re
 import sys
 import unicodedata
@@ -15,12 +17,13 @@ from contract.manifest import InputSpec
 from contract.preprocess import prepare
 from training.config import TextData
 from training.datasets import load
+from training.datasets.storage import data_root
 from training.datasets.text import PREPROCESSING, Fonts, crops, prepared
 from training.datasets.text_crops import Look, draw_look, draw_mask, load_font, take_picture
 from training.datasets.text_fonts import FAMILIES, SCRIPTS, find_fonts, packages
 from training.datasets.text_vocabulary import FEWEST_LETTERS, MOST_LETTERS, names
 from training.datasets.text_words import CASED, TEXTS, draw_text, vocabulary
-from training.errors import DataError
+from training.errors import DataError, RunError, RunFailed
 from training.lie import exponential, resample
 
 ROOT = Path(__file__).parents[2]
@@ -243,6 +246,46 @@ def test_other_names_are_drawn_anew_but_for_the_test(
     load(small_text)
     added = {path.name.split("-")[0] for path in set((tmp_path / "text").iterdir()) - before}
     assert added == {"train", "validation"}
+
+
+@pytest.fixture
+def latin_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextData:
+    """The same in Pillow's own font alone."""
+    monkeypatch.setattr("training.datasets.text.find_fonts", lambda *_: OWN)
+    monkeypatch.setenv("EQUIPOISE_TRAINING_DATA", str(tmp_path))
+    return TextData(source="text", train=8, validation=8, test=8, seed=1)
+
+
+def test_what_cannot_be_kept_is_said_and_nothing_is_left_behind(
+    latin_text: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(RunFailed, match=r"text/train-.* written: the disk is full"):
+        patch.setattr(os, "fsync", full)
+        load(latin_text)
+    assert list((tmp_path / "text").iterdir()) == []
+    (tmp_path / "text").rmdir()
+    (tmp_path / "text").touch()
+    with pytest.raises(RunError, match="text cannot be used as a folder"):
+        load(latin_text)
+
+
+def test_two_processes_of_one_number_draw_the_same(latin_text: TextData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In containers every process has number 1: each writes aside under a name of its own."""
+    aside: list[Path] = []
+    genuine = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        aside.append(self)
+        return genuine(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    drawn = load(latin_text)
+    for path in (data_root() / "text").iterdir():
+        path.unlink()
+    assert load(latin_text).digest == drawn.digest and len(set(aside)) == 6
 
 
 def test_a_damaged_file_of_drawn_crops_is_named(small_text: TextData, tmp_path: Path) -> None:

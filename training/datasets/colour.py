@@ -43,7 +43,8 @@ def over_photographs(splits: Splits, seed: int) -> Splits:
 
     def coloured(part: LabelledImages, index: int) -> LabelledImages:
         ground = [np.array_split(pixels, PARTS, axis=1)[index] for pixels in photographs]
-        return _coloured(part, ground, np.random.default_rng((seed, index)))
+        rng = np.random.default_rng((seed, index))
+        return part.mapped(lambda images: torch.from_numpy(_drawn(images.numpy(), ground, rng)))
 
     return replace(
         splits,
@@ -54,14 +55,6 @@ def over_photographs(splits: Splits, seed: int) -> Splits:
         input=InputSpec(channels=3, height=splits.input.height, width=splits.input.width),
         preprocessing=Preprocessing(polarity="none", fit="image", margin=0.0),
     )
-
-
-def _coloured(
-    part: LabelledImages, photographs: Sequence[NDArray[np.float32]], rng: np.random.Generator
-) -> LabelledImages:
-    images = torch.from_numpy(_drawn(part.images.numpy(), photographs, rng))
-    more = None if part.unlabelled is None else torch.from_numpy(_drawn(part.unlabelled.numpy(), photographs, rng))
-    return replace(part, images=images, unlabelled=more)
 
 
 def _drawn(

@@ -1,7 +1,7 @@
 """Labelled pictures in memory, and their division into training, validation and test."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -76,14 +76,19 @@ class LabelledImages:
         files = None if self.files is None else tuple(self.files[index] for index in indices.tolist())
         return LabelledImages(self.images[indices], self.labels[indices], self.class_names, turns=turns, files=files)
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "LabelledImages":
+        """All pictures changed, the labelled ones first and the outliers last: uint8 [N,C,H,W] -> uint8 [N,C',H',W']"""
+        images = change(self.images)
+        unlabelled = None if self.unlabelled is None else change(self.unlabelled)
+        outliers = None if self.outliers is None else change(self.outliers)
+        return replace(self, images=images, unlabelled=unlabelled, outliers=outliers)
+
     def padded(self, side: int) -> "LabelledImages":
         """Each image in the middle of a square of 0."""
         height, width = self.images.shape[2:]
         top, left = (side - height) // 2, (side - width) // 2
         margins = (left, side - width - left, top, side - height - top)
-        more = None if self.unlabelled is None else F.pad(self.unlabelled, margins)
-        outliers = None if self.outliers is None else F.pad(self.outliers, margins)
-        return replace(self, images=F.pad(self.images, margins), unlabelled=more, outliers=outliers)
+        return self.mapped(lambda images: F.pad(images, margins))
 
     def without(self, excluded: tuple[str, ...]) -> "LabelledImages":
         """The images of the other classes; labels are renumbered in the order that remains."""

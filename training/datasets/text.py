@@ -7,9 +7,9 @@ each. What was drawn is kept in the data folder, under a name that follows from 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
-import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +30,7 @@ from training.datasets.text_crops import Look, draw_look, draw_mask, load_font, 
 from training.datasets.text_fonts import SCRIPTS, Part, Script, find_fonts
 from training.datasets.text_words import MADE_UP, TEXTS, draw_text, vocabulary
 from training.errors import DataError
+from training.files import make_folder, write_atomically
 
 __all__ = ["PREPROCESSING", "Crop", "Fonts", "crops", "load", "prepared"]
 
@@ -112,8 +113,9 @@ def load(config: TextData) -> Splits:
     """Draw all three parts, or read what was drawn before.
 
     Raises:
-        DataError: an unknown script, fonts are missing (the message names Debian's packages), or the data folder cannot
-            be written.
+        DataError: an unknown script, fonts are missing (the message names Debian's packages), or a file of what was
+            drawn is damaged.
+        RunError: the data folder cannot be written.
     """
     require_shaping()
     if unknown := sorted(set(config.more) - set(SCRIPTS)):
@@ -159,16 +161,10 @@ def _read(path: Path) -> Arrays:
 
 
 def _write(path: Path, stored: Arrays) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **stored)
-        partial.rename(path)
-    except OSError as error:
-        raise DataError(f"text: {path.parent} cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    make_folder(path.parent)
+    archive = io.BytesIO()
+    np.savez_compressed(archive, allow_pickle=False, **stored)
+    write_atomically(path, archive.getvalue())
 
 
 def _key(config: TextData, part: Part, fonts: Fonts) -> str:

@@ -51,8 +51,9 @@ class EquiVAEEvaluation:
         self.report = Report(describe(run) | {"distance_weight": self.model.config.distance_weight})
 
     def run(self) -> Report:
+        whole = self.splits.parts[self.options.split]
         for name in self.options.held_out:  # what cannot be left out is said now, and not after all is measured
-            prepare(without_class(self.loaded, name, self.options.held_out_epochs))
+            prepare(without_class(self.loaded, name, whole, self.options.held_out_epochs))
         steps = [
             ("distances", self.distances),
             ("ELBO", self.elbo),

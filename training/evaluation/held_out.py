@@ -30,9 +30,9 @@ def held_out_class(
         of the class.
 
     Raises:
-        TrainingError: no such class, or the training fails.
+        TrainingError: no such class, nothing to measure of it, or the training fails.
     """
-    config, label = without_class(run, name, epochs), run.class_names.index(name)
+    config, label = without_class(run, name, data, epochs), run.class_names.index(name)
     folder = run.folder / (f"without-class-{label}" + (f"-{epochs}-epochs" if epochs else ""))
     train(config, folder, resume=folder.exists(), console=console)
     model = load_run(folder).equivae()
@@ -48,19 +48,25 @@ def held_out_class(
     }
 
 
-def without_class(run: LoadedRun, name: str, epochs: int | None = None) -> Config:
+def without_class(run: LoadedRun, name: str, data: LabelledImages, epochs: int | None = None) -> Config:
     """The run's configuration for its other classes; a balanced batch keeps its images a class. It begins with no
     other run's weights: those have seen the class.
 
     Raises:
-        DataError: no such class.
+        DataError: no such class, or what is to be measured, `data`, has no picture of it or of no other.
     """
     if name not in run.class_names:
         raise DataError(f"{run.data['name']}: no class {name!r}; there are {', '.join(run.class_names)}")
-    data = run.config.data.model_copy(update={"exclude": (*run.config.data.exclude, name)})
+    novel = data.labels == run.class_names.index(name)
+    if not novel.any() or novel.all():
+        lacking = "no picture of another class" if novel.any() else "no picture of it"
+        raise DataError(
+            f"{run.data['name']}: class {name!r} cannot be held out: the split to be measured has {lacking}"
+        )
+    kept = run.config.data.model_copy(update={"exclude": (*run.config.data.exclude, name)})
     fit, classes = run.config.fit.model_copy(update={"initial": None}), len(run.class_names)
     if fit.order == "balanced":
         fit = fit.model_copy(update={"batch": fit.batch // classes * (classes - 1)})
     if epochs is not None:
         fit = fit.model_copy(update={"epochs": epochs, "steps": None})
-    return run.config.model_copy(update={"data": data, "fit": fit})
+    return run.config.model_copy(update={"data": kept, "fit": fit})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -43,7 +44,17 @@ class Report:
         return next(figure.value for figure in self.figures if figure.name == name)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"model": self.model, "figures": [asdict(figure) for figure in self.figures], "details": self.details}
+        """What JSON can hold: None for a number that is not finite, as in a manifest."""
+        figures = [asdict(figure) for figure in self.figures]
+        return _finite({"model": self.model, "figures": figures, "details": self.details})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def describe(run: LoadedRun) -> dict[str, Any]:

@@ -344,8 +344,8 @@ class EquiVAE(Model):
         }
 
     @torch.no_grad()
-    def embed(self, images: Tensor) -> Tensor:
-        """f_inv of images uint8 [N,C,H,W], in the mode that the model is in: [N,D]"""
+    def _embeddings(self, images: Tensor) -> Tensor:
+        """f_inv of a data set's images, uint8 [N,C,H,W], in the mode that the model is in: [N,D]"""
         device = self.pixel_mean.device
         return torch.cat([self.invariant(part.to(device).float() / 255).float() for part in torch.split(images, CHUNK)])
 
@@ -355,7 +355,7 @@ class EquiVAE(Model):
         Raises:
             ValueError: a class has no image.
         """
-        return prototypes_of(self.embed(data.images), data.labels, self.num_classes)
+        return prototypes_of(self._embeddings(data.images), data.labels, self.num_classes)
 
     @torch.no_grad()
     def calibrate(self, train: LabelledImages, validation: LabelledImages) -> None:
@@ -365,8 +365,8 @@ class EquiVAE(Model):
         quantiles of how far good pictures lie, those of the validation set where it is large: see `_of_known_classes`.
         """
         self.eval()
-        known = [self.embed(images) for images in self._of_known_classes(train, validation)]
-        self.classes.fit(self.class_means(train), self.embed(validation.images), validation.labels, known)
+        known = [self._embeddings(images) for images in self._of_known_classes(train, validation)]
+        self.classes.fit(self.class_means(train), self._embeddings(validation.images), validation.labels, known)
 
     def _of_known_classes(self, train: LabelledImages, validation: LabelledImages) -> Iterator[Tensor]:
         """Extra pictures for the distance quantiles if the validation set has fewer than ENOUGH: unlabelled ones, else

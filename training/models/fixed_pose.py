@@ -16,6 +16,7 @@ from training.lie import exponential
 from training.models.base import Model
 from training.models.pose import Pose
 from training.rotation import UNIFORM_STD
+from training.turned import require_upright
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
@@ -45,8 +46,9 @@ class FixedPoseModel(Model):
         """Nothing of the training set is needed beforehand.
 
         Raises:
-            ValueError: its images are fewer than the clusters.
+            ValueError: its images are not upright, or fewer than the clusters.
         """
+        require_upright(train, f"model.kind: {self.config.kind}")
         if len(train) < self.config.clusters:
             raise ValueError(f"{len(train)} training images for {self.config.clusters} clusters")
 

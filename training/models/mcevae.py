@@ -56,6 +56,7 @@ from training.turned import (
     move,
     move_by_two,
     relative_error,
+    require_upright,
     similarity,
     uniform,
 )
@@ -93,8 +94,9 @@ class MCEVAE(Inference):
         """Draw the one turn of every training picture, and measure the ink's mean radius.
 
         Raises:
-            ValueError: no picture has any ink.
+            ValueError: the pictures are not upright, or none has any ink.
         """
+        require_upright(train, f"model.kind: {self.config.kind}")
         source = torch.Generator().manual_seed(self.config.turn_seed)
         self.turns = uniform(len(train), math.radians(self.config.rotation_degrees), source)
         found = [self._moments(self._ink(images)[0]) for images, _ in train.chunks(CHUNK, self.prior.device)]

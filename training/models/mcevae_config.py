@@ -45,8 +45,12 @@ class PoseConfig(ModelSection):
         return self
 
 
-def _kind_of_pose(value: Any) -> str:
-    return str(value.get("kind", "polar") if isinstance(value, dict) else value.kind)
+def kind(pose: Any) -> str:
+    """Of a net of the rotation, or of its section, where polar need not be said. Errors name this function.
+
+    Not filled in before the check: what a validator has touched is no longer JSON, whose lists pass for tuples.
+    """
+    return str(pose.get("kind", "polar") if isinstance(pose, dict) else getattr(pose, "kind", "polar"))
 
 
 class EncoderConfig(ModelSection):
@@ -111,7 +115,7 @@ class MCEVAEConfig(ModelSection):
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
 
     pose: Annotated[
-        Annotated[PoseConfig, Tag("polar")] | Annotated[LiftedConfig, Tag("lifted")], Discriminator(_kind_of_pose)
+        Annotated[PoseConfig, Tag("polar")] | Annotated[LiftedConfig, Tag("lifted")], Discriminator(kind)
     ] = PoseConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()

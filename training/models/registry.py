@@ -106,6 +106,8 @@ def whole(kind: str, model: Model) -> Graph | None:
 
 def _kind_of(kind: str, model: Model) -> Kind:
     """The kind, without what this model of it cannot do."""
+    if isinstance(model, PlainVAE) and model.config.method == "beta":  # the identity for every picture is no answer
+        return replace(KINDS[kind], graphs={"embed": mcevae_graphs.Embed}, whole=None)
     draws_nothing = isinstance(model, Symmetry) and not model.draws_variants
     if draws_nothing or isinstance(model, MCEVAE) and model.classes is None:
         return replace(KINDS[kind], graphs=_POSE_GRAPHS, whole=mcevae_graphs.Whole)

@@ -39,7 +39,16 @@ from training.models.symmetry_config import SymmetryConfig
 from training.models.symmetry_parts import CHUNK, Correlator, InvariantEncoder, fit_smoothing, variants
 from training.networks import dense, exactly, he_initialise
 from training.rotation import bin_angles, calibrated, deviation, find_modes
-from training.turned import PROBE_DEGREES, error_figures, move, move_by_two, relative_error, similarity, uniform
+from training.turned import (
+    PROBE_DEGREES,
+    error_figures,
+    move,
+    move_by_two,
+    relative_error,
+    require_upright,
+    similarity,
+    uniform,
+)
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
@@ -89,7 +98,12 @@ class Symmetry(Model):
     # --- one step of training -------------------------------------------------------------------------------------
 
     def prepare(self, train: LabelledImages) -> None:
-        """Draw the one turn of every training picture."""
+        """Draw the one turn of every training picture.
+
+        Raises:
+            ValueError: the pictures are not upright.
+        """
+        require_upright(train, f"model.kind: {self.config.kind}")
         source = torch.Generator().manual_seed(self.config.turn_seed)
         self.turns = uniform(len(train), math.radians(self.config.rotation_degrees), source)
 

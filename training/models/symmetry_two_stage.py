@@ -41,7 +41,7 @@ from training.models.symmetry_parts import CHUNK, Correlator, fit_smoothing, var
 from training.moments import moments
 from training.networks import ConvBody, dense, exactly, he_initialise
 from training.rotation import bin_angles, calibrated, deviation, find_modes, wrapped
-from training.turned import PROBE_DEGREES, error_figures, move, relative_error, similarity, uniform
+from training.turned import PROBE_DEGREES, error_figures, move, relative_error, require_upright, similarity, uniform
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
@@ -99,7 +99,12 @@ class SymmetryTwoStage(Model):
     # --- one step of training -------------------------------------------------------------------------------------
 
     def prepare(self, train: LabelledImages) -> None:
-        """Draw the one transform of every training picture; shift and scale of the ink standardise the flow."""
+        """Draw the one transform of every training picture; shift and scale of the ink standardise the flow.
+
+        Raises:
+            ValueError: the pictures are not upright.
+        """
+        require_upright(train, f"model.kind: {self.config.kind}")
         config = self.config
         source = torch.Generator().manual_seed(config.turn_seed)
         self.poses = self._random(len(train), config.rotation_degrees, config.shift, config.scale, source)

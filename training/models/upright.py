@@ -30,7 +30,7 @@ from training.models.upright_config import ConvolutionalConfig, PolarConfig, Upr
 from training.networks import ConvBody, exactly, he_initialise
 from training.outliers import outliers
 from training.rotation import bin_angles, calibrated, coverage_factor, deviation, find_modes, wrapped
-from training.turned import FLIP_DEGREES, error_figures, move, move_by_two, similarity, uniform
+from training.turned import FLIP_DEGREES, error_figures, move, move_by_two, require_upright, similarity, uniform
 
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
@@ -102,8 +102,8 @@ class Upright(Model):
         Raises:
             ValueError: RotNet is to draw pictures that are not upright.
         """
-        if self.config.rotnet_share and train.turns is not None:
-            raise ValueError("model.rotnet_share needs upright pictures: these are turned already")
+        if self.config.rotnet_share:
+            require_upright(train, "model.rotnet_share")
 
     # --- one step of training -------------------------------------------------------------------------------------
 
