@@ -158,8 +158,9 @@ def about(matrix: npt.ArrayLike, centre: npt.ArrayLike) -> Matrix:
     return array
 
 
-def grown(matrix: npt.ArrayLike, width: int, height: int) -> Canvas:
-    """The smallest canvas that holds all of a picture of `width` x `height` pixels.
+def grown(matrix: npt.ArrayLike, width: int, height: int, corners: npt.ArrayLike | None = None) -> Canvas:
+    """The smallest canvas that holds all of a picture of `width` x `height` pixels, or what lies between `corners`
+    [k,2] of it, in pixels from the picture's own corner.
 
     `matrix` maps pixels of the wanted picture to pixels of the given one; the canvas' matrix is the same, counted from
     its own corner. Turned by whole quarters, pixels lie on pixels; so they do where that moves none by as much as can
@@ -171,9 +172,9 @@ def grown(matrix: npt.ArrayLike, width: int, height: int) -> Canvas:
         corner = np.abs(whole.T) @ (width / 2, height / 2)
         if (np.abs(array[:, :2] - whole) @ corner).max() <= _UNSEEN:
             array = np.column_stack([whole, (0.0, 0.0)])
+    ends = [(0, 0), (width, 0), (0, height), (width, height)] if corners is None else np.asarray(corners).tolist()
     (across, left), (down, top) = (
-        _extent([a * x + b * y + c for x in (-0.5, width - 0.5) for y in (-0.5, height - 0.5)])
-        for a, b, c in inverse(array).tolist()
+        _extent([a * (x - 0.5) + b * (y - 0.5) + c for x, y in ends]) for a, b, c in inverse(array).tolist()
     )
     array[:, 2] += array[:, :2] @ (left, top)
     return Canvas(across, down, array)

@@ -48,8 +48,7 @@ def read_page(grey: Image.Image, polarity: str | None = None, sheet: Outline | N
 
     sheet: in pixels of the picture, what is looked at alone.
     """
-    reduction = max(1, -(-max(grey.size) // WORK_SIDE))
-    work = np.asarray(grey.reduce(reduction) if reduction > 1 else grey, np.float32)
+    work, reduction = at_work_resolution(grey)
     height, width = work.shape
     depth = inset(work)
     if sheet is not None:
@@ -78,6 +77,12 @@ def read_page(grey: Image.Image, polarity: str | None = None, sheet: Outline | N
     strength = float(np.percentile(ink[content & (ink >= solid)], 70))
     grain /= 255.0 if polarity == "light" else max(32.0, float(level[content].min()))
     return Page(polarity, paper, np.where(content, ink, 0), reduction, strength, max(floor, grain), box)
+
+
+def at_work_resolution(grey: Image.Image) -> tuple[Map, int]:
+    """Brightness [h,w] in 0..255, and how many pixels of the picture are a side of one of its own."""
+    reduction = max(1, -(-max(grey.size) // WORK_SIDE))
+    return np.asarray(grey.reduce(reduction) if reduction > 1 else grey, np.float32), reduction
 
 
 def _area(box: tuple[int, int, int, int]) -> int:

@@ -32,6 +32,7 @@ from contract.picture_header import (
 from contract.picture_jpeg import check_jpeg
 from contract.picture_pixels import Kept, Pixels, depth_of, to_kept, to_pixels
 from contract.picture_png import MOST_PROFILE, OddPng, PlainPng, check_png_data, png_header
+from contract.sheet import Outline
 
 MOST_DECODED_BYTES_PER_PIXEL = 18
 """The most memory that decoding and preparing can take, in bytes per pixel (WebP)."""
@@ -67,12 +68,14 @@ class Original(NamedTuple):
     """What of a decoded picture a model does not need, and whoever gives the picture back does.
 
     samples: in the picture's own kind, see picture_pixels.to_kept; the same memory as the pixels where they are equal.
-    icc_profile: of these samples' colour space, up to 1 MiB, or None. dpi: across and down, or None.
+    icc_profile: of these samples' colour space, up to 1 MiB, or None. dpi: across and down, or None. filled: corners of
+    it that are no picture, see preprocess.find_filled_corners; of a picture that has just been decoded not known yet.
     """
 
     samples: Kept
     icc_profile: bytes | None
     dpi: tuple[float, float] | None
+    filled: tuple[Outline, ...] = ()
 
 
 class Picture(NamedTuple):

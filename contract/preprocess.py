@@ -14,10 +14,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from contract import geometry
-from contract.ink import Page, read_page, strength_of_ink
+from contract.ink import Page, at_work_resolution, read_page, strength_of_ink
 from contract.manifest import InputSpec, Preprocessing
 from contract.paper import Map
 from contract.sheet import Outline, find_sheets
+from contract.turned import filled_corners
 
 Polarity = Literal["auto", "light", "dark", "none"]
 Fit = Literal["auto", "content", "image"]
@@ -88,6 +89,14 @@ def prepare(
     if fit == "image" or (fit == "auto" and preprocessing.fit == "image"):
         return _whole(pixels, spec, preprocessing, polarity)
     return _content(pixels, spec, preprocessing, polarity)
+
+
+def find_filled_corners(pixels: npt.NDArray[np.uint8]) -> tuple[Outline, ...]:
+    """The corners of a picture [H,W] or [H,W,3] that a tool has filled when it turned it: triangles, in its pixels."""
+    size = np.array(pixels.shape[1::-1], np.float32)
+    work, reduction = at_work_resolution(_to_grey(Image.fromarray(pixels)))
+    # The last pixel of a reduced picture may lie beyond the picture's own edge.
+    return tuple(np.minimum(triangle * np.float32(reduction), size) for triangle in filled_corners(work))
 
 
 def passes_unchanged(width: int, height: int, spec: InputSpec, preprocessing: Preprocessing, fit: Fit) -> bool:
@@ -172,7 +181,7 @@ def _read_within(part: _Part, polarity: str | None, sheet: Outline) -> _Part | N
     left, top = np.floor(sheet.min(axis=0)).astype(int).clip(0).tolist()
     right, bottom = np.minimum(np.ceil(sheet.max(axis=0)).astype(int), part.grey.size).tolist()
     grey = part.grey.crop((left, top, right, bottom))
-    page = read_page(grey, polarity, sheet - np.float32((left, top)))
+    page = read_page(grey, polarity, sheet - np.array((left, top), np.float32))
     longest = max(page.box[2] - page.box[0], page.box[3] - page.box[1])
     if page.strength == 0 or longest < _LEAST_WRITING * max(page.ink.shape):
         return None

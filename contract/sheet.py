@@ -11,6 +11,7 @@ Outline = npt.NDArray[np.float32]
 
 _LEAST_SIDE = 75  # pixels of a page at work resolution: in a smaller one strokes are as straight as a sheet's edges
 _LEAST_AREA, _MOST_AREA = 0.01, 0.97  # of the page
+_LEAST_BESIDE = 0.4  # of the page: what a sheet takes at least that ends with the page
 _CONVEX = 0.95  # share of its hull that a region fills at least
 _STRAIGHT = (
     0.015  # of its circumference: how far an outline may leave the polygon; a circle takes more than _MOST_CORNERS
@@ -34,7 +35,9 @@ def find_sheets(content: npt.NDArray[np.bool_], box: tuple[int, int, int, int]) 
     filled, surrounded = _outlines(np.pad(content[top:bottom, left:right], 1), (left, top), content.size)
     if left == 0 or top == 0 or right == width or bottom == height:
         # Beyond its edges a page counts as content, for paper beside the strip of a desk is surrounded by both.
-        surrounded, _ = _outlines(np.pad(~content, 1), (0, 0), content.size)
+        # Strokes that end at the edges leave such regions, too, but small ones.
+        regions, _ = _outlines(np.pad(~content, 1), (0, 0), content.size)
+        surrounded = [it for it in regions if cv2.contourArea(it) > _LEAST_BESIDE * content.size]
     with_holes = [it for it in filled if (~content[depth_within(it, height, width) > MARGIN]).mean() > _LEAST_HOLES]
     return sorted(surrounded + with_holes, key=cv2.contourArea, reverse=True)
 
@@ -47,7 +50,7 @@ def _outlines(mask: npt.NDArray[np.bool_], corner: tuple[int, int], area: int) -
     contours, tree = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     found: tuple[list[Outline], list[Outline]] = ([], [])
     for contour, parent in zip(contours, tree[0, :, 3] if contours else (), strict=True):
-        outline = _straight(contour.astype(np.float32)[:, 0] + np.float32(corner) - np.float32(0.5), area)
+        outline = _straight(contour.astype(np.float32)[:, 0] + np.array(corner, np.float32) - np.float32(0.5), area)
         if outline is not None:
             found[int(parent >= 0)].append(outline)
     return found

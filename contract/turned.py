@@ -10,6 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from contract.paper import Map
+from contract.sheet import Outline
+
+_View = tuple[slice, slice]
 
 _SAME = 8.0  # grey levels: a fill is of one colour, give or take what JPEG does to it
 _RIM = 2  # outermost rows and columns, of which a grown canvas may have one too many
@@ -39,6 +42,13 @@ class _Corner(NamedTuple):
         """The slope of the border, 0..90."""
         return math.degrees(math.atan2(self.leg_y, self.leg_x))
 
+    @property
+    def reach(self) -> tuple[float, float]:
+        """Pixels from the page's corner, along its edges, to where the fill is no longer mixed in."""
+        longer = 1 + _MIXED * math.hypot(self.leg_x, self.leg_y) / (self.leg_x * self.leg_y)
+        x, y = self.leg_x * longer, self.leg_y * longer
+        return _RIM + x * (1 + _RIM / y), _RIM + y * (1 + _RIM / x)
+
     def depth(self, height: int, width: int) -> Map:
         """Pixels [height,width] from the border, negative within the triangle."""
         x, y = (np.arange(side, dtype=np.float32) - np.float32(_RIM) for side in (width, height))
@@ -51,15 +61,39 @@ def inset(page: Map) -> Map:
     """How many pixels [h,w] a pixel of a page [h,w] of brightness 0..255 lies within the edges of what the page shows:
     those of the canvas and the borders of corners that a turn has filled. In such a corner it is not above 0.
     """
+    edges = _depth_of_edges(*page.shape)
+    return edges if min(page.shape) < _LEAST_SIDE else _within(page, edges, _corners(page))
+
+
+def filled_corners(page: Map) -> list[Outline]:
+    """The corners of a page [h,w] of brightness 0..255 that a turn has filled, with what it has mixed with the fill."""
     height, width = page.shape
+    corners = _corners(page) if min(page.shape) >= _LEAST_SIDE else []
+    edges = _depth_of_edges(height, width)
+    if not corners or _within(page, edges, corners) is edges:
+        return []
+    triangles = []
+    for (down, across), corner in corners:
+        x, y = corner.reach
+        triangle = np.array([(0, 0), (x, 0), (0, y)], np.float32)
+        triangles.append(
+            np.abs(triangle - np.array((width if across.step else 0, height if down.step else 0), np.float32))
+        )
+    return triangles
+
+
+def _depth_of_edges(height: int, width: int) -> Map:
     rows, columns = (np.arange(side, dtype=np.float32) + np.float32(0.5) for side in (height, width))
     edges: Map = np.minimum(np.minimum(rows, rows[::-1])[:, None], np.minimum(columns, columns[::-1]))
-    if min(page.shape) < _LEAST_SIDE:
-        return edges
-    views = [(slice(None, None, down), slice(None, None, across)) for down in (1, -1) for across in (1, -1)]
+    return edges
+
+
+def _corners(page: Map) -> list[tuple[_View, _Corner]]:
+    """The filled corners of a page, each with how to see it at the top left; none where they do not tell one turn."""
+    views = [(slice(None, None, down), slice(None, None, across)) for down in (None, -1) for across in (None, -1)]
     corners = [(view, corner) for view in views if (corner := _corner(page[view]))]
     if len(corners) < _LEAST_CORNERS:
-        return edges
+        return []
     # Neighbouring borders are perpendicular.
     turns = [it.degrees if view[0] == view[1] else 90 - it.degrees for view, it in corners]
     colour, turn = np.median([it.colour for _, it in corners]), np.median(turns)
@@ -68,11 +102,16 @@ def inset(page: Map) -> Map:
         for it, degrees in zip(corners, turns, strict=True)
         if abs(it[1].colour - colour) <= _SAME and abs(degrees - turn) <= _SAME_TURN
     ]
-    if len(alike) < _LEAST_CORNERS:
+    return alike if len(alike) >= _LEAST_CORNERS else []
+
+
+def _within(page: Map, edges: Map, corners: list[tuple[_View, _Corner]]) -> Map:
+    """How far a pixel lies within the borders of the corners, too; `edges` itself where they leave no page."""
+    if not corners:
         return edges
     within = edges.copy()
-    for view, corner in alike:
-        np.minimum(within, corner.depth(height, width)[view] - np.float32(_MIXED), out=within)
+    for view, corner in corners:
+        np.minimum(within, corner.depth(*page.shape)[view] - np.float32(_MIXED), out=within)
     shown = page[within > 0]
     return within if shown.size and np.ptp(shown) > _BLANK else edges
 

@@ -25,7 +25,7 @@ from contract.picture_header import (
 )
 from contract.picture_pixels import Kept
 from contract.picture_png import write_plain_png
-from contract.preprocess import prepare
+from contract.preprocess import find_filled_corners, prepare
 from service.errors import (
     BodyTooLarge,
     CorruptImage,
@@ -128,7 +128,8 @@ def to_input(
         "box": prepared.box,
         "has_content": prepared.has_content,
     }
-    return ModelInput(prepared.image, description, prepared.frame, picture.original)
+    original = picture.original and picture.original._replace(filled=find_filled_corners(picture.pixels))
+    return ModelInput(prepared.image, description, prepared.frame, original)
 
 
 def write_picture(image: npt.NDArray[np.float32], media_type: str = "image/png") -> bytes:

@@ -47,7 +47,9 @@ def plan(original: Original, frame: Matrix, matrix: npt.ArrayLike, options: Upri
     """
     height, width = original.samples.shape[:2]
     try:
-        canvas = warp.plan(matrix, frame, width, height, undo=options.undo, expand=options.expand)
+        canvas = warp.plan(
+            matrix, frame, width, height, undo=options.undo, expand=options.expand, filled=original.filled
+        )
     except GeometryError as error:
         raise InternalError(f"the model gave no transform for this picture: {error}") from None
     if canvas.width * canvas.height > most_pixels:
@@ -91,9 +93,16 @@ def drawing_bytes(pictures: Sequence[tuple[Original, Canvas]], options: UprightO
         canvas.width * canvas.height * (int(original.samples[0, 0].nbytes) + more) + _profile_bytes(original)
         for original, canvas in pictures
     ]
-    largest = max(sizes, default=0)
+    largest = max(sizes, default=0) + max((_painting_bytes(it) for it, _ in pictures if it.filled), default=0)
     kept = sum({id(it): it.samples.nbytes + _profile_bytes(it) for it, _ in pictures}.values())
     return kept + _DRAWING * largest + _FINISHED * (sum(sizes) - largest)
+
+
+def _painting_bytes(original: Original) -> int:
+    """For a copy of which the filled corners are painted over, and masks of where its border is."""
+    height, width = original.samples.shape[:2]
+    size: int = original.samples.nbytes + 2 * height * width
+    return size
 
 
 def _profile_bytes(original: Original) -> int:
@@ -112,7 +121,8 @@ def make(original: Original, canvas: Canvas, options: UprightOptions, media_type
         NotAcceptable: the type cannot hold the picture.
     """
     start = time.perf_counter()
-    samples = warp.draw(original.samples, canvas, warp.fill_of(original.samples, options.fill), options.resample)
+    fill = warp.fill_of(original.samples, options.fill, original.filled)
+    samples = warp.draw(original.samples, canvas, fill, options.resample, original.filled)
     drawn = time.perf_counter()
     if reason := _misfit(samples, PICTURE_TYPES[media_type]):
         if strict:

@@ -1,6 +1,7 @@
 """The user's own picture brought upright: one warp at its own resolution and in its own kind, by OpenCV."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import cv2
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from contract import geometry
 from contract.geometry import Canvas, Matrix
 from contract.picture_pixels import Kept
+from contract.sheet import Outline
 from service.queries import Colour, Undo
 
 # OpenCV's own threads would not stand back behind the event loop as the pool's do.
@@ -24,6 +26,7 @@ _METHODS = {
 _TILE = 1024  # pixels of a side that are drawn at once: pictures may have longer sides than OpenCV takes
 _TILE_WITH_ALPHA = 128  # few tiles then lie at an edge or a hole, where drawing takes ten times as long
 _MOST_SOURCE = 16_384  # pixels of a side of the source of one tile
+_BESIDE = 3  # pixels on either side of a filled corner's border, of which those within are the picture's
 _REACH = 5  # pixels around a place that its value may depend on
 
 Border = tuple[float, ...]
@@ -38,12 +41,14 @@ def plan(
     *,
     undo: Undo = "rotation",
     expand: bool = True,
+    filled: Sequence[Outline] = (),
 ) -> Canvas:
     """Where the upright picture takes its pixels from, for a picture of `width` x `height` pixels.
 
     matrix: what the model found, canonical to observed in its frame. frame: from there to the picture's pixels. With
     undo "rotation" the content's centre, where the canonical frame's middle is observed, is the pivot; with "all" the
-    content goes to where and how it would fill the model's frame canonically.
+    content goes to where and how it would fill the model's frame canonically. filled: corners of the picture that are
+    none of it, for which the canvas need not grow.
 
     Raises:
         GeometryError: a matrix that cannot be undone.
@@ -53,15 +58,28 @@ def plan(
         to_picture = geometry.about(geometry.rotation(geometry.to_parts(matrix).rotation_degrees), centre)
     else:
         to_picture = geometry.compose(frame, matrix, geometry.inverse(frame))
-    return geometry.grown(to_picture, width, height) if expand else Canvas(width, height, to_picture)
+    if not expand:
+        return Canvas(width, height, to_picture)
+    return geometry.grown(to_picture, width, height, _shown(width, height, filled) if filled else None)
 
 
-def fill_of(samples: Kept, wanted: Literal["auto", "transparent"] | Colour) -> Literal["transparent"] | Border:
-    """What shows where there is no picture, in the picture's own values; a grey picture takes a colour's luma."""
+def _shown(width: int, height: int, filled: Sequence[Outline]) -> list[list[float]]:
+    """The corners of what a picture shows: its own, or where the triangles that are filled there end."""
+    cut = {tuple(triangle[0].tolist()): triangle[1:].tolist() for triangle in filled}
+    return [end for x in (0.0, width) for y in (0.0, height) for end in cut.get((x, y), [[x, y]])]
+
+
+def fill_of(
+    samples: Kept, wanted: Literal["auto", "transparent"] | Colour, filled: Sequence[Outline] = ()
+) -> Literal["transparent"] | Border:
+    """What shows where there is no picture, in the picture's own values; a grey picture takes a colour's luma.
+
+    filled: corners of the picture that are none of it; "auto" is the colour along the border of what is.
+    """
     if wanted == "transparent":
         return "transparent"
     if wanted == "auto":
-        edge = np.concatenate([samples[0], samples[-1], samples[:, 0], samples[:, -1]])
+        edge = _along_border(samples, filled)
         edge.sort(axis=0)  # np.median takes three times as long for so few
         middle = edge[(len(edge) - 1) // 2], edge[len(edge) // 2]
         return tuple(np.atleast_1d(np.mean(middle, axis=0)).tolist())
@@ -72,20 +90,46 @@ def fill_of(samples: Kept, wanted: Literal["auto", "transparent"] | Colour) -> L
     return tuple(float(value) * (257 if samples.dtype == np.uint16 else 1) for value in (*colour, *opaque))
 
 
+def _along_border(samples: Kept, filled: Sequence[Outline]) -> Kept:
+    """The pixels [n] or [n,C] along the picture's edges, but for its filled corners, and along these, within."""
+    if not filled:
+        return np.concatenate([samples[0], samples[-1], samples[:, 0], samples[:, -1]])
+    height, width = samples.shape[:2]
+    shown = np.zeros((height, width), np.uint8)
+    shown[[0, -1]] = shown[:, [0, -1]] = 1
+    thickness = 1 + 2 * _BESIDE
+    for triangle in filled:
+        _, start, end = np.rint(triangle).astype(np.int32).tolist()
+        cv2.line(shown, start, end, 1, thickness)
+    for triangle in filled:
+        cv2.fillConvexPoly(shown, np.rint(triangle).astype(np.int32), 0)
+    return samples[shown > 0]
+
+
 def has_transparency(samples: Kept) -> bool:
     """Whether the last channel is opacity."""
     return samples.ndim == 3 and samples.shape[2] in (2, 4)
 
 
-def draw(samples: Kept, canvas: Canvas, fill: Literal["transparent"] | Border, resample: str) -> Kept:
+def draw(
+    samples: Kept,
+    canvas: Canvas,
+    fill: Literal["transparent"] | Border,
+    resample: str,
+    filled: Sequence[Outline] = (),
+) -> Kept:
     """The picture [H,W] or [H,W,C] on its canvas, in the same kind; with fill "transparent" it gets that channel, for
-    which 16 bits become 8.
+    which 16 bits become 8. Its corners that are `filled` are no picture either.
     """
     if fill == "transparent":
         samples = _with_transparency(samples)
         border: Border = (0.0,) * samples.shape[2]
     else:
         border = fill
+    if filled:
+        samples = samples.copy()
+        for triangle in filled:
+            cv2.fillConvexPoly(samples, np.rint(triangle).astype(np.int32), np.rint(border).tolist())
     has_alpha = has_transparency(samples)
     drawn = np.empty((canvas.height, canvas.width, *samples.shape[2:]), samples.dtype)
     fitting = int(_MOST_SOURCE / np.abs(canvas.matrix[:, :2]).sum(axis=1).max())

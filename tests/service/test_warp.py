@@ -6,15 +6,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from contract import geometry
 from contract.geometry import Canvas
 from contract.picture import Original
+from contract.preprocess import find_filled_corners
 from service import upright, warp
 from service.errors import InternalError, TooManyPixels
 from service.queries import UprightOptions
 from service.routes import transform
+from tests.contract.pictures import glyph
 from tests.contract.plane import from_parts
 
 random = np.random.default_rng(4)
@@ -217,3 +220,42 @@ def test_modes_of_next_to_no_weight_are_no_modes() -> None:
     item = SimpleNamespace(frame=geometry.frame(0, 0, 9, 9), description={"has_content": True})
     modes = transform.render(model, item, outputs, 0)["modes"]  # type: ignore[arg-type]
     assert [round(float(mode["rotation_degrees"])) for mode in modes] == [10, -170]
+
+
+PAPER, FILLED = 230, 0
+
+
+def page_turned_by_a_tool(degrees: float, expand: bool) -> Image.Image:
+    """A page with a thick L, in grey, its corners black."""
+    page = Image.new("L", (400, 300), PAPER)
+    page.paste(40, (130, 80), Image.fromarray(glyph(140)))
+    return page.rotate(degrees, Image.Resampling.BICUBIC, expand=expand, fillcolor=FILLED)
+
+
+@pytest.mark.parametrize("expand", [True, False])
+@pytest.mark.parametrize("degrees", [-50, -8, 25, 40])
+@pytest.mark.parametrize("mode", ["L", "RGB", "LA", "RGBA", "I;16"])
+def test_corners_that_a_tool_has_filled_are_no_part_of_the_upright_picture(
+    degrees: float, expand: bool, mode: str
+) -> None:
+    grey = page_turned_by_a_tool(degrees, expand)
+    samples = np.asarray(grey, np.uint16) * 257 if mode == "I;16" else np.asarray(grey.convert(mode))
+    filled = find_filled_corners(np.asarray(grey))
+    assert len(filled) >= 3
+    fill = warp.fill_of(samples, "auto", filled)
+    frame = geometry.frame(0, 0, grey.width, grey.height)
+    canvas = warp.plan(geometry.rotation(degrees), frame, grey.width, grey.height, filled=filled)
+    if expand:
+        assert np.abs(np.subtract(canvas[:2], (400, 300))).max() <= 12
+    drawn = warp.draw(samples, canvas, fill, "bicubic", filled)
+    level = drawn.reshape(*drawn.shape[:2], -1)[..., 0] // (257 if mode == "I;16" else 1)
+    ink = level < PAPER - 30
+    assert ink.sum() == pytest.approx(glyph(140).astype(bool).sum(), rel=0.1)
+    clear = warp.draw(samples, canvas, "transparent", "bilinear", filled)
+    seen = clear[..., 0][clear[..., -1] == 255]
+    assert seen.size > 0.5 * 400 * 300 and (seen < 20).mean() < 0.005  # bicubic strokes overshoot
+
+
+def test_a_picture_without_filled_corners_is_drawn_as_it_is() -> None:
+    page = np.asarray(page_turned_by_a_tool(0, expand=True))
+    assert find_filled_corners(page) == ()
