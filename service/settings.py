@@ -46,9 +46,9 @@ class Settings(BaseSettings):
         default=5.0,
         ge=0,
         le=_DAY_SECONDS,
-        description="How often the model store is looked through for new models and versions, seconds, at least "
-        "0.01; 0: never. A good one replaces the older one without a request lost. What has gone from the folder "
-        "serves on.",
+        description="How often the model store is looked through for new models and versions, and for versions that "
+        "were written anew, seconds, at least 0.01; 0: never. A good one replaces the older one without a request "
+        "lost. What has gone from the folder serves on.",
     )
     wait_for_models: bool = Field(
         default=False,

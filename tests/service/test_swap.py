@@ -128,6 +128,38 @@ def test_an_idle_connection_keeps_no_old_version(tmp_path: Path, serve: Serve) -
         until(lambda: any(session() is None for session in there))
 
 
+def replace(folder: Path, factor: float) -> None:
+    """Put another model in a version's place, under the same number."""
+    elsewhere = folder.parents[1] / ".made"
+    for _ in range(int(folder.name)):
+        made = tiny.write_scaled(elsewhere, factor)
+    folder.rename(folder.parent / ".old")
+    made.rename(folder)
+    shutil.rmtree(elsewhere)
+    shutil.rmtree(folder.parent / ".old")
+
+
+def factor(url: str) -> float:
+    """Of the model that answers now, see `tiny.write_scaled`."""
+    return round(embed(url).json()["embedding"][0] / float(tiny.embed(tiny.as_input(tiny.images(1)))[0, 0]), 3)
+
+
+def test_another_model_under_the_number_that_serves_replaces_it(tmp_path: Path, serve: Serve) -> None:
+    """As a training makes it that takes a number which has become free, while the old model serves on."""
+    folder = tiny.write_scaled(tmp_path, 1)
+    url = serve(tmp_path, **POLL)
+    with asking(url, clients=2) as answers:
+        replace(folder, 3)
+        until(lambda: factor(url) == 3)
+    assert {answer.status_code for answer in answers} == {200}
+    assert embed(url).json()["version"] == 1
+    shutil.rmtree(folder)
+    time.sleep(0.2)  # ten looks
+    tiny.write_scaled(tmp_path, 5)
+    until(lambda: factor(url) == 5)
+    until(lambda: metrics(url).count("equipoise_model_info{") == 1)
+
+
 def test_a_bad_version_is_refused_once_and_tried_again_when_it_changes(
     tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -224,6 +256,69 @@ def test_load_and_unload_by_name(tmp_path: Path) -> None:
         await store.poll()
         assert serving(store) == {}  # what was taken out by name comes back by name
         assert (await store.load("tiny")).version == 3
+
+    with_store(tmp_path, scenario)
+
+
+def test_the_number_that_serves_is_read_anew_where_its_folder_has_changed(tmp_path: Path) -> None:
+    """By both ways; while it is bad the old one serves on, and it is read once."""
+    folder = tiny.write_scaled(tmp_path, 1)
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        first = store.serving.models["tiny"]
+        await store.poll()
+        assert store.serving.models["tiny"] is await store.load("tiny") is first
+        replace(folder, 2)
+        second = await store.load("tiny")
+        assert second is store.serving.models["tiny"] is not first
+        await store.poll()
+        assert store.serving.models["tiny"] is second
+
+        replace(folder, 3)
+        whole = (folder / "embed.onnx").read_bytes()
+        (folder / "embed.onnx").write_bytes(whole[:100])
+        for _ in range(2):
+            await store.poll()
+            assert [(refusal.model, refusal.version) for refusal in store.refused] == [("tiny", 1)]
+            with pytest.raises(ModelRefused, match="version 1 of tiny is refused: embed.onnx has 100 bytes"):
+                await store.load("tiny")
+            assert store.serving.models["tiny"] is second
+        (folder / "embed.onnx").write_bytes(whole)
+        await store.poll()
+        assert store.serving.models["tiny"] is not second and store.refused == []
+
+    with_store(tmp_path, scenario)
+
+
+def test_a_folder_that_is_gone_for_a_while_and_comes_back_as_it_was_is_not_read_again(tmp_path: Path) -> None:
+    """As on a network's file system."""
+    folder = tiny.write_scaled(tmp_path, 1)
+    tiny.write(tmp_path, name="other", capabilities=("embed",))
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        first = store.serving.models["tiny"]
+        folder.rename(tmp_path / "tiny" / ".away")
+        await store.poll()
+        (tmp_path / "tiny" / ".away").rename(folder)
+        await store.poll()
+        assert store.serving.models["tiny"] is first
+
+    with_store(tmp_path, scenario)
+
+
+def test_a_version_that_was_taken_out_and_is_put_back_is_new(tmp_path: Path) -> None:
+    tiny.write_scaled(tmp_path, 1)
+    newer = tiny.write_scaled(tmp_path, 2)
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        newer.rename(tmp_path / "tiny" / ".away")
+        assert (await store.load("tiny")).version == 1
+        (tmp_path / "tiny" / ".away").rename(newer)
+        await store.poll()
+        assert serving(store) == {"tiny": 2}
 
     with_store(tmp_path, scenario)
 
