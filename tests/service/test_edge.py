@@ -23,8 +23,10 @@ from contract.picture_png import write_plain_png
 from service.budget import Budget
 from service.engine import Engine
 from service.keys import new_key
+from service.middleware import MOST_PARSED_BYTES
 from service.settings import MIB, Settings
 from tests.service import tiny
+from tests.service.conftest import MAX_BODY_BYTES
 
 PNG = {"content-type": "image/png"}
 Serve = Callable[..., str]
@@ -345,3 +347,40 @@ def test_lines_of_one_list_are_one_list(client: httpx.Client) -> None:
     assert client.post("/classify", content=tiny.png(), headers=encoded).status_code == 415
     typed = [("content-type", "text/plain"), *PNG.items()]  # no list
     assert client.post("/classify", content=tiny.png(), headers=typed).status_code == 200
+
+
+LONG = [
+    [("accept", "a," * 512 + "*/*")],
+    [("accept", "image/png;q=0." + "0" * 100)] * 10,
+    [("content-type", 'multipart/form-data; x="' + ";" * 1024)],
+]
+
+
+@pytest.mark.parametrize("lines", LONG, ids=["accept", "lines", "content-type"])
+@pytest.mark.parametrize("path", ["/classify", "/recombine", "/v2/models/tiny/infer"])
+def test_a_header_that_would_take_long_to_take_apart_is_refused(
+    client: httpx.Client, lines: list[tuple[str, str]], path: str
+) -> None:
+    """A head of 64 KiB held the event loop for a tenth of a second."""
+    name = {"accept": "Accept", "content-type": "Content-Type"}[lines[0][0]]
+    for size in (4, 2 * MAX_BODY_BYTES):  # the body is not looked at, and the client hears so whatever its size
+        answer = client.post(path, content=bytes(size), headers=lines)
+        problem = answer.json()
+        assert answer.status_code == 400
+        if path.startswith("/v2"):
+            assert re.fullmatch(rf"{name} has 1,\d+ bytes, at most 1,024 are read", problem["error"])
+        else:
+            assert (problem["type"], problem["header"]) == ("urn:equipoise:problem:invalid-header", name)
+    counted = client.get("/metrics").text
+    endpoint = {"/v2/models/tiny/infer": "v2_infer"}.get(path, path[1:])
+    assert f'equipoise_requests_total{{endpoint="{endpoint}",status="400"}}' in counted
+
+
+def test_a_header_of_the_greatest_length_is_read(client: httpx.Client) -> None:
+    accept = "*/*;q=0." + "1" * (MOST_PARSED_BYTES - 8)
+    boundary = "multipart/form-data; boundary=x; y=" + "z" * (MOST_PARSED_BYTES - 35)
+    form = b'--x\r\ncontent-disposition: form-data; name="%b"\r\n\r\n' + tiny.png() + b"\r\n"
+    body = form % b"content" + form % b"style" + b"--x--"
+    assert len(accept) == len(boundary) == MOST_PARSED_BYTES
+    headers = {"accept": accept, "content-type": boundary}
+    assert client.post("/recombine", content=body, headers=headers).status_code == 200
