@@ -80,8 +80,8 @@ def _serve(settings: Settings, runtime: str) -> int:
         say(logging.ERROR, "stopped, with a run of a graph that never ended")
         os._exit(EXIT_FAILED)  # the interpreter would wait for its thread for ever
     say(logging.INFO, "stopped")
-    if server.life.loading:
-        os._exit(EXIT_OK)  # the interpreter would wait for the model that nobody will use
+    if server.life.busy:
+        os._exit(EXIT_OK)  # the interpreter would wait for the thread
     return EXIT_OK
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -38,8 +39,8 @@ from service.tracing import Tracing
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-# A load goes on to the end of its model, which takes seconds of some, and nobody waits for it.
-_LAST_LOAD_SECONDS = 0.5
+# A thread goes on to the end of what it does, a model to load, a run, a drawing, and nobody waits for it any more.
+_LAST_WORK_SECONDS = 0.5
 
 
 def app_factory(
@@ -100,13 +101,10 @@ def app_factory(
             yield {} if settings.cors_origins else {DOOR: door}
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-            life.hung = store.running_seconds() > 0
-            life.loading = not await _has_idled(loader, _LAST_LOAD_SECONDS)
-            pool.shutdown()
+            life.busy = not await _have_ended((loader, writer, *runners, pool.executor), _LAST_WORK_SECONDS)
+            life.hung = store.hangs
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
-            for executor in (loader, writer, *runners):
-                executor.shutdown(wait=False, cancel_futures=True)
 
         api = create_api(inference, keys, devices, observed, writer, _version(), lifespan)
         layered: ASGIApp = BodyLimits(api, settings.max_body_bytes, settings.body_timeout_seconds, budget)
@@ -171,13 +169,19 @@ def create_store(
     return store
 
 
-async def _has_idled(executor: Executor, seconds: float) -> bool:
-    """Whether what an executor of one thread was given ends within so many seconds."""
-    try:
-        await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(executor, int), seconds)
-    except TimeoutError:
-        return False
-    return True
+async def _have_ended(executors: Sequence[Executor], seconds: float) -> bool:
+    """Whether all that their threads do ends within so many seconds; what waits for a thread is never begun."""
+    for executor in executors:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+    def wait() -> None:
+        for executor in executors:
+            executor.shutdown()
+
+    waiting = threading.Thread(target=wait, name="last work", daemon=True)
+    waiting.start()
+    await asyncio.to_thread(waiting.join, seconds)
+    return not waiting.is_alive()
 
 
 def _version() -> str:

@@ -20,6 +20,8 @@ from service.observability import say
 from service.server import handles
 from service.settings import Settings
 
+# The system has accepted connections that the event loop has not taken yet; closing the sockets would reset them.
+_ACCEPT_SECONDS = 0.05
 # After the last connection was accepted: what its client had sent by then arrives, and is answered, before idle
 # connections are closed.
 _SETTLE_SECONDS = 0.2
@@ -32,12 +34,12 @@ class Life:
     """What the app and the server tell each other of the process's end.
 
     draining: it has begun: not ready, and every answer closes its connection. hung: a run of a graph never ended.
-    loading: a model was still being loaded at the end.
+    busy: at the end a thread still did what nobody waits for.
     """
 
     draining: bool = False
     hung: bool = False
-    loading: bool = False
+    busy: bool = False
 
 
 class Watchdog(threading.Thread):
@@ -130,6 +132,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.life.draining = True
+        await asyncio.sleep(_ACCEPT_SECONDS)
         for server in self.servers:
             server.close()
         await asyncio.sleep(_SETTLE_SECONDS)

@@ -313,6 +313,11 @@ class ModelStore:
         since = [batcher.running_since for batcher in tuple(self._batchers)]
         return max((time.perf_counter() - start for start in since if start is not None), default=0.0)
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a run in a thread takes so long that it will never end."""
+        return 0 < self.hang_seconds < self.running_seconds()
+
     def check_alive(self) -> None:
         """
         Raises:
@@ -322,9 +327,8 @@ class ModelStore:
             for engine in (engine for batcher in model.batchers.values() for engine in batcher.engines):
                 if engine.lost:
                     raise NotAlive(f"the GPU has failed, which only a new process mends: {engine.lost}")
-        seconds = self.running_seconds()
-        if self.hang_seconds and seconds > self.hang_seconds:
-            raise NotAlive(f"a run of a graph has not ended for {seconds:.0f} s")
+        if self.hangs:
+            raise NotAlive(f"a run of a graph has not ended for {self.running_seconds():.0f} s")
 
     def reason_not_ready(self) -> str | None:
         """Why no request should be sent here; None where one can."""

@@ -27,7 +27,7 @@ class Pool:
     """
 
     def __init__(self, threads: int) -> None:
-        self._executor = ThreadPoolExecutor(threads, "pictures", initializer=_lower_priority)
+        self.executor = ThreadPoolExecutor(threads, "pictures", initializer=_lower_priority)
         self._turns = asyncio.Semaphore(threads)
 
     async def run(
@@ -57,7 +57,7 @@ class Pool:
         try:
             if gone():
                 raise CallerGone
-            running = self._executor.submit(work, *arguments)
+            running = self.executor.submit(work, *arguments)
         except BaseException:
             self._turns.release()
             raise
@@ -67,10 +67,6 @@ class Pool:
     def _end(self, loop: asyncio.AbstractEventLoop, running: "Future[Any]") -> None:
         with suppress(RuntimeError):  # the loop has ended, and so does the process
             loop.call_soon_threadsafe(self._turns.release)
-
-    def shutdown(self) -> None:
-        """Begin nothing more; what runs is not waited for."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _lower_priority() -> None:

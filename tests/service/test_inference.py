@@ -85,7 +85,7 @@ def test_pictures_of_the_models_own_size(tiny_store: Path, places: Places, side:
     try:
         assert asyncio.run(scenario()) == count
     finally:
-        pool.shutdown()
+        pool.executor.shutdown()
     assert found == [pooled] * count
 
 

@@ -34,7 +34,7 @@ def test_who_waits_is_asked_when_the_turn_comes() -> None:
         with pytest.raises(DeadlineExceeded):
             await late
         assert await last == "last"
-        pool.shutdown()
+        pool.executor.shutdown()
 
     asyncio.run(main())
     assert done == ["first", "last"]
@@ -66,7 +66,7 @@ def test_nothing_begins_behind_a_thread_that_is_busy_for_nobody(caplog: pytest.L
         assert await pool.run(soon(), here, int, "7") == 7
         gc.collect()
         assert not caplog.records
-        pool.shutdown()
+        pool.executor.shutdown()
 
     asyncio.run(main())
 
@@ -82,7 +82,7 @@ def test_what_the_work_raises_is_passed_on() -> None:
             with pytest.raises(error, match="its own"):
                 await pool.run(soon(), here, fail)
         assert await pool.run(soon(), here, int, "7") == 7
-        pool.shutdown()
+        pool.executor.shutdown()
 
     asyncio.run(main())
 
@@ -103,7 +103,7 @@ def test_work_of_unlike_lengths_is_judged_by_no_average() -> None:
             await pool.run(soon(0.2), here, int)
         assert 0.2 <= time.perf_counter() - start < 0.9
         await long
-        pool.shutdown()
+        pool.executor.shutdown()
 
     asyncio.run(main())
 
@@ -116,7 +116,7 @@ def test_nothing_begins_after_the_deadline() -> None:
         with pytest.raises(DeadlineExceeded, match="has passed"):
             await pool.run(Deadline(time.perf_counter()), here, done.append, "late")
         assert await pool.run(soon(), here, int, "7") == 7
-        pool.shutdown()
+        pool.executor.shutdown()
 
     asyncio.run(main())
     assert not done
@@ -128,7 +128,7 @@ def test_as_much_runs_at_once_as_there_are_threads() -> None:
     async def main() -> None:
         pool = Pool(threads=3)
         await asyncio.gather(*(pool.run(soon(), here, together.wait, 20) for _ in range(9)))
-        pool.shutdown()
+        pool.executor.shutdown()
 
     asyncio.run(main())
 
@@ -146,7 +146,7 @@ def test_a_caller_who_is_cancelled_gives_its_turn_back() -> None:
             isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*tasks, return_exceptions=True)
         )
         assert await pool.run(soon(), here, int, "7") == 7
-        pool.shutdown()
+        pool.executor.shutdown()
 
     asyncio.run(main())
 
@@ -162,5 +162,5 @@ def test_an_end_of_the_loop_before_that_of_the_work_is_no_error(caplog: pytest.L
 
     pool = asyncio.run(main())
     go_on.set()
-    pool._executor.shutdown(wait=True)
+    pool.executor.shutdown()
     assert not caplog.records
