@@ -7,21 +7,19 @@ from collections.abc import Awaitable, Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.budget import Budget
-from service.errors import QueueFull, render
+from service.errors import PROTOCOL_PATH, QueueFull
+from service.headers import RequestIds
 from service.life import Life
 from service.middleware import (
     CALL,
     PROTOCOL_ENDPOINT,
-    SECURITY_HEADERS,
     Call,
     Note,
-    RequestIds,
     inference_of,
     is_small,
 )
 from service.observability import Metrics
-
-_ID = "{request-id}"
+from service.ready_answer import ReadyAnswer
 
 
 class Admission:
@@ -54,7 +52,7 @@ class Door:
         self._metrics = metrics
         self._ids = ids
         self._notes = tuple(notes)
-        self._answers: dict[tuple[int, bool], _Answer] = {}
+        self._answers: dict[tuple[int, bool], ReadyAnswer] = {}
         self._coming = 0  # let in during this turn of the event loop: they ask for their permits in the next one
 
     @property
@@ -74,15 +72,17 @@ class Door:
     def _forget(self) -> None:
         self._coming = 0
 
-    def refuse(self, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> bytes | None:
-        """The refusal from its second line on, counted and noted; None: the app answers this one."""
+    def refuse(
+        self, method: bytes, path: bytes, headers: dict[bytes, bytes], more: Sequence[tuple[bytes, bytes]]
+    ) -> bytes | None:
+        """The refusal, counted and noted; None: the app answers this one. more: headers of the server's."""
         start = time.perf_counter()
         endpoint = _endpoint(method, path)
         if not endpoint or not is_small(headers):
             return None
         kind = self._budget.retry_after_seconds(), endpoint == PROTOCOL_ENDPOINT
         if (answer := self._answers.get(kind)) is None:
-            answer = self._answers[kind] = _Answer(self._budget.refusal(), path.decode())
+            answer = self._answers[kind] = ReadyAnswer(self._budget.refusal(), PROTOCOL_PATH if kind[1] else "")
         request_id = self._ids.of(headers)
         seconds = time.perf_counter() - start
         self._metrics.problem(QueueFull.slug)
@@ -92,27 +92,7 @@ class Door:
             call.endpoint, call.status = endpoint, QueueFull.status
             for note in self._notes:
                 note(call, {"method": method.decode()}, seconds)
-        return answer.write(request_id, seconds)
-
-
-class _Answer:
-    """What `RequestEdge` would send, but for its id and its time."""
-
-    def __init__(self, problem: QueueFull, path: str) -> None:
-        body, media_type = render(problem, path, _ID)
-        self._length = len(body) - body.count(_ID.encode()) * len(_ID)
-        self._ids_in_body = body.count(_ID.encode())
-        head = f"content-type: {media_type}\r\n"
-        for name, value in problem.headers.items():
-            head += f"{name.lower()}: {value}\r\n"
-        for header, text in SECURITY_HEADERS:
-            head += f"{header.decode()}: {text.decode()}\r\n"
-        self._parts = f"{head}x-request-id: {_ID}\r\n\r\n{body.decode()}".encode().split(_ID.encode())
-
-    def write(self, request_id: str, seconds: float) -> bytes:
-        length = self._length + self._ids_in_body * len(request_id)
-        head = b"content-length: %d\r\nserver-timing: total;dur=%.3f\r\n" % (length, seconds * 1e3)
-        return head + request_id.encode().join(self._parts)
+        return answer.write(request_id, (*more, (b"server-timing", b"total;dur=%.3f" % (seconds * 1e3))))
 
 
 def _endpoint(method: bytes, path: bytes) -> str:

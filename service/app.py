@@ -27,7 +27,7 @@ from service.images import limits_of
 from service.inference import Inference
 from service.keys import KeyGate, Keys
 from service.life import Life
-from service.middleware import BodyLimits, Note, RequestEdge, RequestIds, TwoPorts
+from service.middleware import BodyLimits, Note, RequestEdge, TwoPorts
 from service.model_store import ModelStore
 from service.observability import Metrics, say
 from service.pool import Pool
@@ -86,7 +86,7 @@ def app_factory(
         max_images=settings.max_images,
         timeout_seconds=settings.request_timeout_seconds,
     )
-    ids = RequestIds()
+    ids = connections.ids
     door = Door(budget, life, observed, ids, notes)
 
     def make() -> ASGIApp:

@@ -3,22 +3,22 @@
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from http import HTTPStatus
 from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from service.errors import (
-    PROBLEM_MEDIA_TYPE,
     HeadTimeout,
     HeadTooLarge,
     MalformedRequest,
     Problem,
     TooManyConnections,
 )
+from service.headers import RequestIds
+from service.ready_answer import ReadyAnswer
 
 try:
     from service.upgrades import PlainParser
@@ -48,8 +48,10 @@ class Door(Protocol):
     def let_in(self, method: bytes, path: bytes) -> None:
         """Told of every request that goes to the app."""
 
-    def refuse(self, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> bytes | None:
-        """The answer 429 from its second line on; None: the app answers this one."""
+    def refuse(
+        self, method: bytes, path: bytes, headers: dict[bytes, bytes], more: Sequence[tuple[bytes, bytes]]
+    ) -> bytes | None:
+        """The answer 429, with `more` headers; None: the app answers this one."""
 
 
 class Pace:
@@ -92,7 +94,7 @@ class Pace:
 class Connections:
     """How many there are; changed on the event loop alone. lingering: of those past the limit, which are not in `open`.
     refused: since the start. told: of every problem that is answered before there is a request, by its slug.
-    pace: of those that the door refuses.
+    pace: of those that the door refuses. ids: of answers to what is no request.
     """
 
     limit: int
@@ -101,6 +103,7 @@ class Connections:
     refused: int = 0
     pace: Pace = field(default_factory=Pace)
     told: Callable[[str], None] = lambda slug: None
+    ids: RequestIds = field(default_factory=RequestIds)
 
     @cached_property
     def too_many(self) -> Problem:
@@ -109,9 +112,9 @@ class Connections:
         )
 
     @cached_property
-    def no_place(self) -> bytes:
-        """The whole answer to a connection too many; made once, as there may be many."""
-        return _last_answer(self.too_many)
+    def no_place(self) -> ReadyAnswer:
+        """To a connection too many."""
+        return ReadyAnswer(self.too_many)
 
 
 class Joined:
@@ -145,15 +148,6 @@ class Joined:
         parts, self._parts = self._parts, []
         if parts and not self._transport.is_closing():  # else the client has gone
             self._transport.writelines(parts)
-
-
-def _last_answer(problem: Problem) -> bytes:
-    """The whole answer, after which the connection closes."""
-    head = f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\nconnection: close\r\n"
-    for name, value in problem.headers.items():
-        head += f"{name}: {value}\r\n"
-    body = problem.body()
-    return f"{head}content-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 
 class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
@@ -200,7 +194,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         here.refused += 1
         here.told(here.too_many.slug)
         self.deaf = True
-        self.transport.write(here.no_place)
+        self._write(here.no_place)
         if here.lingering >= MOST_LINGERING:
             self.transport.close()
             return
@@ -256,8 +250,12 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
     def _write_last(self, problem: Problem) -> None:
-        self.transport.write(_last_answer(problem))
+        self._write(ReadyAnswer(problem))
         self.transport.write_eof()
+
+    def _write(self, last: ReadyAnswer) -> None:
+        request_id = self._connections.ids.of(dict(self.headers) if self.in_head else {})
+        self.transport.write(last.write(request_id, (*self.server_state.default_headers, (b"connection", b"close"))))
 
     def _head_is_late(self) -> None:
         self.head_timer = None
@@ -313,12 +311,12 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             if self.parser.get_method() == b"CONNECT":
                 self._end(_MALFORMED)  # to a proxy, which this is not
             return
-        self.in_head = False
         self._stop_head_timer()
         # With 32 bytes for each header, as RFC 9113 (6.5.2) has it; what came in fewer bytes has too few to sum up.
         if max(self.read, self.untold) > MOST_HEAD_BYTES // 8:
             if len(self.url) + sum(len(name) + len(value) + 32 for name, value in self.headers) > MOST_HEAD_BYTES:
                 self._end(_TOO_LARGE)
+        self.in_head = False
         self.untold = 0
         if self.deaf:
             self.refused = True
@@ -362,13 +360,11 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             return False
         if not self.parser.should_keep_alive():
             return False
-        answer = door.refuse(self.parser.get_method(), self.url.partition(b"?")[0], dict(self.headers))
+        path, always = self.url.partition(b"?")[0], self.server_state.default_headers
+        answer = door.refuse(self.parser.get_method(), path, dict(self.headers), always)
         if answer is None:
             return False
-        head = b"HTTP/1.1 429 Too Many Requests\r\n"
-        for name, value in self.server_state.default_headers:
-            head += b"%s: %s\r\n" % (name, value)
-        self.transport.write(head + answer)
+        self.transport.write(answer)
         self.on_response_complete()
         self._connections.pace.refused(self)
         return True

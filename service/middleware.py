@@ -1,17 +1,14 @@
-"""What every request passes, as pure ASGI: its id, its timings, its problems, the limits on its body.
+"""What every request passes, as pure ASGI: its timings, its problems, the limits on its body.
 
 Nothing here makes a task, a context or a record a request: two wrapped callables are all that it costs. A layer that
 has nothing to do afterwards is a plain function that gives back the awaitable of the next one.
 """
 
 import asyncio
-import itertools
 import logging
 import math
-import re
-import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,18 +25,14 @@ from service.errors import (
     InvalidHeader,
     NotFound,
     Problem,
-    render,
+    answer_to,
 )
+from service.headers import SECURITY_HEADERS, RequestIds, by_name, check_parsed
 from service.life import Life
 from service.observability import Metrics, say
 
 CALL = "equipoise.call"
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _LINGER_SECONDS = 1.0
-_LISTS = frozenset({b"accept", b"content-encoding", b"tracestate"})  # of the headers that are read here
-_PARSED = ((b"accept", "Accept"), (b"content-type", "Content-Type"))
-MOST_PARSED_BYTES = 1024
-"""The most of a header that is taken apart, on the event loop and in time that may grow with its square: under 1 ms."""
 FREE_BODY_BYTES = 1024 * 1024
 """The part of a body that is not counted in the budget while it arrives: no more than a connection may cost, and enough
 for a small picture.
@@ -50,11 +43,6 @@ _ENDPOINTS = {f"/{capability}".encode(): capability for capability in CAPABILITI
 _PROTOCOL_PATH = f"{PROTOCOL_PATH}/".encode()
 _NEVER = Deadline(math.inf)
 PROBE_PATHS = frozenset({"/startupz", "/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
-SECURITY_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    (b"cache-control", b"no-store"),
-)
 
 
 class Call:
@@ -123,30 +111,8 @@ def inference_of(path: bytes) -> str:
     return _ENDPOINTS.get(path, "")
 
 
-def by_name(lines: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """A request's headers. Lines of one that is a list are one (RFC 9110, section 5.3); else the last line holds."""
-    headers: dict[bytes, bytes] = {}
-    for name, value in lines:
-        headers[name] = b"%b, %b" % (headers[name], value) if name in _LISTS and name in headers else value
-    return headers
-
-
 Note = Callable[[Call, Scope, float], None]
 """Told of a request that has ended: its facts, its scope, its seconds."""
-
-
-class RequestIds:
-    """A request's id: what its client gives, where that is fit for a header and a log; else a new one."""
-
-    def __init__(self) -> None:
-        self._prefix = secrets.token_hex(6)
-        self._numbers = itertools.count()
-
-    def of(self, headers: Mapping[bytes, bytes]) -> str:
-        given = headers.get(b"x-request-id")
-        if given is not None and _REQUEST_ID.fullmatch(given):
-            return given.decode()
-        return f"{self._prefix}-{next(self._numbers):x}"
 
 
 class RequestEdge:
@@ -195,7 +161,7 @@ class RequestEdge:
         self._metrics.in_flight += 1
         try:
             if scope["method"] == "POST":
-                _check_parsed(call, scope["path"])
+                self._check_head(call, scope["path"])
             await self._app(scope, receive, send_marked)
         except Problem as problem:
             # without the frames that hold what has arrived of the body
@@ -205,7 +171,8 @@ class RequestEdge:
         except Exception as error:
             say(logging.ERROR, "request failed", error, request_id=request_id, path=scope["path"])
             if not call.status:  # where the answer has begun, the server can only cut the connection
-                await self._answer(unexpected(), call, scope, receive, send_marked)
+                unexpected = InternalError("an unexpected error, logged under the request's id")
+                await self._answer(unexpected, call, scope, receive, send_marked)
         finally:
             self._metrics.in_flight -= 1
             seconds = time.perf_counter() - call.start
@@ -218,38 +185,26 @@ class RequestEdge:
             for note in self._notes:
                 note(call, scope, seconds)
 
+    def _check_head(self, call: Call, path: str) -> None:
+        try:
+            check_parsed(call.headers)
+        except InvalidHeader:
+            call.unread = not is_small(call.headers)
+            call.name_endpoint(path)
+            raise
+
     async def _answer(self, problem: Problem, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         self._metrics.problem(problem.slug)
-        body, media_type = render(problem, scope["path"], call.request_id)
-        headers = [(b"content-type", media_type.encode()), (b"content-length", b"%d" % len(body))]
-        for name, value in problem.headers.items():
-            headers.append((name.lower().encode(), value.encode()))
+        status, headers, body = answer_to(problem, scope["path"], call.request_id)
+        headers.append((b"content-length", b"%d" % len(body)))
         if call.unread:
             headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": call.unread})
         if call.unread:
             if not isinstance(problem, BodyTimeout | DeadlineExceeded):
                 await _linger(receive, self._linger_bytes)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def unexpected() -> InternalError:
-    return InternalError("an unexpected error, logged under the request's id")
-
-
-def _check_parsed(call: Call, path: str) -> None:
-    """
-    Raises:
-        InvalidHeader: a header that would be taken apart is longer than MOST_PARSED_BYTES.
-    """
-    for name, spelled in _PARSED:
-        length = len(call.headers.get(name, b""))
-        if length > MOST_PARSED_BYTES:
-            call.name_endpoint(path)
-            call.unread = not is_small(call.headers)
-            detail = f"{spelled} has {length:,} bytes, at most {MOST_PARSED_BYTES:,} are read"
-            raise InvalidHeader(detail, header=spelled)
 
 
 async def _linger(receive: Receive, left: int) -> None:

@@ -21,8 +21,8 @@ import pytest
 import service.connection
 from service.admission import Door
 from service.budget import Budget
+from service.headers import RequestIds
 from service.life import Life
-from service.middleware import RequestIds
 from service.observability import Metrics
 from tests.service import tiny
 
@@ -242,9 +242,9 @@ def test_a_refusal_is_json_of_the_documented_length() -> None:
     budget = Budget(images=1, size=1000)
     door = Door(budget, Life(), Metrics(budget), RequestIds(), ())
     for request_id in ("a", "b" * 128):
-        answer = door.refuse(b"POST", b"/classify", {b"x-request-id": request_id.encode()})
+        answer = door.refuse(b"POST", b"/classify", {b"x-request-id": request_id.encode()}, ((b"date", b"today"),))
         assert answer is not None
         head, _, body = answer.partition(b"\r\n\r\n")
         assert json.loads(body)["instance"] == f"urn:request:{request_id}"
-        assert f"content-length: {len(body)}".encode() in head
-    assert door.refuse(b"POST", b"/classify", {b"content-length": b"9999999"}) is None  # the app lingers for it
+        assert b"\r\ndate: today\r\n" in head and f"\r\ncontent-length: {len(body)}\r\n".encode() in head
+    assert door.refuse(b"POST", b"/classify", {b"content-length": b"9999999"}, ()) is None  # the app lingers for it

@@ -22,8 +22,8 @@ from contract.picture import MOST_DECODED_BYTES_PER_PIXEL
 from contract.picture_png import write_plain_png
 from service.budget import Budget
 from service.engine import Engine
+from service.headers import MOST_PARSED_BYTES
 from service.keys import new_key
-from service.middleware import MOST_PARSED_BYTES
 from service.settings import MIB, Settings
 from tests.service import tiny
 from tests.service.conftest import MAX_BODY_BYTES
@@ -243,13 +243,18 @@ def test_metrics_count_what_happened(tiny_store: Path, serve: Serve) -> None:
 
 
 def test_unexpected_failures_outside_inference_are_problems_too(
-    tiny_store: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    tiny_store: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """FastAPI's own routes included; each is logged once."""
     url = serve(tiny_store)
     monkeypatch.setattr("service.routes.models.describe", lambda model: 1 / 0)
-    response = httpx.get(f"{url}/models", trust_env=False)
-    assert response.status_code == 500
-    assert json.loads(response.text)["type"] == "urn:equipoise:problem:internal-error"
+    monkeypatch.setattr("service.api._openapi", lambda app, keys: 1 / 0)
+    for path in ("/models", "/openapi.json"):
+        caplog.clear()
+        response = httpx.get(f"{url}{path}", trust_env=False)
+        assert response.status_code == 500
+        assert json.loads(response.text)["type"] == "urn:equipoise:problem:internal-error"
+        assert [record.message for record in caplog.records] == ["request failed"]
 
 
 def test_a_photograph_is_decoded_beside_small_pictures(tiny_store: Path, serve: Serve) -> None:
