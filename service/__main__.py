@@ -21,9 +21,11 @@ from service.connection import Connections
 from service.devices import DeviceUnavailable, find_devices
 from service.engine import RuntimeUnavailable, check_runtime
 from service.keys import KeyFileError, new_key
-from service.life import Life, Server
+from service.life import Life
+from service.logs import say, set_up_logging
 from service.model_folder import EmptyStore, NoModelYet, find
-from service.observability import Metrics, say, set_up_logging
+from service.observability import Metrics
+from service.process import Server
 from service.schemas import EXAMPLE_PNG
 from service.server import AddressUnavailable, allow_files, bind_all, configure, listen, url_of
 from service.settings import ENV_PREFIX, Settings, SettingsError, load_settings, option_name

@@ -7,8 +7,8 @@ import logging
 
 from starlette.types import Scope
 
+from service.logs import say
 from service.middleware import PROBE_PATHS, Call
-from service.observability import say
 
 
 class AccessLog:

@@ -27,9 +27,10 @@ from service.images import limits_of
 from service.inference import Inference
 from service.keys import KeyGate, Keys
 from service.life import Life
+from service.logs import say
 from service.middleware import BodyLimits, Note, RequestEdge, TwoPorts
 from service.model_store import ModelStore
-from service.observability import Metrics, say
+from service.observability import Metrics
 from service.pool import Pool
 from service.settings import MOST_THREADS_BY_DEFAULT, Settings
 from service.store_watch import StoreLog, load_at_start, serve_store

@@ -18,8 +18,8 @@ from typing import Literal, cast, get_args
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Forbidden, Unauthorized
+from service.logs import say
 from service.middleware import CALL, Call
-from service.observability import say
 
 Role = Literal["use", "admin"]
 

@@ -29,7 +29,8 @@ from service.errors import (
 )
 from service.headers import SECURITY_HEADERS, RequestIds, by_name, check_parsed
 from service.life import Life
-from service.observability import Metrics, say
+from service.logs import say
+from service.observability import Metrics
 
 CALL = "equipoise.call"
 _LINGER_SECONDS = 1.0

@@ -277,7 +277,7 @@ def test_a_load_does_not_hold_up_the_end(tiny_store: Path, tmp_path: Path, stop:
 # A signal comes just before the server runs.
 STOPPED_EARLY = """
 import os, signal
-from service.life import Server
+from service.process import Server
 
 genuine = Server.run
 
