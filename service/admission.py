@@ -6,18 +6,12 @@ from collections.abc import Awaitable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.body import is_small
 from service.budget import Budget
+from service.call import CALL, PROTOCOL_ENDPOINT, Call, RequestObserver, inference_of
 from service.errors import PROTOCOL_PATH, QueueFull
 from service.headers import RequestIds
 from service.life import Life
-from service.middleware import (
-    CALL,
-    PROTOCOL_ENDPOINT,
-    Call,
-    Note,
-    inference_of,
-    is_small,
-)
 from service.observability import Metrics
 from service.ready_answer import ReadyAnswer
 
@@ -46,12 +40,14 @@ class Door:
     ready-made answer instead of a task, its messages and their headers, which cost several times as much.
     """
 
-    def __init__(self, budget: Budget, life: Life, metrics: Metrics, ids: RequestIds, notes: Sequence[Note]) -> None:
+    def __init__(
+        self, budget: Budget, life: Life, metrics: Metrics, ids: RequestIds, observers: Sequence[RequestObserver]
+    ) -> None:
         self._budget = budget
         self._life = life
         self._metrics = metrics
         self._ids = ids
-        self._notes = tuple(notes)
+        self._observers = tuple(observers)
         self._answers: dict[tuple[int, bool], ReadyAnswer] = {}
         self._coming = 0  # let in during this turn of the event loop: they ask for their permits in the next one
 
@@ -75,7 +71,7 @@ class Door:
     def refuse(
         self, method: bytes, path: bytes, headers: dict[bytes, bytes], more: Sequence[tuple[bytes, bytes]]
     ) -> bytes | None:
-        """The refusal, counted and noted; None: the app answers this one. more: headers of the server's."""
+        """The refusal, counted and told of; None: the app answers this one. more: headers of the server's."""
         start = time.perf_counter()
         endpoint = _endpoint(method, path)
         if not endpoint or not is_small(headers):
@@ -87,11 +83,11 @@ class Door:
         seconds = time.perf_counter() - start
         self._metrics.problem(QueueFull.slug)
         self._metrics.request(endpoint, QueueFull.status, seconds)
-        if self._notes:
+        if self._observers:
             call = Call(headers, request_id, _nothing)
             call.endpoint, call.status = endpoint, QueueFull.status
-            for note in self._notes:
-                note(call, {"method": method.decode()}, seconds)
+            for observe in self._observers:
+                observe(call, {"method": method.decode()}, seconds)
         return answer.write(request_id, (*more, (b"server-timing", b"total;dur=%.3f" % (seconds * 1e3))))
 
 

@@ -15,11 +15,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Lifespan
 
 from service import schemas, tensors
+from service.call import CALL
 from service.devices import Devices
 from service.errors import InvalidRequest, MethodNotAllowed, NotFound, Problem, problem_types
 from service.inference import Inference
 from service.keys import Keys
-from service.middleware import CALL, PROBE_PATHS
+from service.middleware import PROBE_PATHS
 from service.observability import Metrics
 from service.routes import (
     augment,

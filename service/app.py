@@ -16,7 +16,9 @@ from starlette.types import ASGIApp
 from service.access_log import AccessLog
 from service.admission import Admission, Door
 from service.batching import Batcher
+from service.body import BodyLimits
 from service.budget import Budget
+from service.call import RequestObserver
 from service.catalogue import CAPABILITIES
 from service.connection import DOOR, Connections
 from service.cpus import usable_cpus
@@ -28,7 +30,7 @@ from service.inference import Inference
 from service.keys import KeyGate, Keys
 from service.life import Life
 from service.logs import say
-from service.middleware import BodyLimits, Note, RequestEdge, TwoPorts
+from service.middleware import RequestEdge, TwoPorts
 from service.model_store import ModelStore
 from service.observability import Metrics
 from service.pool import Pool
@@ -61,12 +63,12 @@ def app_factory(
         TracingUnavailable: traces are asked for without the extra otel.
     """
     keys = Keys(settings.api_keys)
-    notes: list[Note] = [AccessLog(settings.access_log_every)] if settings.access_log_every else []
+    observers: list[RequestObserver] = [AccessLog(settings.access_log_every)] if settings.access_log_every else []
     devices = find_devices(settings.device, settings.gpu_memory_bytes, settings.gpu_conv_search)
     # After all that may refuse: it has a thread that is to be ended.
     tracing = Tracing(settings.otel_endpoint, settings.otel_share, _version()) if settings.otel_endpoint else None
     if tracing is not None:
-        notes.append(tracing)
+        observers.append(tracing)
     at_once = settings.max_batch * len(devices.found)
     budget = Budget(settings.queue_images, settings.queue_bytes, settings.queue_seconds or math.inf, at_once)
     observed = Metrics(budget)
@@ -88,7 +90,7 @@ def app_factory(
         timeout_seconds=settings.request_timeout_seconds,
     )
     ids = connections.ids
-    door = Door(budget, life, observed, ids, notes)
+    door = Door(budget, life, observed, ids, observers)
 
     def make() -> ASGIApp:
         loading = loader.submit(load_at_start, store)
@@ -114,7 +116,7 @@ def app_factory(
         layered = Admission(layered, budget)
         if probe_port is not None:
             layered = TwoPorts(layered, probe_port)
-        edge: ASGIApp = RequestEdge(layered, life, observed, ids, 2 * settings.max_body_bytes, notes)
+        edge: ASGIApp = RequestEdge(layered, life, observed, ids, 2 * settings.max_body_bytes, observers)
         return allow_origins(edge, settings.cors_origins) if settings.cors_origins else edge
 
     return make

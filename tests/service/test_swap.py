@@ -348,14 +348,14 @@ def test_a_run_that_hangs_is_known_after_its_version_is_gone(tmp_path: Path, gat
         asyncio.run(main(loader, device))
 
 
-def test_a_request_whose_note_fails_leaves_its_version(
+def test_a_request_whose_observer_fails_leaves_its_version(
     tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     noted = threading.Event()
 
     def fail(*facts: object, **more: object) -> None:
         noted.set()
-        raise OSError("a note that fails")
+        raise OSError("an observer that fails")
 
     tiny.write(tmp_path)
     url = serve(tmp_path, access_log_every=1, log_level="info", **POLL)
