@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from service.app import app_factory, create_store
 from service.budget import Budget
-from service.connection import Connections
+from service.connections import Connections
 from service.devices import DeviceUnavailable, find_devices
 from service.engine import RuntimeUnavailable, check_runtime
 from service.keys import KeyFileError, new_key

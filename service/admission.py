@@ -1,4 +1,4 @@
-"""The door: while not one more picture is accepted, who asks for an inference is told so at once."""
+"""While not one more picture is accepted, who asks for an inference is told so at once."""
 
 import asyncio
 import time
@@ -17,8 +17,10 @@ from service.ready_answer import ReadyAnswer
 
 
 class Admission:
-    """Nothing of a refused request is read, not even its key: refusing has to cost next to nothing, or refusals would
-    take the time of what was accepted.
+    """Refuses inferences while not one more picture is accepted.
+
+    Nothing of a refused request is read, not even its key. Refusing has to cost next to nothing, or refusals would take
+    the time of what was accepted.
     """
 
     def __init__(self, app: ASGIApp, budget: Budget) -> None:
@@ -35,9 +37,11 @@ class Admission:
         return self._app(scope, receive, send)
 
 
-class Door:
-    """The same before there is a request at all, by its head, for what the server may throw away as it arrives: one
-    ready-made answer instead of a task, its messages and their headers, which cost several times as much.
+class QueueGate:
+    """Refuses the same by their heads, before there is a request: `connection.HeadGate`.
+
+    The answer is ready-made. A task, its messages and their headers would cost several times as much. A body that the
+    server may not throw away as it arrives is left to `Admission`.
     """
 
     def __init__(

@@ -14,13 +14,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from service.access_log import AccessLog
-from service.admission import Admission, Door
+from service.admission import Admission, QueueGate
 from service.batching import Batcher
 from service.body import BodyLimits
 from service.budget import Budget
 from service.call import RequestObserver
 from service.catalogue import CAPABILITIES
-from service.connection import DOOR, Connections
+from service.connection import HEAD_GATE
+from service.connections import Connections
 from service.cpus import usable_cpus
 from service.deadlines import TIMEOUT_HEADER
 from service.devices import Devices, find_devices
@@ -90,7 +91,7 @@ def app_factory(
         timeout_seconds=settings.request_timeout_seconds,
     )
     ids = connections.ids
-    door = Door(budget, life, observed, ids, observers)
+    gate = QueueGate(budget, life, observed, ids, observers)
 
     def make() -> ASGIApp:
         loading = loader.submit(load_at_start, store)
@@ -101,7 +102,7 @@ def app_factory(
             serving = serve_store(store, loading, settings.model_poll_seconds, on_loaded)
             watching = asyncio.create_task(serving, name="model store")
             # A browser reads no refusal without the headers of its own that the app adds.
-            yield {} if settings.cors_origins else {DOOR: door}
+            yield {} if settings.cors_origins else {HEAD_GATE: gate}
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             life.busy = not await _have_ended((loader, writer, *runners, pool.executor), _LAST_WORK_SECONDS)

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from service.batching import Batcher, DropReason
 from service.budget import Budget
-from service.connection import Connections
+from service.connections import Connections
 from service.devices import Devices
 from service.drift import Drift
 from service.engine import Array
@@ -130,7 +130,7 @@ class Metrics:
             self._devices.labels(device.name, device.provider).set(1)
 
     def watch_connections(self, connections: Connections) -> None:
-        connections.told = self.problem
+        connections.on_problem = self.problem
         self.registry.register(_ConnectionCollector(connections))
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:

@@ -9,7 +9,8 @@ from functools import partial
 
 import uvicorn
 
-from service.connection import MOST_LINGERING, Connection, Connections
+from service.connection import MOST_LINGERING, Connection
+from service.connections import Connections
 from service.settings import Settings
 
 try:
