@@ -15,7 +15,7 @@ from service.schemas import Problem
 from service.settings import Settings
 from tests.server import running_server
 from tests.service import tiny
-from tests.service.test_door import connect, read
+from tests.service.test_admission import connect, read
 
 SECONDS = 0.5
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
