@@ -17,13 +17,15 @@ from pydantic.fields import FieldInfo
 
 from service.app import app_factory, create_store
 from service.budget import Budget
-from service.connection import Connections
+from service.connections import Connections
 from service.devices import DeviceUnavailable, find_devices
 from service.engine import RuntimeUnavailable, check_runtime
 from service.keys import KeyFileError, new_key
-from service.life import Life, Server
+from service.life import Life
+from service.logs import say, set_up_logging
 from service.model_folder import EmptyStore, NoModelYet, find
-from service.observability import Metrics, say, set_up_logging
+from service.observability import Metrics
+from service.process import Server
 from service.schemas import EXAMPLE_PNG
 from service.server import AddressUnavailable, allow_files, bind_all, configure, listen, url_of
 from service.settings import ENV_PREFIX, Settings, SettingsError, load_settings, option_name
@@ -80,8 +82,8 @@ def _serve(settings: Settings, runtime: str) -> int:
         say(logging.ERROR, "stopped, with a run of a graph that never ended")
         os._exit(EXIT_FAILED)  # the interpreter would wait for its thread for ever
     say(logging.INFO, "stopped")
-    if server.life.loading:
-        os._exit(EXIT_OK)  # the interpreter would wait for the model that nobody will use
+    if server.life.busy:
+        os._exit(EXIT_OK)  # the interpreter would wait for the thread
     return EXIT_OK
 
 

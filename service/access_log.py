@@ -7,8 +7,9 @@ import logging
 
 from starlette.types import Scope
 
-from service.middleware import PROBE_PATHS, Call
-from service.observability import say
+from service.call import Call
+from service.logs import say
+from service.middleware import PROBE_PATHS
 
 
 class AccessLog:

@@ -1,4 +1,4 @@
-"""The door: while not one more picture is accepted, who asks for an inference is told so at once."""
+"""While not one more picture is accepted, who asks for an inference is told so at once."""
 
 import asyncio
 import time
@@ -6,27 +6,21 @@ from collections.abc import Awaitable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.body import is_small
 from service.budget import Budget
-from service.errors import QueueFull, render
+from service.call import CALL, PROTOCOL_ENDPOINT, Call, RequestObserver, inference_of
+from service.errors import PROTOCOL_PATH, QueueFull
+from service.headers import RequestIds
 from service.life import Life
-from service.middleware import (
-    CALL,
-    PROTOCOL_ENDPOINT,
-    SECURITY_HEADERS,
-    Call,
-    Note,
-    RequestIds,
-    inference_of,
-    is_small,
-)
 from service.observability import Metrics
-
-_ID = "{request-id}"
+from service.ready_answer import ReadyAnswer
 
 
 class Admission:
-    """Nothing of a refused request is read, not even its key: refusing has to cost next to nothing, or refusals would
-    take the time of what was accepted.
+    """Refuses inferences while not one more picture is accepted.
+
+    Nothing of a refused request is read, not even its key. Refusing has to cost next to nothing, or refusals would take
+    the time of what was accepted.
     """
 
     def __init__(self, app: ASGIApp, budget: Budget) -> None:
@@ -43,18 +37,22 @@ class Admission:
         return self._app(scope, receive, send)
 
 
-class Door:
-    """The same before there is a request at all, by its head, for what the server may throw away as it arrives: one
-    ready-made answer instead of a task, its messages and their headers, which cost several times as much.
+class QueueGate:
+    """Refuses the same by their heads, before there is a request: `connection.HeadGate`.
+
+    The answer is ready-made. A task, its messages and their headers would cost several times as much. A body that the
+    server may not throw away as it arrives is left to `Admission`.
     """
 
-    def __init__(self, budget: Budget, life: Life, metrics: Metrics, ids: RequestIds, notes: Sequence[Note]) -> None:
+    def __init__(
+        self, budget: Budget, life: Life, metrics: Metrics, ids: RequestIds, observers: Sequence[RequestObserver]
+    ) -> None:
         self._budget = budget
         self._life = life
         self._metrics = metrics
         self._ids = ids
-        self._notes = tuple(notes)
-        self._answers: dict[tuple[int, bool], _Answer] = {}
+        self._observers = tuple(observers)
+        self._answers: dict[tuple[int, bool], ReadyAnswer] = {}
         self._coming = 0  # let in during this turn of the event loop: they ask for their permits in the next one
 
     @property
@@ -74,45 +72,27 @@ class Door:
     def _forget(self) -> None:
         self._coming = 0
 
-    def refuse(self, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> bytes | None:
-        """The refusal from its second line on, counted and noted; None: the app answers this one."""
+    def refuse(
+        self, method: bytes, path: bytes, headers: dict[bytes, bytes], more: Sequence[tuple[bytes, bytes]]
+    ) -> bytes | None:
+        """The refusal, counted and told of; None: the app answers this one. more: headers of the server's."""
         start = time.perf_counter()
         endpoint = _endpoint(method, path)
         if not endpoint or not is_small(headers):
             return None
         kind = self._budget.retry_after_seconds(), endpoint == PROTOCOL_ENDPOINT
         if (answer := self._answers.get(kind)) is None:
-            answer = self._answers[kind] = _Answer(self._budget.refusal(), path.decode())
+            answer = self._answers[kind] = ReadyAnswer(self._budget.refusal(), PROTOCOL_PATH if kind[1] else "")
         request_id = self._ids.of(headers)
         seconds = time.perf_counter() - start
         self._metrics.problem(QueueFull.slug)
         self._metrics.request(endpoint, QueueFull.status, seconds)
-        if self._notes:
+        if self._observers:
             call = Call(headers, request_id, _nothing)
             call.endpoint, call.status = endpoint, QueueFull.status
-            for note in self._notes:
-                note(call, {"method": method.decode()}, seconds)
-        return answer.write(request_id, seconds)
-
-
-class _Answer:
-    """What `RequestEdge` would send, but for its id and its time."""
-
-    def __init__(self, problem: QueueFull, path: str) -> None:
-        body, media_type = render(problem, path, _ID)
-        self._length = len(body) - body.count(_ID.encode()) * len(_ID)
-        self._ids_in_body = body.count(_ID.encode())
-        head = f"content-type: {media_type}\r\n"
-        for name, value in problem.headers.items():
-            head += f"{name.lower()}: {value}\r\n"
-        for header, text in SECURITY_HEADERS:
-            head += f"{header.decode()}: {text.decode()}\r\n"
-        self._parts = f"{head}x-request-id: {_ID}\r\n\r\n{body.decode()}".encode().split(_ID.encode())
-
-    def write(self, request_id: str, seconds: float) -> bytes:
-        length = self._length + self._ids_in_body * len(request_id)
-        head = b"content-length: %d\r\nserver-timing: total;dur=%.3f\r\n" % (length, seconds * 1e3)
-        return head + request_id.encode().join(self._parts)
+            for observe in self._observers:
+                observe(call, {"method": method.decode()}, seconds)
+        return answer.write(request_id, (*more, (b"server-timing", b"total;dur=%.3f" % (seconds * 1e3))))
 
 
 def _endpoint(method: bytes, path: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The HTTP API: its routes, how it refuses, its OpenAPI document.
+"""The HTTP API: its routes, what it knows nothing of, its OpenAPI document.
 
 Apart from the app's other parts because of FastAPI, which takes a good part of a start to import: meanwhile models are
 read.
@@ -15,11 +15,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Lifespan
 
 from service import schemas, tensors
+from service.call import CALL
 from service.devices import Devices
-from service.errors import InvalidRequest, MethodNotAllowed, NotFound, Problem, problem_types, render
+from service.errors import InvalidRequest, MethodNotAllowed, NotFound, Problem, problem_types
 from service.inference import Inference
 from service.keys import Keys
-from service.middleware import CALL, PROBE_PATHS, unexpected
+from service.middleware import PROBE_PATHS
 from service.observability import Metrics
 from service.routes import (
     augment,
@@ -52,14 +53,16 @@ def create_api(
 ) -> ASGIApp:
     """writer: the thread in which metrics are written."""
 
+    # Both are answered where all problems are, in `RequestEdge`.
+
     async def refused(request: Request, error: Exception) -> Response:
         problem = _as_problem(request.scope["path"], error)
         if isinstance(problem, MethodNotAllowed):
             request.scope[CALL].name_endpoint(request.scope["path"])
-        return _problem_response(problem, request, observed)
+        raise problem
 
     async def failed(request: Request, error: Exception) -> Response:
-        return _problem_response(unexpected(), request, observed)
+        raise error
 
     app = FastAPI(
         title="Equipoise",
@@ -95,12 +98,6 @@ def _as_problem(path: str, error: Exception) -> Problem:
             allowed["Allow"] = "GET, HEAD"
         return MethodNotAllowed(f"{path} takes {allowed.get('Allow', 'other methods')}", headers=allowed)
     return InvalidRequest(str(error.detail))
-
-
-def _problem_response(problem: Problem, request: Request, observed: Metrics) -> Response:
-    observed.problem(problem.slug)
-    body, media_type = render(problem, request.scope["path"], request.scope[CALL].request_id)
-    return Response(body, problem.status, problem.headers, media_type)
 
 
 def _description() -> str:

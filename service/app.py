@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,11 +14,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from service.access_log import AccessLog
-from service.admission import Admission, Door
+from service.admission import Admission, QueueGate
 from service.batching import Batcher
+from service.body import BodyLimits
 from service.budget import Budget
+from service.call import RequestObserver
 from service.catalogue import CAPABILITIES
-from service.connection import DOOR, Connections
+from service.connection import HEAD_GATE
+from service.connections import Connections
 from service.cpus import usable_cpus
 from service.deadlines import TIMEOUT_HEADER
 from service.devices import Devices, find_devices
@@ -26,9 +30,10 @@ from service.images import limits_of
 from service.inference import Inference
 from service.keys import KeyGate, Keys
 from service.life import Life
-from service.middleware import BodyLimits, Note, RequestEdge, RequestIds, TwoPorts
+from service.logs import say
+from service.middleware import RequestEdge, TwoPorts
 from service.model_store import ModelStore
-from service.observability import Metrics, say
+from service.observability import Metrics
 from service.pool import Pool
 from service.settings import MOST_THREADS_BY_DEFAULT, Settings
 from service.store_watch import StoreLog, load_at_start, serve_store
@@ -38,8 +43,8 @@ from service.tracing import Tracing
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-# A load goes on to the end of its model, which takes seconds of some, and nobody waits for it.
-_LAST_LOAD_SECONDS = 0.5
+# A thread goes on to the end of what it does, a model to load, a run, a drawing, and nobody waits for it any more.
+_LAST_WORK_SECONDS = 0.5
 
 
 def app_factory(
@@ -59,12 +64,12 @@ def app_factory(
         TracingUnavailable: traces are asked for without the extra otel.
     """
     keys = Keys(settings.api_keys)
-    notes: list[Note] = [AccessLog(settings.access_log_every)] if settings.access_log_every else []
+    observers: list[RequestObserver] = [AccessLog(settings.access_log_every)] if settings.access_log_every else []
     devices = find_devices(settings.device, settings.gpu_memory_bytes, settings.gpu_conv_search)
     # After all that may refuse: it has a thread that is to be ended.
     tracing = Tracing(settings.otel_endpoint, settings.otel_share, _version()) if settings.otel_endpoint else None
     if tracing is not None:
-        notes.append(tracing)
+        observers.append(tracing)
     at_once = settings.max_batch * len(devices.found)
     budget = Budget(settings.queue_images, settings.queue_bytes, settings.queue_seconds or math.inf, at_once)
     observed = Metrics(budget)
@@ -85,8 +90,8 @@ def app_factory(
         max_images=settings.max_images,
         timeout_seconds=settings.request_timeout_seconds,
     )
-    ids = RequestIds()
-    door = Door(budget, life, observed, ids, notes)
+    ids = connections.ids
+    gate = QueueGate(budget, life, observed, ids, observers)
 
     def make() -> ASGIApp:
         loading = loader.submit(load_at_start, store)
@@ -97,16 +102,13 @@ def app_factory(
             serving = serve_store(store, loading, settings.model_poll_seconds, on_loaded)
             watching = asyncio.create_task(serving, name="model store")
             # A browser reads no refusal without the headers of its own that the app adds.
-            yield {} if settings.cors_origins else {DOOR: door}
+            yield {} if settings.cors_origins else {HEAD_GATE: gate}
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-            life.hung = store.running_seconds() > 0
-            life.loading = not await _has_idled(loader, _LAST_LOAD_SECONDS)
-            pool.shutdown()
+            life.busy = not await _have_ended((loader, writer, *runners, pool.executor), _LAST_WORK_SECONDS)
+            life.hung = store.hangs
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
-            for executor in (loader, writer, *runners):
-                executor.shutdown(wait=False, cancel_futures=True)
 
         api = create_api(inference, keys, devices, observed, writer, _version(), lifespan)
         layered: ASGIApp = BodyLimits(api, settings.max_body_bytes, settings.body_timeout_seconds, budget)
@@ -115,7 +117,7 @@ def app_factory(
         layered = Admission(layered, budget)
         if probe_port is not None:
             layered = TwoPorts(layered, probe_port)
-        edge: ASGIApp = RequestEdge(layered, life, observed, ids, 2 * settings.max_body_bytes, notes)
+        edge: ASGIApp = RequestEdge(layered, life, observed, ids, 2 * settings.max_body_bytes, observers)
         return allow_origins(edge, settings.cors_origins) if settings.cors_origins else edge
 
     return make
@@ -171,13 +173,19 @@ def create_store(
     return store
 
 
-async def _has_idled(executor: Executor, seconds: float) -> bool:
-    """Whether what an executor of one thread was given ends within so many seconds."""
-    try:
-        await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(executor, int), seconds)
-    except TimeoutError:
-        return False
-    return True
+async def _have_ended(executors: Sequence[Executor], seconds: float) -> bool:
+    """Whether all that their threads do ends within so many seconds; what waits for a thread is never begun."""
+    for executor in executors:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+    def wait() -> None:
+        for executor in executors:
+            executor.shutdown()
+
+    waiting = threading.Thread(target=wait, name="last work", daemon=True)
+    waiting.start()
+    await asyncio.to_thread(waiting.join, seconds)
+    return not waiting.is_alive()
 
 
 def _version() -> str:

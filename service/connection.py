@@ -2,158 +2,46 @@
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
-from http import HTTPStatus
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from service.errors import (
-    PROBLEM_MEDIA_TYPE,
-    HeadTimeout,
-    HeadTooLarge,
-    MalformedRequest,
-    Problem,
-    TooManyConnections,
-)
+from service.connections import Connections
+from service.errors import HeadTimeout, HeadTooLarge, MalformedRequest, Problem, TooManyConnections
+from service.ready_answer import ReadyAnswer
+from service.transport import JoiningTransport
 
 try:
     from service.upgrades import PlainParser
 except ImportError:  # on Windows uvicorn has h11, which reads the body of such a request
     PlainParser = None  # type: ignore[assignment, misc]
 
-DOOR = "equipoise.door"
-"""Where an app's lifespan state has a `Door`, if it has one."""
-
+HEAD_GATE = "equipoise.head_gate"
+"""Where an app's lifespan state has a `HeadGate`, if it has one."""
 MOST_HEAD_BYTES = 64 * 1024
 """The most of a URL and its headers, each with 32 bytes more (as RFC 9113, section 6.5.2, counts them)."""
 _LINGER_SECONDS = 1.0  # closing on a client that still sends would lose it the answer
 MOST_LINGERING = 256
 """Connections past the limit that are closed so late; each takes a file."""
-REFUSALS_A_TICK = 50
-TICK_SECONDS = 0.01
 _TOO_LARGE = HeadTooLarge(f"the limit is {MOST_HEAD_BYTES:,} bytes, with 32 more for each header")
 _MALFORMED = MalformedRequest("it is not HTTP/1, or has a method or a header that a server does not take")
 
 
-class Door(Protocol):
-    """Who answers some requests by their heads, in place of the app; `admission` has it."""
+class HeadGate(Protocol):
+    """Refuses some requests by their heads, in place of the app; see `admission.QueueGate`."""
 
     @property
-    def is_shut(self) -> bool: ...
+    def is_shut(self) -> bool:
+        """Whether `refuse` is to be asked at all."""
 
     def let_in(self, method: bytes, path: bytes) -> None:
         """Told of every request that goes to the app."""
 
-    def refuse(self, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> bytes | None:
-        """The answer 429 from its second line on; None: the app answers this one."""
-
-
-class Pace:
-    """Of the clients that the door refuses, so many a tick may ask again at once; the others are not read until their
-    turn comes, which takes less than half a second for 2,048. A thousand that ask again without a pause, whatever
-    `Retry-After` says, would take the time of what was accepted: a refusal is cheap, but a small picture is not dear.
-    """
-
-    def __init__(self) -> None:
-        self._refused = 0  # in this tick
-        self._waiting: deque[Connection] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def refused(self, connection: "Connection") -> None:
-        self._refused += 1
-        # Again where it waits already: what it had sent before is refused too, and uvicorn reads on after every answer.
-        # One that takes no answers waits as well, or they would pile up.
-        if self._refused > REFUSALS_A_TICK or connection.waits or connection.flow.write_paused:
-            connection.flow.pause_reading()
-            if not connection.waits:
-                connection.waits = True
-                self._waiting.append(connection)
-        if self._timer is None:
-            self._timer = connection.loop.call_later(TICK_SECONDS, self._tick, connection.loop)
-
-    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._refused = 0
-        for _ in range(min(REFUSALS_A_TICK, len(self._waiting))):
-            connection = self._waiting.popleft()
-            gone = connection.transport.is_closing()
-            connection.waits = connection.flow.write_paused and not gone
-            if connection.waits:
-                self._waiting.append(connection)
-            elif not gone:
-                connection.flow.resume_reading()
-        self._timer = loop.call_later(TICK_SECONDS, self._tick, loop) if self._waiting else None
-
-
-@dataclass
-class Connections:
-    """How many there are; changed on the event loop alone. lingering: of those past the limit, which are not in `open`.
-    refused: since the start. told: of every problem that is answered before there is a request, by its slug.
-    pace: of those that the door refuses.
-    """
-
-    limit: int
-    open: int = 0
-    lingering: int = 0
-    refused: int = 0
-    pace: Pace = field(default_factory=Pace)
-    told: Callable[[str], None] = lambda slug: None
-
-    @cached_property
-    def too_many(self) -> Problem:
-        return TooManyConnections(
-            f"{self.limit:,} connections are open, which is the limit", headers={"retry-after": "1"}
-        )
-
-    @cached_property
-    def no_place(self) -> bytes:
-        """The whole answer to a connection too many; made once, as there may be many."""
-        return _last_answer(self.too_many)
-
-
-class Joined:
-    """A transport whose writes of one turn of the event loop are one: the head of an answer and its body in one packet.
-
-    uvicorn writes them one after the other, and each is a system call, which is dear beside a small answer.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._parts: list[bytes] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if not self._parts:
-            self._loop.call_soon(self._flush)
-        self._parts.append(data)
-
-    def write_eof(self) -> None:
-        self._flush()
-        self._transport.write_eof()
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        parts, self._parts = self._parts, []
-        if parts and not self._transport.is_closing():  # else the client has gone
-            self._transport.writelines(parts)
-
-
-def _last_answer(problem: Problem) -> bytes:
-    """The whole answer, after which the connection closes."""
-    head = f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\nconnection: close\r\n"
-    for name, value in problem.headers.items():
-        head += f"{name}: {value}\r\n"
-    body = problem.body()
-    return f"{head}content-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    def refuse(
+        self, method: bytes, path: bytes, headers: dict[bytes, bytes], more: Sequence[tuple[bytes, bytes]]
+    ) -> bytes | None:
+        """The whole answer, with `more` headers; None: the app answers this one."""
 
 
 class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
@@ -167,14 +55,15 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     counted = False
     refused = False  # the request whose body is arriving has been refused already
-    waits = False  # it is not read until its turn comes, see Pace
-    deaf = False  # it has had its last answer: what still comes is thrown away
+    is_throttled = False
+    ended = False  # it has had its last answer, and what still comes is thrown away
     linger_timer: asyncio.TimerHandle | None = None  # of a connection past the limit
     in_head = False
     read = 0  # bytes of the last read
-    # Bytes read since the parser last reported a whole head, a piece of a body or an end: those of a head or a trailer
-    # that is not complete, unless a read begins with the rest of a body. h11 reports nothing and has its own limit.
-    untold = -math.inf
+    # Bytes that have come since the parser last reported something: they are of a head, or a trailer, that is not
+    # complete. It reports a complete head, a piece of a body, an end of a request. h11 reports nothing and has a limit
+    # of its own; then the number stays below ours.
+    head_bytes = -math.inf
     head_timer: asyncio.TimerHandle | None = None
     reader_timer: asyncio.TimerHandle | None = None  # while more waits to be sent than goes into the buffers
 
@@ -185,7 +74,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self.parser = PlainParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast(asyncio.Transport, Joined(cast(asyncio.Transport, transport))))
+        super().connection_made(cast(asyncio.Transport, JoiningTransport(cast(asyncio.Transport, transport))))
         here = self._connections
         if transport.get_extra_info("sockname")[1] != self._probe_port:
             if here.open >= here.limit:
@@ -198,9 +87,9 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     def _turn_away(self) -> None:
         here = self._connections
         here.refused += 1
-        here.told(here.too_many.slug)
-        self.deaf = True
-        self.transport.write(here.no_place)
+        here.on_problem(TooManyConnections.slug)
+        self.ended = True
+        self._write(here.no_place)
         if here.lingering >= MOST_LINGERING:
             self.transport.close()
             return
@@ -220,12 +109,12 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._unset_keepalive_if_required()  # which uvicorn leaves to itself where the client has cut the connection
 
     def data_received(self, data: bytes) -> None:
-        if self.deaf:
+        if self.ended:
             return
         self.read = len(data)
-        self.untold += self.read
+        self.head_bytes += self.read
         super().data_received(data)
-        if self.untold > MOST_HEAD_BYTES:
+        if self.head_bytes > MOST_HEAD_BYTES:
             self._end(_TOO_LARGE)
         elif self.in_head:  # few heads come in pieces
             if self.head_timer is None:
@@ -242,10 +131,10 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def _end(self, problem: Problem) -> None:
         """The last answer, if it is this client's turn to have one; whatever it still sends is not looked at."""
-        if self.deaf:
+        if self.ended:
             return
-        self.deaf = True
-        self._connections.told(problem.slug)
+        self.ended = True
+        self._connections.on_problem(problem.slug)
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             self._write_last(problem)
@@ -256,8 +145,12 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
     def _write_last(self, problem: Problem) -> None:
-        self.transport.write(_last_answer(problem))
+        self._write(ReadyAnswer(problem))
         self.transport.write_eof()
+
+    def _write(self, last: ReadyAnswer) -> None:
+        request_id = self._connections.ids.of(dict(self.headers) if self.in_head else {})
+        self.transport.write(last.write(request_id, (*self.server_state.default_headers, (b"connection", b"close"))))
 
     def _head_is_late(self) -> None:
         self.head_timer = None
@@ -305,41 +198,41 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.in_head = True
-        if self.untold < 0:
-            self.untold = self.read
+        if self.head_bytes < 0:
+            self.head_bytes = self.read
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():  # the same head comes again without that
             if self.parser.get_method() == b"CONNECT":
                 self._end(_MALFORMED)  # to a proxy, which this is not
             return
-        self.in_head = False
         self._stop_head_timer()
         # With 32 bytes for each header, as RFC 9113 (6.5.2) has it; what came in fewer bytes has too few to sum up.
-        if max(self.read, self.untold) > MOST_HEAD_BYTES // 8:
+        if max(self.read, self.head_bytes) > MOST_HEAD_BYTES // 8:
             if len(self.url) + sum(len(name) + len(value) + 32 for name, value in self.headers) > MOST_HEAD_BYTES:
                 self._end(_TOO_LARGE)
-        self.untold = 0
-        if self.deaf:
+        self.in_head = False
+        self.head_bytes = 0
+        if self.ended:
             self.refused = True
             return
-        door: Door | None = self.app_state.get(DOOR)
-        self.refused = door is not None and door.is_shut and self._refuse(door)
+        gate: HeadGate | None = self.app_state.get(HEAD_GATE)
+        self.refused = gate is not None and gate.is_shut and self._refuse(gate)
         if self.refused:
             return
         super().on_headers_complete()
-        if door is not None:
-            door.let_in(self.parser.get_method(), self.url.partition(b"?")[0])
+        if gate is not None:
+            gate.let_in(self.parser.get_method(), self.url.partition(b"?")[0])
 
     def on_body(self, body: bytes) -> None:
-        self.untold = 0
+        self.head_bytes = 0
         if not self.refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        self.untold = 0
+        self.head_bytes = 0
         if not self.refused:
             super().on_message_complete()
 
@@ -355,20 +248,18 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
                 head += b"%b: %b\r\n" % (name, value)
         return head + b"\r\n"
 
-    def _refuse(self, door: Door) -> bool:
-        """Whether the door has answered; what asks for more than a plain answer on this connection is the app's."""
+    def _refuse(self, gate: HeadGate) -> bool:
+        """Whether the gate has answered; what asks for more than a plain answer on this connection is the app's."""
         waits_for_another = self.cycle is not None and not self.cycle.response_complete
         if waits_for_another or not self.counted or self.expect_100_continue:
             return False
         if not self.parser.should_keep_alive():
             return False
-        answer = door.refuse(self.parser.get_method(), self.url.partition(b"?")[0], dict(self.headers))
+        path, always = self.url.partition(b"?")[0], self.server_state.default_headers
+        answer = gate.refuse(self.parser.get_method(), path, dict(self.headers), always)
         if answer is None:
             return False
-        head = b"HTTP/1.1 429 Too Many Requests\r\n"
-        for name, value in self.server_state.default_headers:
-            head += b"%s: %s\r\n" % (name, value)
-        self.transport.write(head + answer)
+        self.transport.write(answer)
         self.on_response_complete()
-        self._connections.pace.refused(self)
+        self._connections.throttle.refused(self)
         return True

@@ -1,11 +1,11 @@
 """Every way a request can fail, as one table of types, and their RFC 9457 `application/problem+json` form.
 
-An error is raised where the fact is known and becomes an HTTP answer in one place, `Problem.document`. A type's slug,
+An error is raised where the fact is known and becomes an HTTP answer in one place, `answer_to`. A type's slug,
 title and status never change; what happened this time stands in `detail`, machine-readable facts in extension members.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import orjson
 
@@ -46,9 +46,6 @@ class Problem(Exception):
         if request_id is not None:
             members["instance"] = f"urn:request:{request_id}"
         return members | self.extensions
-
-    def body(self, request_id: str | None = None) -> bytes:
-        return orjson.dumps(self.document(request_id))
 
 
 # The head: answered by the server itself, before there is a request
@@ -271,8 +268,19 @@ def in_json(fault: Mapping[str, Any]) -> str:
     return f"Input should be a JSON {wanted}" if wanted else str(fault["msg"])
 
 
-def render(problem: Problem, path: str, request_id: str) -> tuple[bytes, str]:
-    """Body and media type of the answer to `path`; below /v2 it has the inference protocol's own shape."""
+class Answer(NamedTuple):
+    """headers: with names in lower case; the body's length and what every answer carries are left to who sends it."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+def answer_to(problem: Problem, path: str, request_id: str) -> Answer:
+    """The answer to who asks for `path`; below /v2 its body has the inference protocol's own shape."""
     if path == PROTOCOL_PATH or path.startswith(PROTOCOL_PATH + "/"):
-        return orjson.dumps({"error": problem.detail}), "application/json"
-    return problem.body(request_id), PROBLEM_MEDIA_TYPE
+        body, media_type = orjson.dumps({"error": problem.detail}), "application/json"
+    else:
+        body, media_type = orjson.dumps(problem.document(request_id)), PROBLEM_MEDIA_TYPE
+    headers = {"Content-Type": media_type} | problem.headers
+    return Answer(problem.status, [(name.lower().encode(), text.encode()) for name, text in headers.items()], body)

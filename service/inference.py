@@ -19,13 +19,14 @@ from contract.picture_header import PictureLimits
 from contract.preprocess import passes_unchanged
 from service import images
 from service.batching import Entry, Row
+from service.body import FREE_BODY_BYTES, read_body
 from service.budget import Budget, Permit
+from service.call import CALL, Call
 from service.catalogue import LoadedModel
 from service.deadlines import Deadline, read_deadline
 from service.engine import Array
 from service.errors import Problem, TooManyPixels, UnsupportedMediaType
 from service.images import ModelInput, decoding_cost
-from service.middleware import CALL, FREE_BODY_BYTES, Call, read_body
 from service.model_store import ModelStore
 from service.observability import Metrics
 from service.payloads import Encoded, Payload, read_pictures

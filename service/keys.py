@@ -17,9 +17,10 @@ from typing import Literal, cast, get_args
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.body import has_body
+from service.call import CALL, Call
 from service.errors import Forbidden, Unauthorized
-from service.middleware import CALL, Call
-from service.observability import say
+from service.logs import say
 
 Role = Literal["use", "admin"]
 
@@ -174,10 +175,6 @@ class KeyGate:
                 call.name_endpoint(scope["path"])
                 raise
         return self._app(scope, receive, send)
-
-
-def has_body(headers: Mapping[bytes, bytes]) -> bool:
-    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
 
 
 def _sign(path: Path) -> Signature | None:

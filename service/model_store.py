@@ -108,8 +108,9 @@ class ModelStore:
     async def load(self, name: str) -> LoadedModel:
         """Let the highest version on disk serve; the answer is the model that does then.
 
-        A version that was refused is tried again. Where a folder was removed to go back to an older version, that one
-        is loaded. Meanwhile, and where the new one is bad, the old one serves on.
+        The version that serves is read anew where its folder has changed. A version that was refused is tried again.
+        Where a folder was removed to go back to an older version, that one is loaded. Meanwhile, and where the new one
+        is bad, the old one serves on.
 
         Raises:
             ModelNotFound: no such folder. ModelRefused: it cannot be listed, it has no version, or the highest one is
@@ -126,9 +127,8 @@ class ModelStore:
                 if bad := [entry for entry in whole if entry.model == name]:
                     raise ModelRefused(f"{name} is refused: {bad[0].reason}")
                 raise ModelNotFound(f"the model store has no model {name[:100]!r}", models=list(found))
-            numbers, serving = found[name], self.serving.models.get(name)
-            newer = numbers[: numbers.index(serving.version)] if serving and serving.version in numbers else numbers
-            if version := await self._in_loader(self._read_first, name, newer):
+            numbers = found[name]
+            if version := await self._in_loader(self._read_highest, name, numbers):
                 self._publish(version)
             self._unloaded.discard(name)
             if bad := [entry for entry in self.refused if (entry.model, entry.version) == (name, numbers[0])]:
@@ -151,7 +151,8 @@ class ModelStore:
             model.retire()
 
     async def poll(self) -> None:
-        """Load what is new on disk: models, and versions above those that serve. What has gone from disk serves on.
+        """Load what is new on disk: models, versions above those that serve, and those that serve where their folders
+        have changed. What has gone from disk serves on.
 
         A folder that was refused is tried again when a file of it has changed; below the version that serves, its
         refusal is forgotten then.
@@ -175,22 +176,29 @@ class ModelStore:
         for refusal in whole:
             if refusal not in before:
                 self._refuse(refusal)
-        self._seen = {key: facts for key, facts in self._seen.items() if key[1] in found.get(key[0], ())}
+        serving = {name: model.version for name, model in self.serving.models.items()}
+        # Of what serves, even where it is gone: it may come back as it was.
+        there = {(name, number) for name, numbers in found.items() for number in numbers} | serving.items()
+        self._seen = {key: facts for key, facts in self._seen.items() if key in there}
         new: dict[str, list[int]] = {}
         for name, numbers in found.items():
-            serving = self.serving.models.get(name)
-            above = [number for number in numbers if serving is None or number > serving.version]
-            unseen = [number for number in above if self._seen.get((name, number)) != sign(self._folder(name, number))]
-            if unseen and name not in self._unloaded:
-                new[name] = unseen
+            changed = [
+                number for number in numbers if number >= serving.get(name, 0) and self._has_changed(name, number)
+            ]
+            if changed and name not in self._unloaded:
+                new[name] = changed
         return new
+
+    def _has_changed(self, name: str, number: int) -> bool:
+        """Whether a version's folder is not as it was when it was last read."""
+        return self._seen.get((name, number)) != sign(self._folder(name, number))
 
     def _is_outdated(self, refusal: Refusal) -> bool:
         """Whether it is of a version below the one that serves, which is not read again, and its folder has changed."""
         serving, number = self.serving.models.get(refusal.model), refusal.version
-        if serving is None or number is None or number > serving.version:
+        if serving is None or number is None or number >= serving.version:
             return False
-        return self._seen.get((refusal.model, number)) != sign(self._folder(refusal.model, number))
+        return self._has_changed(refusal.model, number)
 
     async def _in_loader(self, work: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self.loader, work, *arguments)
@@ -203,6 +211,17 @@ class ModelStore:
         self.observer.loaded(model)
         if old is not None:
             old.retire()
+
+    def _read_highest(self, name: str, numbers: Sequence[int]) -> Version | None:
+        """The highest good one of these versions, all that are on disk; None where it serves already."""
+        model = self.serving.models.get(name)
+        serving = model.version if model else 0
+        if serving not in numbers:
+            self._seen.pop((name, serving), None)  # it was taken out: should it be put back, it is new
+            return self._read_first(name, numbers)
+        refused = any((entry.model, entry.version) == (name, serving) for entry in self.refused)
+        again = refused or self._has_changed(name, serving)
+        return self._read_first(name, [number for number in numbers if number > serving or again and number == serving])
 
     def _read_first(self, name: str, numbers: Sequence[int]) -> Version | None:
         """The first good one of these versions; the others are refused."""
@@ -294,6 +313,11 @@ class ModelStore:
         since = [batcher.running_since for batcher in tuple(self._batchers)]
         return max((time.perf_counter() - start for start in since if start is not None), default=0.0)
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a run in a thread takes so long that it will never end."""
+        return 0 < self.hang_seconds < self.running_seconds()
+
     def check_alive(self) -> None:
         """
         Raises:
@@ -303,9 +327,8 @@ class ModelStore:
             for engine in (engine for batcher in model.batchers.values() for engine in batcher.engines):
                 if engine.lost:
                     raise NotAlive(f"the GPU has failed, which only a new process mends: {engine.lost}")
-        seconds = self.running_seconds()
-        if self.hang_seconds and seconds > self.hang_seconds:
-            raise NotAlive(f"a run of a graph has not ended for {seconds:.0f} s")
+        if self.hangs:
+            raise NotAlive(f"a run of a graph has not ended for {self.running_seconds():.0f} s")
 
     def reason_not_ready(self) -> str | None:
         """Why no request should be sent here; None where one can."""

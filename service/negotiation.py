@@ -1,6 +1,7 @@
 """Which media type answers an `Accept` header (RFC 9110, section 12.5.1)."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from service.errors import NotAcceptable
 
@@ -13,7 +14,7 @@ def choose(accept: bytes, offered: Sequence[str]) -> str:
     """
     if not accept:
         return offered[0]
-    ranges = [_read_range(part) for part in accept.decode("latin-1").split(",") if part.strip()]
+    ranges = _read_ranges(accept)
     best: tuple[float, int] = (0.0, 0)
     chosen = None
     for media_type in offered:
@@ -27,6 +28,12 @@ def choose(accept: bytes, offered: Sequence[str]) -> str:
     if chosen is None:
         raise NotAcceptable(f"this can be answered as {', '.join(offered)}", offered=list(offered))
     return chosen
+
+
+@lru_cache(maxsize=16)  # a request may ask twice, and a client always sends the same
+def _read_ranges(accept: bytes) -> list[tuple[str, int, float]]:
+    """Name, how specific it is, and quality of each range."""
+    return [_read_range(part) for part in accept.decode("latin-1").split(",") if part.strip()]
 
 
 def _read_range(text: str) -> tuple[str, int, float]:

@@ -1,20 +1,15 @@
-"""Metrics for Prometheus and logs, one line a start, a load, an error; no record a request.
+"""Metrics for Prometheus.
 
 Label values come from the routes, the model folders and the table of problems, never from what a client sends, so the
 number of series is bounded. Children of a label set are resolved once, since the look-up costs more than the count.
 """
 
 import asyncio
-import json
-import logging
-import sys
-import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from datetime import UTC, datetime
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 from prometheus_client import Counter, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -22,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from service.batching import Batcher, DropReason
 from service.budget import Budget
-from service.connection import Connections
+from service.connections import Connections
 from service.devices import Devices
 from service.drift import Drift
 from service.engine import Array
@@ -36,8 +31,6 @@ _IMAGES = tuple(float(2**power) for power in range(11))
 
 _QUEUE = ("model", "version", "capability")
 _DROP_REASONS: tuple[DropReason, ...] = get_args(DropReason)
-
-log = logging.getLogger("equipoise")
 
 
 class Metrics:
@@ -137,7 +130,7 @@ class Metrics:
             self._devices.labels(device.name, device.provider).set(1)
 
     def watch_connections(self, connections: Connections) -> None:
-        connections.told = self.problem
+        connections.on_problem = self.problem
         self.registry.register(_ConnectionCollector(connections))
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
@@ -229,44 +222,3 @@ class QueueMetrics:
 
     def dropped(self, images: int, reason: DropReason) -> None:
         self._dropped[reason].inc(images)
-
-
-class _PlainFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z INFO message key=value ...`, one line always."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        facts = "".join(f" {key}={value}" for key, value in _facts(record).items())
-        line = f"{_stamp(record)} {record.levelname} {record.getMessage()}{facts}"
-        return line.replace("\n", " | ")
-
-
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        members = {"time": _stamp(record), "level": record.levelname.lower(), "message": record.getMessage()}
-        return json.dumps(members | _facts(record), default=str)
-
-
-def _stamp(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _facts(record: logging.LogRecord) -> dict[str, object]:
-    facts = dict(getattr(record, "facts", {}))
-    if record.exc_info and record.exc_info[1] is not None:
-        facts["traceback"] = "".join(traceback.format_exception(record.exc_info[1])).strip()
-    return facts
-
-
-def set_up_logging(form: Literal["plain", "json"], level: str) -> None:
-    """All loggers to standard error, one line a record; of libraries' own not what they say of what clients send."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if form == "json" else _PlainFormatter())
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    log.setLevel(level.upper())  # libraries log every picture at their lower levels
-    for library, least in (("uvicorn", logging.ERROR), ("python_multipart", logging.ERROR), ("PIL", logging.CRITICAL)):
-        logging.getLogger(library).setLevel(least)
-
-
-def say(level: int, message: str, error: BaseException | None = None, **facts: object) -> None:
-    """One log record with machine-readable facts."""
-    log.log(level, message, exc_info=error, extra={"facts": facts})

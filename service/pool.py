@@ -4,14 +4,13 @@ wanted by then.
 
 import asyncio
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from service.deadlines import CallerGone, Deadline, smoothed
+from service.deadlines import CallerGone, Deadline
 from service.errors import DeadlineExceeded
 
 _NICE = 10  # how far the threads stand back behind the event loop
@@ -20,23 +19,16 @@ Result = TypeVar("Result")
 
 
 class Pool:
-    """Threads at lowered priority. A caller waits for one on the event loop, where its client can be asked, when its
-    turn comes, whether it is still there; what nobody waits for any more is never begun. A turn ends with its work,
-    however soon its caller leaves: else others would begin behind a thread that is still busy, and what they hold piles
-    up.
+    """Threads at a lower priority than the event loop's, and callers who take turns at them.
+
+    A caller waits for its turn on the event loop. When the turn comes, the caller's client is asked whether it is still
+    there, and work that nobody waits for is never begun. A turn lasts until its work has ended, even where its caller
+    has left: the next work would only wait behind the busy thread, and hold its pictures meanwhile.
     """
 
     def __init__(self, threads: int) -> None:
-        self._executor = ThreadPoolExecutor(threads, "pictures", initializer=_lower_priority)
+        self.executor = ThreadPoolExecutor(threads, "pictures", initializer=_lower_priority)
         self._turns = asyncio.Semaphore(threads)
-        self._threads = threads
-        self._pending = 0  # pieces of work that wait or run
-        self._seconds = 0.0  # that one takes, of late
-
-    @property
-    def wait_seconds(self) -> float:
-        """How long new work would wait for its turn, by what the last pieces took."""
-        return max(0, self._pending - self._threads + 1) * self._seconds / self._threads
 
     async def run(
         self, deadline: Deadline, gone: Callable[[], bool], work: Callable[..., Result], *arguments: Any
@@ -48,47 +40,33 @@ class Pool:
 
         Raises:
             CallerGone: it has.
-            DeadlineExceeded: it would pass while waiting; or it passed, and what a thread still does is for nobody.
+            DeadlineExceeded: it has passed; what a thread still does then is for nobody.
         """
-        deadline.check(self.wait_seconds)
-        self._pending += 1
-        turn = False
-        running: Future[Result] | None = None
+        deadline.check()
         try:
             async with asyncio.timeout(deadline.seconds_left()) as limit:
-                turn = await self._turns.acquire()
-                if gone():
-                    raise CallerGone
-                start = time.perf_counter()
-                running = self._executor.submit(work, *arguments)
-                return await asyncio.wrap_future(running)
+                await self._turns.acquire()
+                return await asyncio.wrap_future(self._begin(gone, work, *arguments))
         except TimeoutError:
             if limit.expired():
                 raise DeadlineExceeded("the deadline passed before the pictures were done") from None
             raise
-        finally:
-            if running is None:
-                self._pending -= 1
-                if turn:
-                    self._turns.release()
-            elif running.done():
-                self._end(start)
-            else:  # for nobody any more
-                running.add_done_callback(partial(self._end_from_thread, asyncio.get_running_loop(), start))
 
-    def _end(self, start: float) -> None:
-        """End a turn whose work began at `start`."""
-        self._seconds = smoothed(self._seconds, time.perf_counter() - start)
-        self._pending -= 1
-        self._turns.release()
+    def _begin(self, gone: Callable[[], bool], work: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """The work in a thread; the turn ends with it, or at once where it cannot begin."""
+        try:
+            if gone():
+                raise CallerGone
+            running = self.executor.submit(work, *arguments)
+        except BaseException:
+            self._turns.release()
+            raise
+        running.add_done_callback(partial(self._end, asyncio.get_running_loop()))
+        return running
 
-    def _end_from_thread(self, loop: asyncio.AbstractEventLoop, start: float, running: "Future[Any]") -> None:
+    def _end(self, loop: asyncio.AbstractEventLoop, running: "Future[Any]") -> None:
         with suppress(RuntimeError):  # the loop has ended, and so does the process
-            loop.call_soon_threadsafe(self._end, start)
-
-    def shutdown(self) -> None:
-        """Begin nothing more; what runs is not waited for."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+            loop.call_soon_threadsafe(self._turns.release)
 
 
 def _lower_priority() -> None:

@@ -9,7 +9,8 @@ from functools import partial
 
 import uvicorn
 
-from service.connection import MOST_LINGERING, Connection, Connections
+from service.connection import MOST_LINGERING, Connection
+from service.connections import Connections
 from service.settings import Settings
 
 try:
@@ -97,7 +98,7 @@ def url_of(listening: socket.socket) -> str:
 def configure(settings: Settings, connections: Connections, probe_port: int | None) -> uvicorn.Config:
     """What uvicorn is told, but for the app. probe_port: of the second socket, whose connections are not limited."""
     return uvicorn.Config(
-        None,  # type: ignore[arg-type] # life.Server has it made
+        None,  # type: ignore[arg-type] # process.Server has it made
         http=partial(Connection, connections, probe_port, settings.body_timeout_seconds),  # type: ignore[arg-type]
         loop="auto",  # uvloop, except on Windows, which has none
         ws="none",

@@ -46,9 +46,9 @@ class Settings(BaseSettings):
         default=5.0,
         ge=0,
         le=_DAY_SECONDS,
-        description="How often the model store is looked through for new models and versions, seconds, at least "
-        "0.01; 0: never. A good one replaces the older one without a request lost. What has gone from the folder "
-        "serves on.",
+        description="How often the model store is looked through for new models and versions, and for versions that "
+        "were written anew, seconds, at least 0.01; 0: never. A good one replaces the older one without a request "
+        "lost. What has gone from the folder serves on.",
     )
     wait_for_models: bool = Field(
         default=False,
@@ -134,9 +134,10 @@ class Settings(BaseSettings):
         default=1.0,
         ge=0,
         le=_DAY_SECONDS,
-        description="Longest that new pictures may have to wait for those before them, seconds, by the rate at which "
-        "pictures were answered of late; past it 429 with Retry-After. 0: queue_images alone says. It bounds what "
-        "overload adds to the time of what is accepted; too short a time leaves graphs with small batches.",
+        description="New pictures are refused with 429 and Retry-After where they would wait longer than this for "
+        "those before them, seconds. The wait follows from the rate at which pictures were answered of late. A longer "
+        "one makes what is accepted slower under overload; too short a one leaves graphs with small batches. 0: "
+        "queue_images alone says.",
     )
     queue_bytes: int = Field(
         default=1024 * MIB,

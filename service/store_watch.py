@@ -9,9 +9,10 @@ from concurrent.futures import Future
 from service.catalogue import LoadedModel
 from service.engine import Engine
 from service.errors import NotReady
+from service.logs import say
 from service.model_folder import EmptyStore, Refusal
 from service.model_store import ModelStore
-from service.observability import Metrics, say
+from service.observability import Metrics
 from service.settings import option_name
 
 

@@ -9,7 +9,7 @@ import time
 
 from starlette.types import Scope
 
-from service.middleware import Call
+from service.call import Call
 
 _LAST_SPANS_SECONDS = 3.0  # of the time that a pod is given for its end, which is for requests
 

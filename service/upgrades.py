@@ -11,9 +11,9 @@ import httptools
 
 
 class Reader(Protocol):
-    """Who is told of what is parsed. deaf: it wants to hear no more."""
+    """Who is told of what is parsed. ended: it wants to hear no more."""
 
-    deaf: bool
+    ended: bool
 
     def plain_head(self) -> bytes:
         """The head that has just been read, without its `Upgrade`."""
@@ -31,7 +31,7 @@ class PlainParser(httptools.HttpRequestParser):
 
     def feed_data(self, data: Any) -> None:
         rest = memoryview(data)
-        while not self._reader.deaf:
+        while not self._reader.ended:
             try:
                 super().feed_data(rest)
                 return

@@ -1,1 +1,1 @@
-"""One file a resource; each gives a router that `app` includes."""
+"""One file a resource: its `add` puts its routes into the router that `api` gives it."""

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.middleware import CALL
+from service.call import CALL
 from service.routes.direct import DirectRoute
 
 # Swagger UI writes styles into the page; scripts come from here only.

@@ -6,9 +6,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.call import CALL
 from service.devices import Devices
 from service.errors import NotAlive, NotReady
-from service.middleware import CALL
 from service.model_store import ModelStore
 from service.routes.direct import DirectRoute, problem_responses
 from service.schemas import Alive, Ready, Started

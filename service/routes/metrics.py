@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.middleware import CALL
+from service.call import CALL
 from service.observability import Metrics
 from service.routes.direct import DirectRoute
 

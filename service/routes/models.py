@@ -4,9 +4,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.call import CALL
 from service.catalogue import LoadedModel
 from service.errors import CapabilityNotFound, ModelNotFound, NotReady
-from service.middleware import CALL
 from service.model_store import ModelStore
 from service.routes.direct import DirectRoute
 from service.schemas import ModelDescription, ModelsAnswer, RefusedModel

@@ -11,11 +11,11 @@ from starlette.responses import Response
 from contract.picture import EncodedPicture
 from service import errors
 from service.batching import Row
+from service.call import PROTOCOL_ENDPOINT
 from service.deadlines import Deadline
 from service.engine import Array
 from service.errors import InvalidParameter, Problem
 from service.inference import INLINE_BODY_BYTES, Inference, all_good
-from service.middleware import PROTOCOL_ENDPOINT
 from service.routes.direct import (
     BINARY,
     DirectRoute,

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contract.manifest import TensorSpec
+from service.call import CALL
 from service.catalogue import CAPABILITIES, LoadedModel
 from service.errors import (
     CapabilityNotFound,
@@ -23,7 +24,6 @@ from service.errors import (
     Problem,
     VersionNotFound,
 )
-from service.middleware import CALL
 from service.model_store import ModelStore
 from service.routes.direct import DirectRoute, protocol_responses
 from service.tensors import Message

@@ -5,6 +5,8 @@ from pydantic import Field, StrictBool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.body import read_body
+from service.call import CALL
 from service.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -19,7 +21,6 @@ from service.errors import (
 )
 from service.inference import INLINE_BODY_BYTES
 from service.keys import Keys
-from service.middleware import CALL, read_body
 from service.model_store import ModelStore
 from service.routes.direct import DirectRoute, protocol_responses, schema_reference
 from service.routes.v2_models import PLAIN

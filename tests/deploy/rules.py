@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from service.middleware import FREE_BODY_BYTES
+from service.body import FREE_BODY_BYTES
 from service.settings import ENV_PREFIX, TRAINING_PREFIX, Settings, SettingsError, load_settings
 from tests.deploy.manifests import Object, claims, environment, load, of_kind, pods, quantity, selects
 

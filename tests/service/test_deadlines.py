@@ -1,13 +1,11 @@
 """Deadlines: at admission, while waiting, before the answer is written; 504, and no work for nobody."""
 
 import asyncio
-import gc
 import math
 import re
 import socket
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,10 +16,9 @@ import numpy as np
 import pytest
 
 from service.batching import Batcher
-from service.deadlines import CallerGone, Deadline, read_deadline, smoothed
+from service.deadlines import Deadline, read_deadline, smoothed
 from service.engine import Engine
 from service.errors import CorruptImage, DeadlineExceeded, InvalidHeader
-from service.pool import Pool
 from tests.service import tiny
 from tests.service.test_batching import Doubler, here, rows, run, soon
 
@@ -186,100 +183,6 @@ def test_who_is_late_in_the_queue_is_dropped_and_never_run(executor: ThreadPoolE
     _, counts = run(engine, executor, scenario)
     assert engine.batches == [[1], [4]]
     assert counts.gone == {"deadline": 2}
-
-
-def test_what_waits_for_a_thread_of_the_pool_is_asked_when_its_turn_comes() -> None:
-    done: list[str] = []
-
-    def work(name: str) -> str:
-        time.sleep(0.1)
-        done.append(name)
-        return name
-
-    async def main() -> None:
-        pool = Pool(threads=1)
-        first = asyncio.create_task(pool.run(soon(), here, work, "first"))
-        left = asyncio.create_task(pool.run(soon(), lambda: bool(done), work, "left"))
-        late = asyncio.create_task(pool.run(soon(0.05), here, work, "late"))
-        last = asyncio.create_task(pool.run(soon(), here, work, "last"))
-        assert await first == "first"
-        with pytest.raises(CallerGone):
-            await left
-        with pytest.raises(DeadlineExceeded):
-            await late
-        assert await last == "last"
-        pool.shutdown()
-
-    asyncio.run(main())
-    assert done == ["first", "last"]
-
-
-def test_the_pool_refuses_at_once_what_could_only_be_late() -> None:
-    async def main() -> None:
-        pool = Pool(threads=1)
-        await pool.run(soon(), here, time.sleep, 0.1)
-        assert pool.wait_seconds == 0
-        waiting = [asyncio.create_task(pool.run(soon(), here, time.sleep, 0.1)) for _ in range(3)]
-        await asyncio.sleep(0)
-        assert pool.wait_seconds > 0.2
-        with pytest.raises(DeadlineExceeded, match="would wait about"):
-            await pool.run(soon(0.1), here, time.sleep, 0.1)
-        await asyncio.gather(*waiting)
-        pool.shutdown()
-
-    asyncio.run(main())
-
-
-def test_nothing_begins_behind_a_thread_that_is_busy_for_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    """Short deadlines one after the other: what waits is not handed to the thread, which would keep it to its turn."""
-
-    class Picture:
-        pass
-
-    async def main() -> None:
-        pool, busy = Pool(threads=1), threading.Event()
-        with pytest.raises(DeadlineExceeded):
-            await pool.run(soon(0.05), here, busy.wait, 20)
-        pictures = [Picture() for _ in range(3)]
-        kept = [weakref.ref(picture) for picture in pictures]
-        asked: list[bool] = []
-        while pictures:
-            with pytest.raises(DeadlineExceeded):
-                await pool.run(soon(0.05), lambda: asked.append(True) or False, id, pictures.pop())
-        await asyncio.sleep(0)
-        gc.collect()
-        assert [picture() for picture in kept] == [None] * 3 and not asked
-        busy.set()
-        assert await pool.run(soon(), here, int, "7") == 7
-        with pytest.raises(DeadlineExceeded):
-            await pool.run(soon(0.05), here, lambda: time.sleep(0.1) or [].pop())
-        assert await pool.run(soon(), here, int, "7") == 7
-        gc.collect()
-        assert not caplog.records
-        assert pool.wait_seconds == 0
-        waiting = [asyncio.create_task(pool.run(soon(), here, time.sleep, 0)) for _ in range(2)]
-        await asyncio.sleep(0)
-        assert pool.wait_seconds > 0  # it knows how long the one took that nobody waited for
-        await asyncio.gather(*waiting)
-        pool.shutdown()
-
-    asyncio.run(main())
-
-
-def test_the_pool_passes_on_what_its_work_raises() -> None:
-    async def main() -> None:
-        pool = Pool(threads=1)
-        for error in (TimeoutError, ValueError):
-
-            def fail(kind: type[Exception] = error) -> None:
-                raise kind("its own")
-
-            with pytest.raises(error, match="its own"):
-                await pool.run(soon(), here, fail)
-        assert await pool.run(soon(), here, int, "7") == 7
-        pool.shutdown()
-
-    asyncio.run(main())
 
 
 def test_a_deadline_without_end_is_none(executor: ThreadPoolExecutor) -> None:

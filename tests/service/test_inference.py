@@ -18,9 +18,9 @@ from contract.manifest import InputSpec, read_manifest
 from contract.picture_header import PictureLimits
 from service import images
 from service.budget import Budget
+from service.call import Call
 from service.catalogue import LoadedModel
 from service.inference import Inference
-from service.middleware import Call
 from service.observability import Metrics
 from service.pool import Pool
 from service.queries import Options
@@ -85,7 +85,7 @@ def test_pictures_of_the_models_own_size(tiny_store: Path, places: Places, side:
     try:
         assert asyncio.run(scenario()) == count
     finally:
-        pool.shutdown()
+        pool.executor.shutdown()
     assert found == [pooled] * count
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.service import tiny
 from tests.service.process import Forked, environment, forked
 
 PNG = {"content-type": "image/png"}
-# Runs of a graph do what the file says that FAULT names: hang, or raise.
+# Runs of a graph do what the file says that FAULT names: hang, take a second, or raise.
 FAULTS = """
 import os, time
 from pathlib import Path
@@ -31,6 +32,8 @@ def run_of_a_graph(self, inputs):
     fault = Path(os.environ["FAULT"]).read_text()
     if fault == "hang":
         time.sleep(600)
+    if fault == "slow":
+        time.sleep(1)
     if fault == "raise":
         raise RuntimeError("a runner that raises")
     return genuine(self, inputs)
@@ -214,6 +217,37 @@ def test_a_thread_that_hangs_fails_liveness_and_keeps_no_caller(tiny_store: Path
         assert process.wait(timeout=20) == 1
 
 
+@pytest.mark.parametrize("fault", ["slow", "hang"])
+def test_a_run_that_nobody_waits_for_is_no_hang_before_its_time(tiny_store: Path, tmp_path: Path, fault: str) -> None:
+    """At the end it is waited for briefly, and then left alone: the process ends as it should."""
+    options = ("--inline-milliseconds", "0", "--drain-seconds", "0")
+    with faulty(tiny_store, tmp_path, *options) as (process, url):
+        (tmp_path / "fault").write_text(fault)
+        assert classify(url, **{"x-request-timeout-ms": "100"}).status_code == 504
+        assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+        assert [json.loads(line)["message"] for line in process.stderr][-2:] == ["draining", "stopped"]
+
+
+# To prepare a picture takes very long.
+SLOW_PICTURES = """
+import time
+from service import inference
+
+inference._prepare_all = lambda *arguments: time.sleep(600)
+"""
+
+
+def test_a_drawing_that_nobody_waits_for_does_not_hold_up_the_end(tiny_store: Path) -> None:
+    with service(tiny_store, "--drain-seconds", "0", code=SLOW_PICTURES) as (process, url):
+        large = tiny.encode(np.zeros((400, 400), np.uint8))
+        headers = PNG | {"x-request-timeout-ms": "200"}
+        assert httpx.post(f"{url}/classify", content=large, headers=headers, trust_env=False).status_code == 504
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+
+
 # A model's warm-up, of which the file that LOADING names tells, does not end.
 SLOW_LOAD = """
 import os, time
@@ -243,7 +277,7 @@ def test_a_load_does_not_hold_up_the_end(tiny_store: Path, tmp_path: Path, stop:
 # A signal comes just before the server runs.
 STOPPED_EARLY = """
 import os, signal
-from service.life import Server
+from service.process import Server
 
 genuine = Server.run
 

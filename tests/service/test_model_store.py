@@ -1,505 +1,495 @@
-"""A bad model folder never takes the service down: it is reported with its reason, and the others are served."""
+"""Versions change under load and no request is lost, mixed or late; what is bad or gone changes nothing."""
 
 import asyncio
-import errno
-import hashlib
-import json
+import gc
 import logging
 import os
+import platform
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
-import onnx
 import pytest
 
-from contract.manifest import Manifest
-from service import model_folder, model_store
-from service.engine import Engine, EngineOptions
-from service.errors import ModelRefused, NotReady
-from service.model_folder import EmptyStore, NoModelYet, Version, find
+from service.app import create_store
+from service.budget import Budget
+from service.deadlines import Deadline
+from service.devices import Devices
+from service.engine import Engine
+from service.errors import DeadlineExceeded, ModelNotFound, ModelRefused, NotAlive, NotReady
+from service.life import Life
 from service.model_store import ModelStore
+from service.observability import Metrics
+from service.routes.v2_models import find_graph
 from service.settings import Settings
-from service.store_watch import load_at_start, serve_store
-from tests.server import loading_server
 from tests.service import tiny
-from tests.service.test_swap import until, with_store
 
 PNG = {"content-type": "image/png"}
 Serve = Callable[..., str]
+POLL = {"model_poll_seconds": 0.02}
 
 
-def get(url: str) -> httpx.Response:
-    return httpx.get(url, trust_env=False)
+def embed(url: str, seed: int = 0) -> httpx.Response:
+    return httpx.post(f"{url}/embed", content=tiny.png(seed), headers=PNG, trust_env=False, timeout=20)
 
 
-def post(url: str) -> httpx.Response:
-    return httpx.post(url, content=tiny.png(), headers=PNG, trust_env=False)
+def metrics(url: str) -> str:
+    return httpx.get(f"{url}/metrics", trust_env=False).text
 
 
-def flip_a_byte(folder: Path) -> None:
-    data = bytearray((folder / "embed.onnx").read_bytes())
-    data[len(data) // 2] ^= 1
-    (folder / "embed.onnx").write_bytes(data)
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
-def change(folder: Path, **fields: object) -> None:
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+@contextmanager
+def asking(url: str, clients: int) -> Iterator[list[httpx.Response]]:
+    """Keep-alive clients that ask for embeddings, and one that asks for readiness, without a pause until the end."""
+    stop = threading.Event()
+    answers: list[httpx.Response] = []
+
+    def ask(method: str, path: str, body: bytes | None) -> None:
+        with httpx.Client(base_url=url, trust_env=False, timeout=20) as client:
+            while not stop.is_set():
+                answers.append(client.request(method, path, content=body, headers=PNG))
+
+    with ThreadPoolExecutor(clients + 1) as pool:
+        asked = [pool.submit(ask, "POST", "/embed", tiny.png()) for _ in range(clients)]
+        asked.append(pool.submit(ask, "GET", "/readyz", None))
+        try:
+            yield answers
+        finally:
+            stop.set()
+        for future in asked:
+            future.result()
 
 
-def damage_manifest(folder: Path) -> None:
-    (folder / "manifest.json").write_text("{")
+def test_many_swaps_under_load(tmp_path: Path, serve: Serve) -> None:
+    """Every answer is whole and from one version; nothing fails, readiness included; the old versions are closed."""
+    swaps = 12
+    tiny.write_scaled(tmp_path, 1)
+    url = serve(tmp_path, **POLL)
+    with asking(url, clients=3) as answers:
+        for version in range(2, swaps + 1):
+            tiny.write_scaled(tmp_path, version)
+            until(lambda version=version: embed(url).json()["version"] == version)  # type: ignore[misc]
+    assert {answer.status_code for answer in answers} == {200}
+    one = tiny.embed(tiny.as_input(tiny.images(1)))[0]
+    embeddings = [answer.json() for answer in answers if "embedding" in answer.text]
+    for answer in embeddings:
+        np.testing.assert_allclose(answer["embedding"], answer["version"] * one, rtol=1e-3, atol=1e-4)
+    assert len({answer["version"] for answer in embeddings}) > swaps / 2
+    text = metrics(url)
+    assert f'equipoise_model_info{{kind="equivae",model="tiny",version="{swaps}"}} 1.0' in text
+    assert text.count("equipoise_model_info{") == text.count("equipoise_queue_depth_images{") == 1
 
 
-def unknown_schema(folder: Path) -> None:
-    change(folder, schema_version=2)
-
-
-def other_name(folder: Path) -> None:
-    change(folder, name="else")
-
-
-def extra_file(folder: Path) -> None:
-    (folder / "notes.txt").write_text("hello")
-
-
-def missing_file(folder: Path) -> None:
-    (folder / "classify.onnx").unlink()
-
-
-def link(folder: Path) -> None:
-    shutil.move(folder / "embed.onnx", folder.parent / "elsewhere.onnx")
-    (folder / "embed.onnx").symlink_to(folder.parent / "elsewhere.onnx")
-
-
-def traversal(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["graphs"]["embed"]["file"] = "../../../etc/passwd"
-    change(folder, **manifest)
-
-
-DAMAGES = {
-    flip_a_byte: "SHA-256",
-    damage_manifest: "not JSON",
-    unknown_schema: "schema_version",
-    other_name: "the manifest is of else/1",
-    extra_file: "not listed in the manifest: notes.txt",
-    missing_file: "classify.onnx is missing",
-    link: "not a plain file",
-    traversal: "graphs.embed.file",
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_folder_is_reported_and_the_others_are_served(
-    tmp_path: Path, serve: Serve, damage: Callable[[Path], None]
+def test_a_request_is_answered_by_the_version_that_it_entered(
+    tmp_path: Path, serve: Serve, gate: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tiny.write(tmp_path)
-    damage(tiny.write(tmp_path, name="broken"))
-    url = serve(tmp_path)
-    answer = get(f"{url}/models").json()
-    assert [model["name"] for model in answer["models"]] == ["tiny"]
-    (refusal,) = answer["refused"]
-    assert (refusal["model"], refusal["version"]) == ("broken", 1)
-    assert DAMAGES[damage] in refusal["reason"]
-    assert str(tmp_path) not in refusal["reason"]
-    assert post(f"{url}/classify").status_code == 200
-    assert "equipoise_models_refused 1.0" in get(f"{url}/metrics").text
+    caplog.set_level(logging.INFO, "equipoise")
+    tiny.write_scaled(tmp_path, 1)
+    url = serve(tmp_path, inline_milliseconds=0, **POLL)
+
+    def closed() -> list[object]:
+        return [record.facts["version"] for record in caplog.records if record.message == "model closed"]  # type: ignore[attr-defined]
+
+    with ThreadPoolExecutor(1) as pool:
+        old = pool.submit(embed, url)
+        until(lambda: "equipoise_accepted_images 1.0" in metrics(url))
+        tiny.write_scaled(tmp_path, 2)
+        until(lambda: httpx.get(f"{url}/readyz", trust_env=False).json()["models"] == ["tiny/2"])
+        assert closed() == []
+        gate.set()
+        assert old.result().json()["version"] == 1
+    until(lambda: closed() == [1])
+    assert embed(url).json()["version"] == 2
 
 
-def test_a_graph_that_does_not_agree_with_its_golden_cases_is_refused(tmp_path: Path, serve: Serve) -> None:
-    tiny.write(tmp_path)
-    cases = {"embed/out/embedding": np.zeros((4, tiny.DIMENSIONS), np.float32)}
-    tiny.write(tmp_path, name="wrong", cases=cases)
-    (refusal,) = get(f"{serve(tmp_path)}/models").json()["refused"]
-    assert refusal["reason"].startswith("embed: the graph does not reproduce its golden cases")
+def test_an_idle_connection_keeps_no_old_version(tmp_path: Path, serve: Serve) -> None:
+    """It keeps the facts of its last request; the session that answered it is freed all the same."""
+    tiny.write_scaled(tmp_path, 1)
+    url = serve(tmp_path, **POLL)
+    sessions = [weakref.ref(found) for found in gc.get_objects() if type(found) is Engine]
+    with httpx.Client(base_url=url, trust_env=False) as idle:
+        assert idle.post("/embed", content=tiny.png(), headers=PNG).json()["version"] == 1
+        there = [session for session in sessions if session() is not None]
+        tiny.write_scaled(tmp_path, 2)
+        until(lambda: embed(url).json()["version"] == 2)
+        until(lambda: any(session() is None for session in there))
 
 
-def test_a_graph_that_does_not_run_at_every_batch_is_refused(tmp_path: Path, serve: Serve) -> None:
-    tiny.write(tmp_path)
-    tiny.write(tmp_path, name="four", graphs={"embed": tiny.embed_model_of_four()})
-    (refusal,) = get(f"{serve(tmp_path)}/models").json()["refused"]
-    assert refusal["reason"].startswith("embed: a batch of 1 does not run: ")
+def replace(folder: Path, factor: float) -> None:
+    """Put another model in a version's place, under the same number."""
+    elsewhere = folder.parents[1] / ".made"
+    for _ in range(int(folder.name)):
+        made = tiny.write_scaled(elsewhere, factor)
+    folder.rename(folder.parent / ".old")
+    made.rename(folder)
+    shutil.rmtree(elsewhere)
+    shutil.rmtree(folder.parent / ".old")
 
 
-def test_an_error_that_nobody_foresaw_stops_no_other_model_and_is_logged_with_its_traceback(
-    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def factor(url: str) -> float:
+    """Of the model that answers now, see `tiny.write_scaled`."""
+    return round(embed(url).json()["embedding"][0] / float(tiny.embed(tiny.as_input(tiny.images(1)))[0, 0]), 3)
+
+
+def test_another_model_under_the_number_that_serves_replaces_it(tmp_path: Path, serve: Serve) -> None:
+    """As a training makes it that takes a number which has become free, while the old model serves on."""
+    folder = tiny.write_scaled(tmp_path, 1)
+    url = serve(tmp_path, **POLL)
+    with asking(url, clients=2) as answers:
+        replace(folder, 3)
+        until(lambda: factor(url) == 3)
+    assert {answer.status_code for answer in answers} == {200}
+    assert embed(url).json()["version"] == 1
+    shutil.rmtree(folder)
+    time.sleep(0.2)  # ten looks
+    tiny.write_scaled(tmp_path, 5)
+    until(lambda: factor(url) == 5)
+    until(lambda: metrics(url).count("equipoise_model_info{") == 1)
+
+
+def test_a_bad_version_is_refused_once_and_tried_again_when_it_changes(
+    tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tiny.write(tmp_path)
-    tiny.write(tmp_path, name="odd")
-    read = model_folder.read_verified
-
-    def odd(folder: Path) -> object:
-        return read(folder) if folder.parent.name == "tiny" else 1 / 0
-
-    monkeypatch.setattr(model_folder, "read_verified", odd)
-    answer = get(f"{serve(tmp_path)}/models").json()
-    assert [model["name"] for model in answer["models"]] == ["tiny"]
-    assert answer["refused"] == [{"model": "odd", "version": 1, "reason": "ZeroDivisionError('division by zero')"}]
-    (record,) = [record for record in caplog.records if record.message == "model refused"]
-    assert record.exc_info and isinstance(record.exc_info[1], ZeroDivisionError)
-
-
-@pytest.fixture
-def unlistable(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a folder that cannot be listed; its mode would not stop the root user."""
-    listed = Path.iterdir
-
-    def iterdir(self: Path) -> Iterator[Path]:
-        if self.name == "closed":
-            raise PermissionError(13, "Permission denied")
-        return listed(self)
-
-    monkeypatch.setattr(Path, "iterdir", iterdir)
-    return "closed"
+    tiny.write_scaled(tmp_path, 1)
+    url = serve(tmp_path, **POLL)
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-made"
+    tiny.write_scaled(elsewhere, 1)
+    made = tiny.write_scaled(elsewhere, 2)
+    # Copied file by file instead of being renamed into place: it is seen before it is whole.
+    (tmp_path / "tiny" / ".2").mkdir()
+    shutil.copy(made / "manifest.json", tmp_path / "tiny" / ".2")
+    (tmp_path / "tiny" / ".2").rename(tmp_path / "tiny" / "2")  # or the folder may be seen, and refused, empty
+    until(lambda: bool(httpx.get(f"{url}/models", trust_env=False).json()["refused"]))
+    refusals = [record for record in caplog.records if record.message == "model refused"]
+    time.sleep(0.2)  # ten looks
+    assert [record for record in caplog.records if record.message == "model refused"] == refusals
+    assert embed(url).json()["version"] == 1
+    assert "equipoise_models_refused 1.0" in metrics(url)
+    for file in made.iterdir():
+        shutil.copy(file, tmp_path / "tiny" / "2")
+    until(lambda: embed(url).json()["version"] == 2)
+    assert httpx.get(f"{url}/models", trust_env=False).json()["refused"] == []
+    assert "equipoise_models_refused 0.0" in metrics(url)
 
 
-def test_a_model_folder_that_cannot_be_listed(tmp_path: Path, serve: Serve, unlistable: str) -> None:
-    tiny.write(tmp_path)
-    (tmp_path / unlistable / "1").mkdir(parents=True)
-    url = serve(tmp_path)
-    reason = "the folder cannot be listed: Permission denied"
-    assert get(f"{url}/models").json()["refused"] == [{"model": unlistable, "version": None, "reason": reason}]
-    assert post(f"{url}/classify").status_code == 200
+def test_a_new_model_is_found(tmp_path: Path, serve: Serve) -> None:
+    tiny.write_scaled(tmp_path, 1)
+    url = serve(tmp_path, **POLL)
+    tiny.write(tmp_path, name="other")
+    until(lambda: httpx.get(f"{url}/readyz", trust_env=False).json()["models"] == ["other/1", "tiny/1"])
 
 
-def test_a_model_folder_that_can_be_listed_again(
-    tmp_path: Path, serve: Serve, unlistable: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    tiny.write(tmp_path)
-    url = serve(tmp_path, model_poll_seconds=0.02)
-    with caplog.at_level(logging.ERROR, "equipoise"):
-        (tmp_path / unlistable / "1").mkdir(parents=True)
-        until(lambda: [entry["model"] for entry in get(f"{url}/models").json()["refused"]] == [unlistable])
-        time.sleep(0.1)
-    assert [record.getMessage() for record in caplog.records] == ["model refused"]  # once, not with every look
-    (tmp_path / unlistable).rename(tmp_path / "open")
-    until(lambda: {entry["model"] for entry in get(f"{url}/models").json()["refused"]} == {"open"})
+def test_a_store_that_had_no_good_model_becomes_ready(tmp_path: Path, serve: Serve) -> None:
+    (tiny.write_scaled(tmp_path, 1) / "embed.onnx").write_bytes(b"")
+    url = serve(tmp_path, ready=False, **POLL)
+    until(lambda: "no model is loaded" in httpx.get(f"{url}/readyz", trust_env=False).text)
+    tiny.write_scaled(tmp_path, 2)
+    until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 200)
 
 
-def test_loading_a_model_folder_that_cannot_be_listed(tmp_path: Path, unlistable: str) -> None:
-    (tmp_path / unlistable / "1").mkdir(parents=True)
+def test_what_vanishes_from_disk_serves_on(tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    store = tmp_path / "store"
+    tiny.write_scaled(store, 1)
+    url = serve(store, **POLL)
+    shutil.rmtree(store)
+
+    def complaints() -> int:
+        return len([record for record in caplog.records if record.message == "the model store cannot be read"])
+
+    until(lambda: complaints() > 0)
+    time.sleep(0.2)  # it may have been seen empty before it was gone
+    told = complaints()
+    time.sleep(0.2)
+    assert complaints() == told <= 2
+    assert embed(url).json()["version"] == 1
+    tiny.write_scaled(store, 1)
+    tiny.write_scaled(store, 2)
+    until(lambda: embed(url).json()["version"] == 2)
+
+
+def with_store(root: Path, scenario: Callable[[ModelStore], object]) -> None:
+    settings = Settings(model_store=root)
+    observed = Metrics(Budget(settings.queue_images, settings.queue_bytes))
+    with ThreadPoolExecutor(1) as loader:
+
+        async def main() -> None:
+            await scenario(create_store(settings, observed, Devices("cpu"), [loader], loader, Life()))  # type: ignore[misc]
+
+        asyncio.run(main())
+
+
+def serving(store: ModelStore) -> dict[str, int]:
+    return {model.name: model.version for model in store.serving.models.values()}
+
+
+def test_load_and_unload_by_name(tmp_path: Path) -> None:
+    tiny.write_scaled(tmp_path, 1)
 
     async def scenario(store: ModelStore) -> None:
-        store.load_all()
-        with pytest.raises(ModelRefused, match="closed is refused: the folder cannot be listed: Permission denied"):
-            await store.load(unlistable)
-
-    with_store(tmp_path, scenario)
-
-
-def test_a_store_that_cannot_be_listed(tmp_path: Path, unlistable: str) -> None:
-    (tmp_path / unlistable).mkdir()
-    with pytest.raises(EmptyStore, match="cannot be listed: Permission denied"):
-        find(tmp_path / unlistable)
-
-
-def test_golden_file_that_is_no_archive(tmp_path: Path, serve: Serve) -> None:
-    tiny.write(tmp_path)
-    folder = tiny.write(tmp_path, name="wrong")
-    (folder / "golden.npz").write_bytes(b"PK\x03\x04 not really")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    data = (folder / "golden.npz").read_bytes()
-    manifest["files"]["golden.npz"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    change(folder, **manifest)
-    (refusal,) = get(f"{serve(tmp_path)}/models").json()["refused"]
-    assert "golden.npz cannot be read" in refusal["reason"]
-
-
-def test_the_highest_good_version_serves(tmp_path: Path, serve: Serve) -> None:
-    tiny.write(tmp_path)
-    tiny.write(tmp_path)
-    flip_a_byte(tiny.write(tmp_path))
-    url = serve(tmp_path)
-    assert post(f"{url}/classify").json()["version"] == 2
-    answer = get(f"{url}/models").json()
-    assert [(model["name"], model["version"]) for model in answer["models"]] == [("tiny", 2)]
-    assert [(refusal["model"], refusal["version"]) for refusal in answer["refused"]] == [("tiny", 3)]
-
-
-def test_at_the_start_models_are_read_side_by_side_and_warmed_one_after_the_other(
-    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """That is: a model is warmed when nothing else runs. What is said of them is in the order of their names."""
-    for name in "abcd":
-        tiny.write(tmp_path, name=name)
-    flip_a_byte(tmp_path / "a" / "1")
-    two, read, warm = threading.Barrier(2), model_folder.read_version, Engine.warm
-    done: list[str] = []
-
-    def read_with_another(folder: Path, options: list[EngineOptions]) -> Version:
-        two.wait(20)
-        done.append("read")
-        return read(folder, options)
-
-    def warm_alone(engine: Engine) -> None:
-        assert threading.current_thread().name.startswith("loader")
-        done.append("warmed")
-        warm(engine)
-
-    monkeypatch.setattr(model_store, "read_version", read_with_another)
-    monkeypatch.setattr(Engine, "warm", warm_alone)
-    caplog.set_level(logging.INFO, "equipoise")
-    answer = get(f"{serve(tmp_path, inference_threads=2)}/models").json()
-    assert [model["name"] for model in answer["models"]] == ["b", "c", "d"]
-    assert done == ["read"] * 4 + ["warmed"] * 3 * len(tiny.SPECS)
-    said = [(record.message, record.facts["model"]) for record in caplog.records if record.message.startswith("model ")]  # type: ignore[attr-defined]
-    assert said == [("model refused", "a"), *(("model loaded", name) for name in "bcd")]
-
-
-def test_what_was_verified_is_what_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever writes there meanwhile: by then it has been read."""
-    folder = tiny.write(tmp_path)
-    read_verified = model_folder.read_verified
-
-    def overtaken(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
-        found = read_verified(folder)
-        for name in found[1]:
-            (folder / name).write_bytes(b"something else")
-        return found
-
-    monkeypatch.setattr(model_folder, "read_verified", overtaken)
-    _, engines = model_folder.read_version(folder, [EngineOptions(1, 4, 1.0)])
-    assert set(engines) == set(tiny.SPECS)
-
-
-@pytest.mark.parametrize("end", [1, 3])
-def test_nothing_is_loaded_or_complained_of_once_the_service_is_about_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, end: int
-) -> None:
-    """end: the model of three that is being warmed when the end begins."""
-    for name in "abc":
-        tiny.write(tmp_path, name=name, capabilities=("embed",))
-    warm = Engine.warm
-    caplog.set_level(logging.INFO, "equipoise")
-
-    async def scenario(store: ModelStore) -> None:
-        warmed: list[Engine] = []
-
-        def warm_until_the_end(engine: Engine) -> None:
-            warmed.append(engine)
-            store.life.draining = len(warmed) == end
-            warm(engine)
-
-        monkeypatch.setattr(Engine, "warm", warm_until_the_end)
-        load_at_start(store)
-        assert (len(warmed), store.refused) == (end, [])
-        tiny.write(tmp_path, name="c")
         with pytest.raises(NotReady):
-            await store.load("c")
-        await asyncio.wait_for(serve_store(store, store.loader.submit(load_at_start, store), 0.01, lambda: None), 10)
+            await store.load("tiny")
+        store.load_all()
+        first = await store.load("tiny")
+        assert first is store.serving.models["tiny"]  # nothing newer: nothing is loaded again
+        tiny.write_scaled(tmp_path, 2)
+        second = await store.load("tiny")
+        assert (second.version, serving(store)) == (2, {"tiny": 2})
+        await store.unload("tiny")
+        assert serving(store) == {}
+        with pytest.raises(ModelNotFound, match="not loaded"):
+            await store.unload("tiny")
+        assert store.reason_not_ready() == "no model is loaded: tiny: unloaded until it is loaded by name"
+        tiny.write_scaled(tmp_path, 3)
+        await store.poll()
+        assert serving(store) == {}  # what was taken out by name comes back by name
+        assert (await store.load("tiny")).version == 3
 
     with_store(tmp_path, scenario)
-    assert [record.message for record in caplog.records] == ["model loaded"] * end
 
 
-def test_no_good_model_is_not_ready_with_the_reason(tmp_path: Path, serve: Serve) -> None:
-    flip_a_byte(tiny.write(tmp_path))
-    url = serve(tmp_path, ready=False)
-    while "being loaded" in (answer := get(f"{url}/readyz")).text:
-        pass
-    assert answer.status_code == 503
-    assert answer.json()["type"] == "urn:equipoise:problem:not-ready"
-    assert "tiny/1: embed.onnx does not match its SHA-256" in answer.json()["detail"]
-    assert get(f"{url}/healthz").status_code == 200
-    assert post(f"{url}/classify").json()["type"] == "urn:equipoise:problem:not-ready"
-
-
-def test_started_once_every_model_was_loaded_or_refused(tmp_path: Path) -> None:
-    """From then on for good: no restart mends a model that is refused."""
-    flip_a_byte(tiny.write(tmp_path))
-    with loading_server(Settings(model_store=tmp_path)) as (url, go_on):
-        answer = get(f"{url}/startupz")
-        assert (answer.status_code, answer.json()["detail"]) == (503, "models are being loaded")
-        assert answer.headers["retry-after"] == "1"
-        assert get(f"{url}/healthz").status_code == 200
-        go_on.set()
-        while (answer := get(f"{url}/startupz")).status_code == 503:
-            pass
-        assert answer.json() == {"status": "started"}
-        assert get(f"{url}/readyz").status_code == 503
-
-
-def test_what_is_being_written_is_ignored(tmp_path: Path, serve: Serve) -> None:
-    tiny.write(tmp_path)
-    (tmp_path / "tiny" / ".tmp-abc").mkdir()
-    (tmp_path / ".hidden" / "1").mkdir(parents=True)
-    (tmp_path / "tiny" / "notes.txt").touch()
-    (tmp_path / "first" / ".tmp-abc").mkdir(parents=True)
-    (tmp_path / "lost+found").mkdir()
-    assert get(f"{serve(tmp_path)}/models").json()["refused"] == []
-
-
-NO_VERSIONS = ("v1", "0", "01", "abc", "9" * 30)
-
-
-def test_a_folder_that_is_no_version_is_told_once(
-    tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Alone in a model's folder or beside a good version, which serves; a model's folder with nothing in it, too."""
-    tiny.write(tmp_path)
-    (tmp_path / "tiny" / "latest").mkdir()
-    for name in NO_VERSIONS:
-        (tmp_path / f"m-{name}" / name).mkdir(parents=True)
-    (tmp_path / "empty").mkdir()
-    rule = "a version is a folder named by a whole number from 1, of at most nine digits"
-    expected = {(f"m-{name}", None, f"{name!r} is no version: {rule}") for name in NO_VERSIONS}
-    expected |= {("tiny", None, f"'latest' is no version: {rule}"), ("empty", None, f"it has no version: {rule}")}
-    caplog.set_level(logging.INFO, "equipoise")
-    url = serve(tmp_path, model_poll_seconds=0.02)
-    refused = get(f"{url}/models").json()["refused"]
-    assert {(entry["model"], entry["version"], entry["reason"]) for entry in refused} == expected
-    assert post(f"{url}/classify").status_code == 200
-    time.sleep(0.1)
-    assert [record.message for record in caplog.records].count("model refused") == len(expected)
-    tiny.write(tmp_path, name="empty")  # its first version is taken up, and forgotten what was said before
-    until(lambda: "empty" in {model["name"] for model in get(f"{url}/models").json()["models"]})
-    assert "empty" not in {entry["model"] for entry in get(f"{url}/models").json()["refused"]}
-
-
-def test_loading_a_model_with_folders_that_are_no_versions(tmp_path: Path) -> None:
-    tiny.write(tmp_path)
-    (tmp_path / "tiny" / "latest").mkdir()
-    (tmp_path / "other" / "v1").mkdir(parents=True)
+def test_the_number_that_serves_is_read_anew_where_its_folder_has_changed(tmp_path: Path) -> None:
+    """By both ways; while it is bad the old one serves on, and it is read once."""
+    folder = tiny.write_scaled(tmp_path, 1)
 
     async def scenario(store: ModelStore) -> None:
         store.load_all()
-        assert (await store.load("tiny")).version == 1
-        with pytest.raises(ModelRefused, match="other is refused: 'v1' is no version"):
-            await store.load("other")
+        first = store.serving.models["tiny"]
+        await store.poll()
+        assert store.serving.models["tiny"] is await store.load("tiny") is first
+        replace(folder, 2)
+        second = await store.load("tiny")
+        assert second is store.serving.models["tiny"] is not first
+        await store.poll()
+        assert store.serving.models["tiny"] is second
+
+        replace(folder, 3)
+        whole = (folder / "embed.onnx").read_bytes()
+        (folder / "embed.onnx").write_bytes(whole[:100])
+        for _ in range(2):
+            await store.poll()
+            assert [(refusal.model, refusal.version) for refusal in store.refused] == [("tiny", 1)]
+            with pytest.raises(ModelRefused, match="version 1 of tiny is refused: embed.onnx has 100 bytes"):
+                await store.load("tiny")
+            assert store.serving.models["tiny"] is second
+        (folder / "embed.onnx").write_bytes(whole)
+        await store.poll()
+        assert store.serving.models["tiny"] is not second and store.refused == []
 
     with_store(tmp_path, scenario)
 
 
-def test_a_store_of_nothing_but_wrong_names_is_no_store(tmp_path: Path) -> None:
-    """So that a wrong path is not taken for one; it says what there is."""
-    (tmp_path / "mine" / "v1").mkdir(parents=True)
-    with pytest.raises(NoModelYet, match="has no model: .*; mine: 'v1' is no version: a version is"):
-        find(tmp_path)
-
-
-def test_a_folder_that_may_be_listed_and_not_entered_keeps_no_other_from_being_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny.write(tmp_path)
-    closed = tmp_path / "closed" / "README"
-    closed.parent.mkdir()
-    closed.touch()
-    genuine = os.stat
-
-    def stat(path: Any, **options: Any) -> os.stat_result:
-        if not isinstance(path, int) and Path(path) == closed:
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return genuine(path, **options)
-
-    monkeypatch.setattr(os, "stat", stat)  # the rights themselves do not hold for root
-    found, refused = find(tmp_path)
-    assert found == {"tiny": [1]} and [refusal.model for refusal in refused] == ["closed"]
-
-
-def test_a_capability_of_no_model(tmp_path: Path, serve: Serve) -> None:
-    tiny.write(tmp_path, capabilities=("embed",))
-    tiny.write(tmp_path, name="painter", capabilities=("recombine",))
-    url = serve(tmp_path)
-    problem = post(f"{url}/classify")
-    assert problem.status_code == 404
-    assert problem.json()["type"] == "urn:equipoise:problem:capability-not-found"
-    assert problem.json()["models"] == []
-    problem = post(f"{url}/embed?model=painter")
-    assert (problem.status_code, problem.json()["models"]) == (404, ["tiny"])
-    none = dict.fromkeys(("classify", "transform", "canonicalize", "augment"))
-    assert get(f"{url}/models").json()["defaults"] == none | {"embed": "tiny", "recombine": "painter"}
-
-
-def test_the_default_model_is_a_setting(tmp_path: Path, serve: Serve) -> None:
-    for name in ("one", "two"):
-        tiny.write(tmp_path, name=name)
-    url = serve(tmp_path, default_classify="two")
-    assert post(f"{url}/classify").json()["model"] == "two"
-    assert post(f"{url}/classify?model=one").json()["model"] == "one"
-    # Two models can embed, and the default is neither: the request has to choose.
-    problem = post(f"{url}/embed").json()
-    assert (problem["type"], problem["models"]) == ("urn:equipoise:problem:model-not-found", ["one", "two"])
-
-
-def test_external_data_is_refused_even_when_its_file_is_listed(tmp_path: Path, serve: Serve) -> None:
-    tiny.write(tmp_path)
-    model = tiny.embed_model()
-    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
-    tiny.write(tmp_path, name="outside", graphs={"embed": onnx.load(tmp_path / "m.onnx", load_external_data=False)})
-    (refusal,) = get(f"{serve(tmp_path)}/models").json()["refused"]
-    assert "external data" in refusal["reason"]
-
-
-def test_a_default_that_is_not_there_is_said_once(
-    tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture
-) -> None:
-    tiny.write(tmp_path)
-    tiny.write(tmp_path, "other")
-    with caplog.at_level(logging.WARNING, "equipoise"):
-        url = serve(tmp_path, default_classify="nope", default_embed="other", default_recombine="tiny")
-    (said,) = [record for record in caplog.records if "default" in record.message]
-    assert said.facts == {"setting": "--default-classify", "default": "nope", "models": "other,tiny"}  # type: ignore[attr-defined]
-    answer = httpx.post(f"{url}/classify", content=tiny.png(), headers=PNG, trust_env=False)
-    assert answer.status_code == 404 and answer.json()["models"] == ["other", "tiny"]
-
-
-def test_names_that_are_not_utf8(tmp_path: Path, serve: Serve) -> None:
-    """Of a folder in the store, of one beside a version and of a file in a version; then nothing serves."""
-    (tmp_path / os.fsdecode(b"caf\xe9") / "1").mkdir(parents=True)
-    (tmp_path / "beside" / os.fsdecode(b"caf\xe9")).mkdir(parents=True)
-    (tiny.write(tmp_path) / os.fsdecode(b"caf\xe9")).touch()
-    url = serve(tmp_path, ready=False)
-    until(lambda: get(f"{url}/startupz").status_code == 200)
-    refused = {entry["model"]: entry["reason"] for entry in get(f"{url}/models").json()["refused"]}
-    assert refused.keys() == {"caf\\udce9", "beside", "tiny"}
-    assert refused["caf\\udce9"] == "the name of the folder is not UTF-8"
-    assert refused["tiny"] == "not listed in the manifest: caf\\udce9"
-    answer = get(f"{url}/readyz")
-    assert answer.status_code == 503 and "caf\\udce9" in answer.json()["detail"]
-    assert httpx.post(f"{url}/v2/repository/index", trust_env=False).status_code == 200
-
-
-@pytest.mark.parametrize("name", [".", "json"])
-def test_a_store_by_a_path_that_is_part_of_reasons(
-    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    store = tmp_path / name
-    store.mkdir(exist_ok=True)
-    damage_manifest(tiny.write(store))
-    monkeypatch.chdir(tmp_path)
-    url = serve(Path(name), ready=False)
-    until(lambda: get(f"{url}/startupz").status_code == 200)
-    (refusal,) = get(f"{url}/models").json()["refused"]
-    assert refusal["reason"].startswith("manifest.json is not JSON")
-
-
-def test_a_store_that_is_waited_for_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "equipoise")
+def test_a_folder_that_is_gone_for_a_while_and_comes_back_as_it_was_is_not_read_again(tmp_path: Path) -> None:
+    """As on a network's file system."""
+    folder = tiny.write_scaled(tmp_path, 1)
+    tiny.write(tmp_path, name="other", capabilities=("embed",))
 
     async def scenario(store: ModelStore) -> None:
-        poll, polls = store.poll, asyncio.Semaphore(0)
-
-        async def counted() -> None:
-            try:
-                await poll()
-            finally:
-                polls.release()
-
-        store.poll = counted  # type: ignore[method-assign]
-        loading = store.loader.submit(load_at_start, store)
-        watching = asyncio.create_task(serve_store(store, loading, 0.001, lambda: None))
-        for _ in range(3):
-            await polls.acquire()
-        watching.cancel()
-        assert str(tmp_path) not in (store.reason_not_ready() or "")
+        store.load_all()
+        first = store.serving.models["tiny"]
+        folder.rename(tmp_path / "tiny" / ".away")
+        await store.poll()
+        (tmp_path / "tiny" / ".away").rename(folder)
+        await store.poll()
+        assert store.serving.models["tiny"] is first
 
     with_store(tmp_path, scenario)
-    (record,) = caplog.records
-    assert record.message == "not ready, waiting for a model" and str(tmp_path) in str(record.__dict__["facts"])
+
+
+def test_a_version_that_was_taken_out_and_is_put_back_is_new(tmp_path: Path) -> None:
+    tiny.write_scaled(tmp_path, 1)
+    newer = tiny.write_scaled(tmp_path, 2)
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        newer.rename(tmp_path / "tiny" / ".away")
+        assert (await store.load("tiny")).version == 1
+        (tmp_path / "tiny" / ".away").rename(newer)
+        await store.poll()
+        assert serving(store) == {"tiny": 2}
+
+    with_store(tmp_path, scenario)
+
+
+def test_a_run_that_hangs_is_known_after_its_version_is_gone(tmp_path: Path, gate: threading.Event) -> None:
+    tiny.write_scaled(tmp_path, 1)
+    settings = Settings(model_store=tmp_path, inline_milliseconds=0).model_copy(update={"hang_seconds": 0.01})
+    observed = Metrics(Budget(settings.queue_images, settings.queue_bytes))
+
+    async def main(loader: ThreadPoolExecutor, device: ThreadPoolExecutor) -> None:
+        store = create_store(settings, observed, Devices("cpu"), [device], loader, Life())
+        store.load_all()
+        batcher = store.serving.models["tiny"].batchers["embed"]
+        row = (np.zeros(batcher.engine.spec.inputs[0].row_shape, np.float32),)
+        with pytest.raises(DeadlineExceeded):
+            await batcher.run([row], Deadline(time.perf_counter() + 0.05), lambda: False)
+        del batcher
+        await store.unload("tiny")
+        with pytest.raises(NotAlive):
+            store.check_alive()
+        gate.set()
+        while store.running_seconds():
+            await asyncio.sleep(0.01)
+        store.check_alive()
+
+    with ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(1, "device") as device:
+        asyncio.run(main(loader, device))
+
+
+def test_a_request_whose_observer_fails_leaves_its_version(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    noted = threading.Event()
+
+    def fail(*facts: object, **more: object) -> None:
+        noted.set()
+        raise OSError("an observer that fails")
+
+    tiny.write(tmp_path)
+    url = serve(tmp_path, access_log_every=1, log_level="info", **POLL)
+    with monkeypatch.context() as patch:
+        patch.setattr("service.access_log.say", fail)
+        assert embed(url).json()["version"] == 1
+        assert noted.wait(10)
+    with caplog.at_level(logging.INFO, "equipoise"):
+        tiny.write(tmp_path)
+        until(lambda: "model closed" in [record.message for record in caplog.records])
+    assert embed(url).json()["version"] == 2
+
+
+def test_a_closed_version_is_freed_at_once(tmp_path: Path) -> None:
+    """Without the garbage collector, which knows nothing of what lived when it was frozen."""
+    tiny.write_scaled(tmp_path, 1)
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        sessions = [weakref.ref(batcher.engine) for batcher in store.serving.models["tiny"].batchers.values()]
+        model = store.serving.models["tiny"]
+        model.enter()
+        tiny.write_scaled(tmp_path, 2)
+        await store.load("tiny")
+        assert all(session() is not None for session in sessions)
+        model.leave()
+        del model
+        assert all(session() is None for session in sessions)
+
+    gc.disable()
+    try:
+        with_store(tmp_path, scenario)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library gives memory back by itself")
+def test_freed_memory_goes_back_when_a_version_is_closed(tmp_path: Path) -> None:
+    """The C library keeps what is freed below what is in use, which fifty megabytes are here."""
+    tiny.write_scaled(tmp_path, 1)
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        blocks = [b"x" * 100_000 for _ in range(500)]
+        above = blocks.pop()
+        blocks.clear()
+        before = resident_bytes()
+        await store.unload("tiny")
+        store.loader.submit(above.decode).result()  # after what the unloading has left to it
+        assert before - resident_bytes() > 40_000_000
+
+    with_store(tmp_path, scenario)
+
+
+def test_loading_a_bad_version_leaves_the_old_one(tmp_path: Path) -> None:
+    tiny.write_scaled(tmp_path, 1)
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        (tiny.write_scaled(tmp_path, 2) / "golden.npz").write_bytes(b"")
+        for _ in range(2):
+            with pytest.raises(ModelRefused, match="version 2 of tiny is refused: golden.npz"):
+                await store.load("tiny")
+        assert serving(store) == {"tiny": 1}
+        assert [(refusal.model, refusal.version) for refusal in store.refused] == [("tiny", 2)]
+
+    with_store(tmp_path, scenario)
+
+
+def test_a_refusal_below_the_version_that_serves_is_forgotten_when_its_folder_changes(tmp_path: Path) -> None:
+    tiny.write_scaled(tmp_path, 1)
+    bad = tiny.write_scaled(tmp_path, 2) / "golden.npz"
+    whole = bad.read_bytes()
+    bad.write_bytes(b"")
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        tiny.write_scaled(tmp_path, 3)
+        for _ in range(2):
+            await store.poll()
+            assert serving(store) == {"tiny": 3}
+            assert [(refusal.model, refusal.version) for refusal in store.refused] == [("tiny", 2)]
+        bad.write_bytes(whole)
+        await store.poll()
+        assert serving(store) == {"tiny": 3} and store.refused == []
+
+    with_store(tmp_path, scenario)
+
+
+def test_the_end_of_the_service_changes_nothing_about_what_is_loaded(tmp_path: Path) -> None:
+    """Who asks meanwhile for a model of the inference protocol that is not there hears so; 503 he would ask again."""
+    tiny.write_scaled(tmp_path, 1)
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        store.life.draining = True
+        assert find_graph(store, "tiny.embed", None) == (store.serving.models["tiny"], "embed")
+        for name in ("nope", "nope.embed", "tiny.nope"):
+            with pytest.raises(ModelNotFound, match="there are tiny.embed"):
+                find_graph(store, name, None)
+        await store.unload("tiny")
+        with pytest.raises(NotReady, match="about to end"):
+            find_graph(store, "tiny", None)
+
+    with_store(tmp_path, scenario)
+
+
+def test_removing_a_folder_and_loading_goes_back(tmp_path: Path) -> None:
+    tiny.write_scaled(tmp_path, 1)
+    newer = tiny.write_scaled(tmp_path, 2)
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        shutil.rmtree(newer)
+        await store.poll()
+        assert serving(store) == {"tiny": 2}
+        assert (await store.load("tiny")).version == 1
+
+    with_store(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("name", ["nothing", "", "..", "../store", ".tmp", "tiny/1", "x" * 5000, "a\0b"])
+def test_a_name_that_is_no_model(tmp_path: Path, name: str) -> None:
+    tiny.write_scaled(tmp_path / "store", 1)
+
+    async def scenario(store: ModelStore) -> None:
+        store.load_all()
+        with pytest.raises(ModelNotFound) as problem:
+            await store.load(name)
+        assert str(tmp_path) not in problem.value.detail
+        with pytest.raises(ModelNotFound):
+            await store.unload(name)
+
+    with_store(tmp_path / "store", scenario)

@@ -101,7 +101,10 @@ def test_connections_past_the_limit_are_told_so(idle: tuple[str, str, ExitStack]
         head, _, body = fourth.recv(65536).partition(b"\r\n\r\n")
         assert fourth.recv(1) == b""
     assert head.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in head
-    assert Problem.model_validate_json(body).type == "urn:equipoise:problem:too-many-connections"
+    assert b"cache-control: no-store" in head
+    problem = Problem.model_validate_json(body)
+    assert problem.type == "urn:equipoise:problem:too-many-connections"
+    assert f"x-request-id: {str(problem.instance).removeprefix('urn:request:')}".encode() in head
     wait_for(probes, "equipoise_connections_refused_total 1.0")
     third.close()
     wait_for(probes, "equipoise_connections_open 2.0")

@@ -1,4 +1,4 @@
-"""The door: requests that are refused by their heads, before there is a request."""
+"""Requests that are refused while the queue is full, most of them by their heads, before there is a request."""
 
 import asyncio
 import concurrent.futures
@@ -10,19 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-import service.connection
-from service.admission import Door
+from service import throttle
+from service.admission import QueueGate
 from service.budget import Budget
+from service.headers import RequestIds
 from service.life import Life
-from service.middleware import RequestIds
 from service.observability import Metrics
 from tests.service import tiny
 
@@ -66,16 +64,16 @@ def read(connection: socket.socket, until: bytes) -> bytes:
 
 @pytest.mark.parametrize("path", ["/classify", "/embed?model=tiny", "/v2/models/tiny/infer"])
 def test_its_answer_is_the_one_that_the_app_gives(full: str, path: str) -> None:
-    by_door = post(full, path, **{"x-request-id": "mine"})
+    by_gate = post(full, path, **{"x-request-id": "mine"})
     # A connection that the client closes after the answer is the app's affair.
     by_app = post(full, path, **{"x-request-id": "mine", "connection": "close"})
-    assert by_door.status_code == by_app.status_code == 429
-    assert by_door.json() == by_app.json()
+    assert by_gate.status_code == by_app.status_code == 429
+    assert by_gate.json() == by_app.json()
     changing = ("date", "server-timing", "connection")
-    assert {k: v for k, v in by_door.headers.items() if k not in changing} == {
+    assert {k: v for k, v in by_gate.headers.items() if k not in changing} == {
         k: v for k, v in by_app.headers.items() if k not in changing
     }
-    assert "date" in by_door.headers and re.fullmatch(r"total;dur=\d+\.\d{3}", by_door.headers["server-timing"])
+    assert "date" in by_gate.headers and re.fullmatch(r"total;dur=\d+\.\d{3}", by_gate.headers["server-timing"])
 
 
 def test_every_refusal_has_an_id_of_its_own_and_is_counted_and_logged(
@@ -125,8 +123,8 @@ def test_a_client_that_asks_before_it_sends_its_body_is_spared_it(full: str) -> 
 
 
 def test_who_asks_again_without_a_pause_waits_for_his_turn(full: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.connection, "REFUSALS_A_TICK", 2)
-    monkeypatch.setattr(service.connection, "TICK_SECONDS", 1.0)
+    monkeypatch.setattr(throttle, "REFUSALS_A_TICK", 2)
+    monkeypatch.setattr(throttle, "TICK_SECONDS", 1.0)
     refused = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
     start = time.monotonic()
     with ExitStack() as open_ones:
@@ -141,48 +139,6 @@ def test_who_asks_again_without_a_pause_waits_for_his_turn(full: str, monkeypatc
     assert post(full).status_code == 429
 
 
-@pytest.mark.parametrize("pipelined", [1, 100])
-def test_a_connection_has_one_turn_however_much_it_asks(pipelined: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.connection, "REFUSALS_A_TICK", 2)
-    pace, loop = service.connection.Pace(), Mock()
-    five = [Mock(waits=False, loop=loop, transport=Mock(**{"is_closing.return_value": False})) for _ in range(5)]
-    for connection in five:
-        connection.flow.write_paused = False
-    for connection in five:
-        for _ in range(pipelined):
-            connection.flow.read_paused = False  # as uvicorn resumes after every answer
-            connection.flow.pause_reading.side_effect = partial(setattr, connection.flow, "read_paused", True)
-            connection.flow.resume_reading.side_effect = partial(setattr, connection.flow, "read_paused", False)
-            pace.refused(connection)
-    first = [False, False, True, True, True] if pipelined == 1 else [True] * 5
-    assert [connection.flow.read_paused for connection in five] == first
-    five[-1].transport.is_closing.return_value = True
-    while loop.call_later.called:
-        (_, tick, of), _ = loop.call_later.call_args
-        loop.reset_mock()
-        before = sum(connection.flow.resume_reading.called for connection in five)
-        tick(of)
-        assert sum(connection.flow.resume_reading.called for connection in five) - before <= 2
-    assert [connection.flow.read_paused for connection in five] == [False] * 4 + [True]
-    assert [connection.flow.resume_reading.call_count for connection in five[:4]] == [
-        int(paused) for paused in first[:4]
-    ]
-
-
-def test_who_takes_no_answers_is_not_read_until_he_has() -> None:
-    """Or the answers to what he goes on sending would pile up."""
-    pace, loop = service.connection.Pace(), Mock()
-    connection = Mock(waits=False, loop=loop, transport=Mock(**{"is_closing.return_value": False}))
-    connection.flow.write_paused = True
-    pace.refused(connection)
-    assert connection.flow.pause_reading.called
-    for taken in (False, False, True):
-        connection.flow.write_paused = not taken
-        (_, tick, of), _ = loop.call_later.call_args
-        tick(of)
-        assert connection.flow.resume_reading.called == taken and connection.waits != taken
-
-
 def test_what_is_no_inference_is_let_in(full: str) -> None:
     for path, status in (("/healthz", 405), ("/nowhere", 404), ("/v2x/infer", 404), ("/v2/repository/index", 200)):
         assert post(full, path).status_code in (status, 400)
@@ -195,17 +151,17 @@ def test_requests_of_one_turn_are_counted_before_they_ask_for_room() -> None:
 
 
 def shut_in_a_turn(budget: Budget, requests: int) -> list[bool]:
-    """Whether the door is shut when each of them arrives, and in the next turn."""
-    door = Door(budget, Life(), Metrics(budget), RequestIds(), ())
+    """Whether the gate is shut when each of them arrives, and in the next turn."""
+    gate = QueueGate(budget, Life(), Metrics(budget), RequestIds(), ())
 
     async def turn() -> list[bool]:
         shut = []
         for _ in range(requests):
-            shut.append(door.is_shut)
-            door.let_in(b"GET", b"/metrics")  # asks for none
-            door.let_in(b"POST", b"/classify")
+            shut.append(gate.is_shut)
+            gate.let_in(b"GET", b"/metrics")  # asks for none
+            gate.let_in(b"POST", b"/classify")
         await asyncio.sleep(0)
-        return [*shut, door.is_shut]
+        return [*shut, gate.is_shut]
 
     return asyncio.run(turn())
 
@@ -231,20 +187,20 @@ def test_overload_by_batches_lets_in_as_many_in_a_turn_as_there_is_room_for() ->
 def test_it_is_open_while_the_service_drains() -> None:
     """The app's answer closes the connection then."""
     budget, life = Budget(images=1, size=1000), Life()
-    door = Door(budget, life, Metrics(budget), RequestIds(), ())
+    gate = QueueGate(budget, life, Metrics(budget), RequestIds(), ())
     with budget.acquire(1, 1):
-        assert door.is_shut
+        assert gate.is_shut
         life.draining = True
-        assert not door.is_shut
+        assert not gate.is_shut
 
 
 def test_a_refusal_is_json_of_the_documented_length() -> None:
     budget = Budget(images=1, size=1000)
-    door = Door(budget, Life(), Metrics(budget), RequestIds(), ())
+    gate = QueueGate(budget, Life(), Metrics(budget), RequestIds(), ())
     for request_id in ("a", "b" * 128):
-        answer = door.refuse(b"POST", b"/classify", {b"x-request-id": request_id.encode()})
+        answer = gate.refuse(b"POST", b"/classify", {b"x-request-id": request_id.encode()}, ((b"date", b"today"),))
         assert answer is not None
         head, _, body = answer.partition(b"\r\n\r\n")
         assert json.loads(body)["instance"] == f"urn:request:{request_id}"
-        assert f"content-length: {len(body)}".encode() in head
-    assert door.refuse(b"POST", b"/classify", {b"content-length": b"9999999"}) is None  # the app lingers for it
+        assert b"\r\ndate: today\r\n" in head and f"\r\ncontent-length: {len(body)}\r\n".encode() in head
+    assert gate.refuse(b"POST", b"/classify", {b"content-length": b"9999999"}, ()) is None  # the app lingers for it

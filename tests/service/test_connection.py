@@ -10,11 +10,12 @@ import httpx
 import pytest
 
 from service.connection import MOST_HEAD_BYTES
+from service.headers import SECURITY_HEADERS
 from service.schemas import Problem
 from service.settings import Settings
 from tests.server import running_server
 from tests.service import tiny
-from tests.service.test_door import connect, read
+from tests.service.test_admission import connect, read
 
 SECONDS = 0.5
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
@@ -35,14 +36,32 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def last_answer(connection: socket.socket) -> Problem:
-    """The only answer on a connection that is then closed."""
+    """The only answer on a connection that is then closed; it has what every answer has."""
     data = read_all(connection)
+    assert data.count(b"HTTP/1.1 ") == 1, data
     head, _, body = data.partition(b"\r\n\r\n")
-    assert data.count(b"HTTP/1.1 ") == 1 and b"connection: close" in head, data
-    assert b"content-type: application/problem+json" in head
+    status, *lines = head.decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
     problem = Problem.model_validate_json(body)
-    assert head.startswith(f"HTTP/1.1 {problem.status} ".encode())
+    assert status.startswith(f"HTTP/1.1 {problem.status} ")
+    assert headers | {name.decode(): text.decode() for name, text in SECURITY_HEADERS} == headers
+    assert headers["content-type"] == "application/problem+json" and headers["connection"] == "close"
+    assert headers["content-length"] == str(len(body)) and "date" in headers
+    assert problem.instance == f"urn:request:{headers['x-request-id']}"
     return problem
+
+
+def test_the_id_of_a_head_past_the_limit_is_taken_over_where_it_had_come(address: str) -> None:
+    for sent, expected in ((b"X-Request-ID: mine\r\nX: ", "urn:request:mine"), (b"X-Request-ID: no good\r\nX: ", "")):
+        with connect(address) as connection:
+            connection.sendall(GET + sent + b"a" * MOST_HEAD_BYTES + b"\r\n\r\n")
+            instance = str(last_answer(connection).instance)
+        assert instance == expected or not expected and re.fullmatch(r"urn:request:[0-9a-f]{12}-[0-9a-f]+", instance)
+    with connect(address) as connection:  # another request's id is none of this one's
+        connection.sendall(GET + b"X-Request-ID: mine\r\n\r\n")
+        assert b"x-request-id: mine" in read(connection, b"}")
+        connection.sendall(b"BREW /coffee HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert last_answer(connection).instance != "urn:request:mine"
 
 
 @pytest.mark.parametrize(
