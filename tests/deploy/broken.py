@@ -95,6 +95,11 @@ def policy_for_prometheus_alone(objects: list[Object]) -> None:
     requests["from"] = metrics["from"]
 
 
+def without_settings(objects: list[Object]) -> None:
+    """What is left is the image's own environment."""
+    _one(objects, "ConfigMap")["data"].clear()
+
+
 def variable(name: str, value: str) -> Change:
     """Of KServe's runtime."""
 
@@ -157,6 +162,9 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("environment_names_are_settings", "cpu", at("ConfigMap", "data.EQUIPOISE_QUEUE_IMAGE", "10")),
     ("environment_names_are_settings", "training-cpu", at("container", "env.0.name", "EQUIPOISE_TRAINING_DATAS")),
     ("settings_can_be_used", "cpu", at("ConfigMap", "data.EQUIPOISE_QUEUE_BYTES", "1048576")),
+    ("settings_can_be_used", "cpu", at("ConfigMap", "data.EQUIPOISE_API_KEYS", ...)),
+    ("settings_can_be_used", "gpu", without_settings),
+    ("settings_can_be_used", "kserve", variable("EQUIPOISE_ALLOW_ANONYMOUS", "false")),
     ("names_refer_to_objects", "cpu", at("pod", "serviceAccountName", "default-account")),
     ("names_refer_to_objects", "cpu", remove("ConfigMap")),
     ("names_refer_to_objects", "cpu-pvc", remove("PersistentVolumeClaim")),

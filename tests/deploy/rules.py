@@ -8,7 +8,18 @@ from typing import Any
 
 from service.middleware import FREE_BODY_BYTES
 from service.settings import ENV_PREFIX, TRAINING_PREFIX, Settings, SettingsError, load_settings
-from tests.deploy.manifests import Object, claims, environment, load, of_kind, pods, quantity, selects
+from tests.deploy.manifests import (
+    IMAGE_ENVIRONMENT,
+    Object,
+    claims,
+    environment,
+    load,
+    of_kind,
+    pods,
+    quantity,
+    runs_the_image,
+    selects,
+)
 
 MADE_BY_HAND = {"equipoise-tls", "equipoise-api-keys"}  # secrets: docs/deploy.md creates them, no file holds them
 CONTROLLER = "ingress-nginx-controller"  # its ConfigMap, as the manifest and the chart of ingress-nginx name it
@@ -39,7 +50,7 @@ def rule(check: Rule) -> Rule:
 
 
 def settings_of(objects: list[Object], container: dict[str, Any]) -> Settings:
-    given = environment(objects, container)
+    given = (IMAGE_ENVIRONMENT if runs_the_image(container) else {}) | environment(objects, container)
     fields = {
         name.removeprefix(ENV_PREFIX).lower(): value
         for name, value in given.items()

@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
-from service.settings import ENV_PREFIX, load_settings
-from tests.deploy.manifests import load, of_kind, quantity
+from service.settings import ENV_PREFIX, Settings, SettingsError, load_settings
+from tests.deploy.manifests import IMAGE_ENVIRONMENT, load, of_kind, quantity
 from tests.deploy.rules import memory_needed
 
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -78,12 +78,26 @@ def test_nginx_promises_what_the_ingress_does() -> None:
         assert found.removesuffix("s") == value, directive
 
 
+def settings_of(name: str, *, without: str = "") -> Settings:
+    """Of a server: its image's, and what the file sets over them."""
+    given = IMAGE_ENVIRONMENT | COMPOSE["services"][name]["environment"]
+    return load_settings(
+        {key.removeprefix(ENV_PREFIX).lower(): value for key, value in given.items() if key != without}
+    )
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_that_nobody_shows_a_key_is_said_in_this_file(name: str) -> None:
+    assert settings_of(name).allow_anonymous
+    with pytest.raises(SettingsError, match="EQUIPOISE_API_KEYS"):
+        settings_of(name, without="EQUIPOISE_ALLOW_ANONYMOUS")
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_time_outs_and_memory_fit(name: str) -> None:
     """As for pods: the service's deadline is before nginx's, nginx closes idle connections first, Docker kills last."""
     service = COMPOSE["services"][name]
-    given = {key.removeprefix(ENV_PREFIX).lower(): value for key, value in service["environment"].items()}
-    settings = load_settings(given)
+    settings = settings_of(name)
     seconds = {key: int(value.removesuffix("s")) for key, value in NGINX.items() if key.endswith("_timeout")}
     assert settings.request_timeout_seconds < min(seconds["proxy_read_timeout"], seconds["proxy_send_timeout"])
     assert seconds["keepalive_timeout"] < settings.keep_alive_seconds

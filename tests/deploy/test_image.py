@@ -8,16 +8,18 @@ import runpy
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.settings import Settings
+from tests.deploy.manifests import DOCKERFILE, IMAGE_ENVIRONMENT
 from tests.server import part_of_store, running_server
 from tests.service import tiny
 
 ROOT = Path(__file__).parents[2]
-DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 HEALTH_CHECK: list[str] = json.loads(re.findall(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[0])
 
 
@@ -64,6 +66,13 @@ def test_what_is_copied_is_in_the_build_context() -> None:
 def test_what_is_served_may_be_read_whatever_the_umask_of_the_checkout(stage: str) -> None:
     copied = re.findall(r"^COPY (?!--from)(.+)$", stages()[stage][1], re.MULTILINE)
     assert copied and all(arguments.startswith("--chmod=755 ") for arguments in copied)
+
+
+def test_by_itself_an_image_does_not_serve_without_keys(here: Callable[..., Any]) -> None:
+    """A deployment that loses EQUIPOISE_API_KEYS ends with an error; being open to everybody has to be asked for."""
+    assert IMAGE_ENVIRONMENT["EQUIPOISE_HOST"] == "0.0.0.0"
+    refused = here(**IMAGE_ENVIRONMENT)
+    assert refused.returncode == 2 and "EQUIPOISE_ALLOW_ANONYMOUS=true" in refused.stderr, refused
 
 
 def test_nothing_of_this_machine_is_in_the_dockerfile() -> None:
