@@ -68,7 +68,7 @@ SAME = {"proxy_body_size": "client_max_body_size", "upstream_keepalive_timeout":
 
 
 def test_nginx_promises_what_the_ingress_does() -> None:
-    (ingress,) = of_kind(load("cpu"), "Ingress")
+    ingress, one_pod = of_kind(load("cpu"), "Ingress")
     (controller,) = of_kind(load("ingress-nginx"), "ConfigMap")
     promised = {**ingress["metadata"]["annotations"], **controller["data"]}
     assert len(promised) == 9
@@ -76,6 +76,8 @@ def test_nginx_promises_what_the_ingress_does() -> None:
         directive = name.rpartition("/")[2].replace("-", "_")
         found = NGINX[SAME.get(directive, directive)]
         assert found.removesuffix("s") == value, directive
+    (refused,) = [path["path"] for path in one_pod["spec"]["rules"][0]["http"]["paths"]]
+    assert f"location {refused}/ {{" in (DOCKER / "nginx" / "equipoise.conf").read_text()
 
 
 def settings_of(name: str, *, without: str = "") -> Settings:

@@ -81,9 +81,9 @@ def test_the_charts_are_put_where_the_policies_let_in() -> None:
 
 
 def test_the_request_goes_to_the_host_of_the_ingress() -> None:
-    (ingress,) = of_kind(load("cpu"), "Ingress")
+    hosts = {each["host"] for ingress in of_kind(load("cpu"), "Ingress") for each in ingress["spec"]["rules"]}
     asked = re.findall(r"^curl https://([^/]+)/", "\n".join(commands("deploy")), re.MULTILINE)
-    assert asked == [each["host"] for each in ingress["spec"]["rules"]]
+    assert {*asked} == hosts
 
 
 def test_charts_are_pinned_and_waited_for() -> None:
