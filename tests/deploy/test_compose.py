@@ -88,6 +88,16 @@ def settings_of(name: str, *, without: str = "") -> Settings:
     )
 
 
+def memory_of(name: str) -> float:
+    """The limit, bytes: Docker's M is Kubernetes' Mi."""
+    return quantity(COMPOSE["services"][name]["deploy"]["resources"]["limits"]["memory"] + "i")
+
+
+def test_the_head_of_the_file_says_what_replicas_may_take() -> None:
+    said = re.findall(r"^# .* of ([\d.]+) GiB of memory each", (DOCKER / "compose.yaml").read_text())
+    assert [float(number) * 2**30 for number in said] == [memory_of("cpu")]
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_that_nobody_shows_a_key_is_said_in_this_file(name: str) -> None:
     assert settings_of(name).allow_anonymous
@@ -105,8 +115,7 @@ def test_time_outs_and_memory_fit(name: str) -> None:
     assert seconds["keepalive_timeout"] < settings.keep_alive_seconds
     grace = int(service["stop_grace_period"].removesuffix("s"))
     assert grace >= settings.drain_seconds + settings.request_timeout_seconds + 5
-    limit = quantity(service["deploy"]["resources"]["limits"]["memory"])
-    assert limit >= memory_needed(settings)
+    assert memory_of(name) >= memory_needed(settings)
     assert NGINX["client_max_body_size"] == f"{settings.max_body_bytes // 2**20}m"
 
 
