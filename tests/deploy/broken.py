@@ -232,6 +232,9 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("memory_holds_the_queue", "cpu", at("container", "resources.limits.memory", "2Gi")),
     ("memory_holds_the_queue", "cpu", at("ConfigMap", "data.EQUIPOISE_MAX_CONNECTIONS", "8192")),
     ("threads_come_from_the_limit", "cpu", at("ConfigMap", "data.EQUIPOISE_INFERENCE_THREADS", "8")),
+    ("decoders_fit_the_limit", "cpu", at("ConfigMap", "data.EQUIPOISE_DECODE_THREADS", "2")),
+    ("decoders_fit_the_limit", "gpu", at("container", "env.0.value", "1")),
+    ("decoders_fit_the_limit", "gpu", at("container", "resources.limits.cpu", "3")),
     (
         "scaling_metrics_exist",
         "cpu",

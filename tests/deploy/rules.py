@@ -376,6 +376,28 @@ def threads_come_from_the_limit(objects: list[Object], service: Service) -> Iter
                 yield f"{pod.name}: a fixed number of threads, whatever the CPU limit is"
 
 
+def decoders_beside(cpus: float, *, gpu: bool) -> int:
+    """Threads for large pictures that a CPU limit has room for beside the event loop, and beside the thread that waits
+    for a GPU; where all together want more, the limit stops the event loop too.
+    """
+    return int(cpus) - 1 - gpu
+
+
+@rule
+def decoders_fit_the_limit(objects: list[Object], service: Service) -> Iterator[str]:
+    """Beside a GPU decoding takes the time of large pictures, so there all of the room is used."""
+    for pod in pods(objects):
+        for container in pod.servers():
+            limits = container["resources"]["limits"]
+            gpu = any(name.startswith("nvidia.com/") for name in limits)
+            room, threads = (
+                decoders_beside(quantity(limits["cpu"]), gpu=gpu),
+                settings_of(objects, container).decode_threads,
+            )
+            if threads > room or (gpu and threads < room):
+                yield f"{pod.name}: {threads} threads that decode, there is room for {room}"
+
+
 @rule
 def scaling_metrics_exist(objects: list[Object], service: Service) -> Iterator[str]:
     for scaler in of_kind(objects, "HorizontalPodAutoscaler"):

@@ -13,7 +13,7 @@ import yaml
 
 from service.settings import ENV_PREFIX, Settings, SettingsError, load_settings
 from tests.deploy.manifests import IMAGE_ENVIRONMENT, load, of_kind, quantity
-from tests.deploy.rules import memory_needed
+from tests.deploy.rules import decoders_beside, memory_needed
 
 DOCKER = Path(__file__).parents[2] / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
@@ -117,6 +117,12 @@ def test_time_outs_and_memory_fit(name: str) -> None:
     assert grace >= settings.drain_seconds + settings.request_timeout_seconds + 5
     assert memory_of(name) >= memory_needed(settings)
     assert NGINX["client_max_body_size"] == f"{settings.max_body_bytes // 2**20}m"
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_decoders_fit_the_limit(name: str) -> None:
+    cpus = float(COMPOSE["services"][name]["deploy"]["resources"]["limits"]["cpus"])
+    assert settings_of(name).decode_threads == decoders_beside(cpus, gpu=name == "gpu")
 
 
 def test_what_it_builds_is_a_target_of_the_dockerfile() -> None:
