@@ -229,6 +229,15 @@ def check_warps(url: str) -> None:
             assert answer["upright"]["width"] and answer["upright"]["height"], (side, undo)
 
 
+def check_who_may_ask(root: Path, config: dict, *, isolated: bool) -> None:
+    """As it is, with no word on keys, the service ends at once, and says what to set."""
+    asked = in_root(root, config, config["Entrypoint"], isolated=isolated)
+    refused = subprocess.run(asked, capture_output=True, text=True, timeout=READY_SECONDS)
+    assert refused.returncode == 2, refused
+    assert "EQUIPOISE_API_KEYS" in refused.stderr and "EQUIPOISE_ALLOW_ANONYMOUS=true" in refused.stderr, refused
+    print("without keys and without EQUIPOISE_ALLOW_ANONYMOUS: refused, and it is said why")
+
+
 def check_refusal(root: Path, config: dict, *, isolated: bool) -> None:
     """The root has no driver, so a service that was told to take CUDA ends, and says what is missing."""
     asked = in_root(root, config, [*config["Entrypoint"], "check", "--device", "cuda"], isolated=isolated)
@@ -282,6 +291,9 @@ def main() -> None:
         helped = in_root(options.root, config, [*config["Entrypoint"], "--help"], isolated=isolated)
         assert subprocess.run(helped, stdout=subprocess.DEVNULL).returncode == 0
         return
+    check_who_may_ask(options.root, config, isolated=isolated)
+    # as `docker run --env` gives it
+    config = config | {"Env": [*config["Env"], "EQUIPOISE_ALLOW_ANONYMOUS=true"]}
     if options.target == "gpu":
         check_refusal(options.root, config, isolated=isolated)
     check_service(options.root, config, isolated=isolated)

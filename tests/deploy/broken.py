@@ -50,9 +50,24 @@ def remove(kind: str) -> Change:
     return change
 
 
+def remove_all(kind: str) -> Change:
+    def change(objects: list[Object]) -> None:
+        for thing in of_kind(objects, kind):
+            objects.remove(thing)
+
+    return change
+
+
 def annotation(name: str, value: str) -> Change:
     def change(objects: list[Object]) -> None:
         _one(objects, "Ingress")["metadata"]["annotations"][f"nginx.ingress.kubernetes.io/{name}"] = value
+
+    return change
+
+
+def of_second_ingress(path: str, value: object) -> Change:
+    def change(objects: list[Object]) -> None:
+        at("Ingress", path, value)(of_kind(objects, "Ingress")[1:])
 
     return change
 
@@ -93,6 +108,11 @@ def policy_of_every_pod(objects: list[Object]) -> None:
 def policy_for_prometheus_alone(objects: list[Object]) -> None:
     requests, metrics = of_kind(objects, "NetworkPolicy")[-1]["spec"]["ingress"]
     requests["from"] = metrics["from"]
+
+
+def without_settings(objects: list[Object]) -> None:
+    """What is left is the image's own environment."""
+    _one(objects, "ConfigMap")["data"].clear()
 
 
 def variable(name: str, value: str) -> Change:
@@ -157,6 +177,9 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("environment_names_are_settings", "cpu", at("ConfigMap", "data.EQUIPOISE_QUEUE_IMAGE", "10")),
     ("environment_names_are_settings", "training-cpu", at("container", "env.0.name", "EQUIPOISE_TRAINING_DATAS")),
     ("settings_can_be_used", "cpu", at("ConfigMap", "data.EQUIPOISE_QUEUE_BYTES", "1048576")),
+    ("settings_can_be_used", "cpu", at("ConfigMap", "data.EQUIPOISE_API_KEYS", ...)),
+    ("settings_can_be_used", "gpu", without_settings),
+    ("settings_can_be_used", "kserve", variable("EQUIPOISE_ALLOW_ANONYMOUS", "false")),
     ("names_refer_to_objects", "cpu", at("pod", "serviceAccountName", "default-account")),
     ("names_refer_to_objects", "cpu", remove("ConfigMap")),
     ("names_refer_to_objects", "cpu-pvc", remove("PersistentVolumeClaim")),
@@ -209,6 +232,9 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("memory_holds_the_queue", "cpu", at("container", "resources.limits.memory", "2Gi")),
     ("memory_holds_the_queue", "cpu", at("ConfigMap", "data.EQUIPOISE_MAX_CONNECTIONS", "8192")),
     ("threads_come_from_the_limit", "cpu", at("ConfigMap", "data.EQUIPOISE_INFERENCE_THREADS", "8")),
+    ("decoders_fit_the_limit", "cpu", at("ConfigMap", "data.EQUIPOISE_DECODE_THREADS", "2")),
+    ("decoders_fit_the_limit", "gpu", at("container", "env.0.value", "1")),
+    ("decoders_fit_the_limit", "gpu", at("container", "resources.limits.cpu", "3")),
     (
         "scaling_metrics_exist",
         "cpu",
@@ -264,7 +290,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("kserve_finds_the_runtime", "kserve", at("InferenceService", "spec.predictor.model.storageUri", ...)),
     ("kserve_finds_the_runtime", "kserve", at("InferenceService", "metadata.annotations", {})),
     ("gpu_nodes_are_found", "training-gpu", at("pod", "tolerations", ...)),
-    *(("what_belongs_to_a_deployment_is_there", "cpu", remove(kind)) for kind in BESIDE_A_DEPLOYMENT),
+    *(("what_belongs_to_a_deployment_is_there", "cpu", remove_all(kind)) for kind in BESIDE_A_DEPLOYMENT),
     ("what_belongs_to_a_deployment_is_there", "cpu", at("pod", "topologySpreadConstraints.0", ...)),
     ("what_belongs_to_a_deployment_is_there", "cpu", at("Ingress", "spec.tls", ...)),
     *(("what_belongs_to_a_deployment_is_there", "kserve", remove(kind)) for kind in BESIDE_KSERVE),
@@ -278,6 +304,11 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("network_policies_fit", "kserve", policy_for_prometheus_alone),
     ("network_policies_fit", "kserve", policy_port("http")),
     ("network_policies_fit", "kserve", at("InferenceService", "metadata.name", "equivae-mnist")),
+    ("changes_of_one_pod_are_refused", "cpu", of_second_ingress("spec.rules.0.http.paths.0.path", "/v2/models")),
+    ("changes_of_one_pod_are_refused", "cpu", of_second_ingress("spec.rules.0.http.paths.0.pathType", "Exact")),
+    ("changes_of_one_pod_are_refused", "cpu", of_second_ingress("spec.rules.0.host", "other.example.com")),
+    ("changes_of_one_pod_are_refused", "cpu", of_second_ingress("metadata.annotations", {})),
+    ("ingress_fits_the_service", "cpu", of_second_ingress("spec.ingressClassName", ...)),
     ("ingress_fits_the_service", "cpu", annotation("proxy-body-size", "1m")),
     ("ingress_fits_the_service", "cpu", annotation("proxy-next-upstream", "error timeout http_429 non_idempotent")),
     ("ingress_fits_the_service", "cpu", at("ConfigMap", "data.EQUIPOISE_REQUEST_TIMEOUT_SECONDS", "120")),

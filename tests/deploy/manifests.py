@@ -1,6 +1,7 @@
 """The rendered Kubernetes objects, and what a rule needs to find in them."""
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,10 @@ K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = sorted(path.stem for path in (K8S / "rendered").glob("*.yaml"))
 
 Object = dict[str, Any]
+
+DOCKERFILE = (K8S.parent / "docker" / "Dockerfile").read_text()
+# What the images of servers set of the service's variables, a line each.
+IMAGE_ENVIRONMENT = dict(re.findall(r"^ +(EQUIPOISE_(?!DEVICE)\w+)=(\S+)", DOCKERFILE, re.MULTILINE))
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,12 @@ def environment(objects: list[Object], container: dict[str, Any]) -> dict[str, s
             if config["metadata"]["name"] == wanted:
                 found |= config["data"]
     return found | {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}
+
+
+def runs_the_image(container: dict[str, Any]) -> bool:
+    """One of a server, whose environment lies below the container's own."""
+    image = str(container["image"]).rpartition("/")[2]
+    return image.startswith("equipoise:") and not image.endswith("-training")
 
 
 def selects(selector: dict[str, str], labels: dict[str, str]) -> bool:

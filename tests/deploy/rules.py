@@ -8,7 +8,18 @@ from typing import Any
 
 from service.body import FREE_BODY_BYTES
 from service.settings import ENV_PREFIX, TRAINING_PREFIX, Settings, SettingsError, load_settings
-from tests.deploy.manifests import Object, claims, environment, load, of_kind, pods, quantity, selects
+from tests.deploy.manifests import (
+    IMAGE_ENVIRONMENT,
+    Object,
+    claims,
+    environment,
+    load,
+    of_kind,
+    pods,
+    quantity,
+    runs_the_image,
+    selects,
+)
 
 MADE_BY_HAND = {"equipoise-tls", "equipoise-api-keys"}  # secrets: docs/deploy.md creates them, no file holds them
 CONTROLLER = "ingress-nginx-controller"  # its ConfigMap, as the manifest and the chart of ingress-nginx name it
@@ -39,7 +50,7 @@ def rule(check: Rule) -> Rule:
 
 
 def settings_of(objects: list[Object], container: dict[str, Any]) -> Settings:
-    given = environment(objects, container)
+    given = (IMAGE_ENVIRONMENT if runs_the_image(container) else {}) | environment(objects, container)
     fields = {
         name.removeprefix(ENV_PREFIX).lower(): value
         for name, value in given.items()
@@ -363,6 +374,28 @@ def threads_come_from_the_limit(objects: list[Object], service: Service) -> Iter
         for container in pod.servers():
             if settings_of(objects, container).inference_threads != 0:
                 yield f"{pod.name}: a fixed number of threads, whatever the CPU limit is"
+
+
+def decoders_beside(cpus: float, *, gpu: bool) -> int:
+    """Threads for large pictures that a CPU limit has room for beside the event loop, and beside the thread that waits
+    for a GPU; where all together want more, the limit stops the event loop too.
+    """
+    return int(cpus) - 1 - gpu
+
+
+@rule
+def decoders_fit_the_limit(objects: list[Object], service: Service) -> Iterator[str]:
+    """Beside a GPU decoding takes the time of large pictures, so there all of the room is used."""
+    for pod in pods(objects):
+        for container in pod.servers():
+            limits = container["resources"]["limits"]
+            gpu = any(name.startswith("nvidia.com/") for name in limits)
+            room, threads = (
+                decoders_beside(quantity(limits["cpu"]), gpu=gpu),
+                settings_of(objects, container).decode_threads,
+            )
+            if threads > room or (gpu and threads < room):
+                yield f"{pod.name}: {threads} threads that decode, there is room for {room}"
 
 
 @rule

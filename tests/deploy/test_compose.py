@@ -11,9 +11,9 @@ import jsonschema
 import pytest
 import yaml
 
-from service.settings import ENV_PREFIX, load_settings
-from tests.deploy.manifests import load, of_kind, quantity
-from tests.deploy.rules import memory_needed
+from service.settings import ENV_PREFIX, Settings, SettingsError, load_settings
+from tests.deploy.manifests import IMAGE_ENVIRONMENT, load, of_kind, quantity
+from tests.deploy.rules import decoders_beside, memory_needed
 
 DOCKER = Path(__file__).parents[2] / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
@@ -68,7 +68,7 @@ SAME = {"proxy_body_size": "client_max_body_size", "upstream_keepalive_timeout":
 
 
 def test_nginx_promises_what_the_ingress_does() -> None:
-    (ingress,) = of_kind(load("cpu"), "Ingress")
+    ingress, one_pod = of_kind(load("cpu"), "Ingress")
     (controller,) = of_kind(load("ingress-nginx"), "ConfigMap")
     promised = {**ingress["metadata"]["annotations"], **controller["data"]}
     assert len(promised) == 9
@@ -76,22 +76,53 @@ def test_nginx_promises_what_the_ingress_does() -> None:
         directive = name.rpartition("/")[2].replace("-", "_")
         found = NGINX[SAME.get(directive, directive)]
         assert found.removesuffix("s") == value, directive
+    (refused,) = [path["path"] for path in one_pod["spec"]["rules"][0]["http"]["paths"]]
+    assert f"location {refused}/ {{" in (DOCKER / "nginx" / "equipoise.conf").read_text()
+
+
+def settings_of(name: str, *, without: str = "") -> Settings:
+    """Of a server: its image's, and what the file sets over them."""
+    given = IMAGE_ENVIRONMENT | COMPOSE["services"][name]["environment"]
+    return load_settings(
+        {key.removeprefix(ENV_PREFIX).lower(): value for key, value in given.items() if key != without}
+    )
+
+
+def memory_of(name: str) -> float:
+    """The limit, bytes: Docker's M is Kubernetes' Mi."""
+    return quantity(COMPOSE["services"][name]["deploy"]["resources"]["limits"]["memory"] + "i")
+
+
+def test_the_head_of_the_file_says_what_replicas_may_take() -> None:
+    said = re.findall(r"^# .* of ([\d.]+) GiB of memory each", (DOCKER / "compose.yaml").read_text())
+    assert [float(number) * 2**30 for number in said] == [memory_of("cpu")]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_that_nobody_shows_a_key_is_said_in_this_file(name: str) -> None:
+    assert settings_of(name).allow_anonymous
+    with pytest.raises(SettingsError, match="EQUIPOISE_API_KEYS"):
+        settings_of(name, without="EQUIPOISE_ALLOW_ANONYMOUS")
 
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_time_outs_and_memory_fit(name: str) -> None:
     """As for pods: the service's deadline is before nginx's, nginx closes idle connections first, Docker kills last."""
     service = COMPOSE["services"][name]
-    given = {key.removeprefix(ENV_PREFIX).lower(): value for key, value in service["environment"].items()}
-    settings = load_settings(given)
+    settings = settings_of(name)
     seconds = {key: int(value.removesuffix("s")) for key, value in NGINX.items() if key.endswith("_timeout")}
     assert settings.request_timeout_seconds < min(seconds["proxy_read_timeout"], seconds["proxy_send_timeout"])
     assert seconds["keepalive_timeout"] < settings.keep_alive_seconds
     grace = int(service["stop_grace_period"].removesuffix("s"))
     assert grace >= settings.drain_seconds + settings.request_timeout_seconds + 5
-    limit = quantity(service["deploy"]["resources"]["limits"]["memory"])
-    assert limit >= memory_needed(settings)
+    assert memory_of(name) >= memory_needed(settings)
     assert NGINX["client_max_body_size"] == f"{settings.max_body_bytes // 2**20}m"
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_decoders_fit_the_limit(name: str) -> None:
+    cpus = float(COMPOSE["services"][name]["deploy"]["resources"]["limits"]["cpus"])
+    assert settings_of(name).decode_threads == decoders_beside(cpus, gpu=name == "gpu")
 
 
 def test_what_it_builds_is_a_target_of_the_dockerfile() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from service.settings import ENV_PREFIX, Settings
-from tests.deploy.manifests import load, of_kind, pods
+from service.settings import ENV_PREFIX, Settings, load_settings
+from tests.deploy.manifests import IMAGE_ENVIRONMENT, load, of_kind, pods
 from tests.deploy.rules import Service
 from tests.service import tiny
 
@@ -81,9 +81,9 @@ def test_the_charts_are_put_where_the_policies_let_in() -> None:
 
 
 def test_the_request_goes_to_the_host_of_the_ingress() -> None:
-    (ingress,) = of_kind(load("cpu"), "Ingress")
+    hosts = {each["host"] for ingress in of_kind(load("cpu"), "Ingress") for each in ingress["spec"]["rules"]}
     asked = re.findall(r"^curl https://([^/]+)/", "\n".join(commands("deploy")), re.MULTILINE)
-    assert asked == [each["host"] for each in ingress["spec"]["rules"]]
+    assert {*asked} == hosts
 
 
 def test_charts_are_pinned_and_waited_for() -> None:
@@ -147,15 +147,30 @@ def test_the_docker_commands_name_what_the_files_have() -> None:
     rendered = "".join(path.read_text() for path in (ROOT / "k8s" / "rendered").glob("*.yaml"))
     tags = re.findall(r"^docker build .* -t (\S+) \.$", "\n".join(commands("deploy")), re.MULTILINE)
     assert len(tags) == 3 and all(f"image: {tag}\n" in rendered for tag in tags)
-    assert set(re.findall(r"docker run --rm (?:--volume \S+ )?(\S+)", EVERYTHING)) <= {*tags}
+    run = re.findall(r"^docker run --rm (?:--\w+ \S+ )*(\S+)", "\n".join(commands("deploy")), re.MULTILINE)
+    assert run and set(run) <= {*tags}
 
 
 def test_the_services_own_commands_run(tmp_path: Path, here: Callable[..., Any]) -> None:
     tiny.write(tmp_path)
     written = "\n".join(line for page in PAGES for line in commands(page))
     # the image's entry point is the service
-    own = re.findall(r"^docker run --rm (?:--volume \./model_store:/models:ro )?\S+ (.+)$", written, re.MULTILINE)
-    assert sorted(own) == ["check", "key"]
+    own = re.findall(r"^docker run --rm (?:--volume \./model_store:/models:ro )?[^-]\S+ (.+)$", written, re.MULTILINE)
+    assert sorted(line.partition(" ")[0] for line in own) == ["check", "key"]
     for line in own:
-        done = here(*shlex.split(line), EQUIPOISE_MODEL_STORE=str(tmp_path))
+        done = here(*shlex.split(line), **IMAGE_ENVIRONMENT | {"EQUIPOISE_MODEL_STORE": str(tmp_path)})
         assert done.returncode == 0, (line, done.stderr)
+
+
+def test_an_image_is_run_with_settings_that_serve() -> None:
+    """The variables that the commands give, over those of the image."""
+    lines = [line for line in commands("deploy") if line.startswith("docker run ") and " --publish " in line]
+    assert len(lines) == 2
+    for line in lines:
+        given = dict(re.findall(r"--env (EQUIPOISE_\w+)=(\S+)", line))
+        fields = {name.removeprefix(ENV_PREFIX).lower(): value for name, value in (IMAGE_ENVIRONMENT | given).items()}
+        settings = load_settings(fields)
+        (inside,) = re.findall(r"--publish \S*?(\d+) ", line)
+        assert settings.port == int(inside)
+        if settings.api_keys:
+            assert f":{settings.api_keys}:ro " in line

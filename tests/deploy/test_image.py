@@ -8,16 +8,18 @@ import runpy
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.settings import Settings
+from tests.deploy.manifests import DOCKERFILE, IMAGE_ENVIRONMENT
 from tests.server import part_of_store, running_server
 from tests.service import tiny
 
 ROOT = Path(__file__).parents[2]
-DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 HEALTH_CHECK: list[str] = json.loads(re.findall(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[0])
 
 
@@ -60,10 +62,53 @@ def test_what_is_copied_is_in_the_build_context() -> None:
             assert any(source == entry or source.startswith(f"{entry}/") for entry in kept), source
 
 
-@pytest.mark.parametrize("stage", ["server", "training"])
+SHIPPED = {
+    "cpu": ["cpu-dependencies", "model_store", "code"],
+    "gpu": ["gpu-dependencies", "model_store", "code"],
+    "training": ["training-dependencies", "code", "training/configs"],
+}
+
+
+@pytest.mark.parametrize("target", SHIPPED)
+def test_a_change_of_code_ships_the_code_alone(target: str) -> None:
+    """Dependencies are copied first, from where no code has been, and what every build says anew comes last: each is a
+    layer, and with one all that are above it are made anew.
+    """
+    lines = stages()[target][1]
+    copied = [
+        from_ or source for from_, source in re.findall(r"^COPY (?:--from=(\S+)|--\S+ (\S+))", lines, re.MULTILINE)
+    ]
+    assert copied == SHIPPED[target] and "RUN " not in lines
+    above, _, below = lines.rpartition("COPY ")
+    assert "VERSION" not in above and "REVISION" not in above and "VERSION" in below and "REVISION" in below
+    assert "ARG " not in "".join(text for name, (_, text) in stages().items() if name not in SHIPPED)
+    dependencies = lineage(f"{target}-dependencies")
+    assert re.findall(r"^COPY (.+) \./$", dependencies, re.MULTILINE) == [
+        "docker/prune.sh constraints.txt",
+        f"--from=requirements /requirements/{target}.txt",
+    ]
+    assert dependencies.count("COPY ") == 2
+
+
+def test_the_code_is_all_of_its_layer_and_its_build_downloads_nothing() -> None:
+    code = stages()["code"][1]
+    _, _, after_the_code = code.rpartition("COPY ")
+    assert "pip install --no-index --no-deps --no-build-isolation --root /code ." in after_the_code
+    for target in SHIPPED:
+        assert "COPY --from=code /code/opt/equipoise /opt/equipoise" in stages()[target][1]
+
+
+@pytest.mark.parametrize("stage", ["cpu", "gpu", "training"])
 def test_what_is_served_may_be_read_whatever_the_umask_of_the_checkout(stage: str) -> None:
     copied = re.findall(r"^COPY (?!--from)(.+)$", stages()[stage][1], re.MULTILINE)
     assert copied and all(arguments.startswith("--chmod=755 ") for arguments in copied)
+
+
+def test_by_itself_an_image_does_not_serve_without_keys(here: Callable[..., Any]) -> None:
+    """A deployment that loses EQUIPOISE_API_KEYS ends with an error; being open to everybody has to be asked for."""
+    assert IMAGE_ENVIRONMENT["EQUIPOISE_HOST"] == "0.0.0.0"
+    refused = here(**IMAGE_ENVIRONMENT)
+    assert refused.returncode == 2 and "EQUIPOISE_ALLOW_ANONYMOUS=true" in refused.stderr, refused
 
 
 def test_nothing_of_this_machine_is_in_the_dockerfile() -> None:

@@ -1,5 +1,6 @@
 """The configuration of nginx on one Docker host: nginx takes it, and follows the replicas by their name."""
 
+import json
 import re
 import socket
 import struct
@@ -9,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingUDPServer
@@ -58,6 +60,35 @@ def test_a_request_keeps_its_id(tmp_path: Path) -> None:
     with answering("127.0.0.1", 0) as port, balancing(tmp_path, f"server 127.0.0.1:{port};") as own:
         for given, kept in (("asked-1", "asked-1"), ("", r"[0-9a-f]{32}")):
             assert re.fullmatch(kept, eventually(own, given)), given
+
+
+@pytest.mark.skipif(not FOUND, reason="NOT RUN: nginx is not installed")
+def test_what_changes_one_replica_is_refused(tmp_path: Path) -> None:
+    """Loading and unloading, however they are written; nothing else of the protocol."""
+    with answering("127.0.0.1", 0) as port, balancing(tmp_path, f"server 127.0.0.1:{port};") as own:
+        eventually(own, "")
+        for path in (
+            "/v2/repository/models/equivae-mnist/load",
+            "/v2/repository/models/equivae-mnist/unload",
+            "/v2//repository/./models/equivae-mnist/unload",
+            "/v2%2Frepository/models%2Fequivae-mnist/unload",
+            "/v2/models/../repository/models/equivae-mnist/unload?model=a",
+        ):
+            status, said = post(own, path)
+            assert status == 403 and "replica" in json.loads(said)["error"], path
+        for path in ("/v2/repository/index", "/v2/models/equivae-mnist/infer", "/classify"):
+            assert post(own, path) == (200, b"127.0.0.1"), path
+
+
+def post(port: int, path: str) -> tuple[int, bytes]:
+    """Status and answer; the path is sent as it is."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("POST", path, b"{}", {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
 
 
 def eventually(port: int, request_id: str) -> str:
@@ -124,6 +155,10 @@ def answering(address: str, port: int) -> Iterator[int]:
             self.send_header("X-Request-ID", self.headers["X-Request-ID"])
             self.end_headers()
             self.wfile.write(address.encode())
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
 
         def log_message(self, *arguments: object) -> None:
             pass

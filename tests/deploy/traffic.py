@@ -8,6 +8,8 @@ from tests.deploy.manifests import Object, load, of_kind, pods, selects
 from tests.deploy.rules import CONTROLLER, Service, rule, settings_of
 
 PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
+ONE_POD = "/v2/repository/models"  # below it a POST changes the pod that is asked
+EVERYBODY = "0.0.0.0/0,::/0"
 
 
 @rule
@@ -43,11 +45,35 @@ def network_policies_fit(objects: list[Object], service: Service) -> Iterator[st
             yield f"{pod.name}: nobody may ask it"
 
 
+def _notes(ingress: Object) -> dict[str, str]:
+    found = ingress["metadata"].get("annotations", {})
+    return {name.removeprefix("nginx.ingress.kubernetes.io/"): value for name, value in found.items()}
+
+
+def _paths(ingress: Object) -> list[tuple[str, str, str]]:
+    rules = [(each["host"], path) for each in ingress["spec"]["rules"] for path in each["http"]["paths"]]
+    return [(host, path.get("path"), path["pathType"]) for host, path in rules]
+
+
+@rule
+def changes_of_one_pod_are_refused(objects: list[Object], service: Service) -> Iterator[str]:
+    """Loading and unloading, of which a balancer would ask any pod, and after a time-out a second one."""
+    ways = of_kind(objects, "Ingress")
+    shut = [path for way in ways if _notes(way).get("denylist-source-range") == EVERYBODY for path in _paths(way)]
+    for way in ways:
+        for host, path, _ in _paths(way):
+            if path == "/" and (host, ONE_POD, "Prefix") not in shut:
+                yield f"{host}: {ONE_POD} goes to any pod"
+
+
 @rule
 def ingress_fits_the_service(objects: list[Object], service: Service) -> Iterator[str]:
-    prefix = "nginx.ingress.kubernetes.io/"
     for ingress in of_kind(objects, "Ingress"):
-        notes = {name.removeprefix(prefix): value for name, value in ingress["metadata"]["annotations"].items()}
+        if ingress["spec"].get("ingressClassName") != "nginx":
+            yield "only a controller that is the cluster's default takes it up, and the annotations are nginx's"
+        notes = _notes(ingress)
+        if notes.get("denylist-source-range") == EVERYBODY:
+            continue
         for pod in pods(objects):
             for container in pod.servers():
                 settings = settings_of(objects, container)
@@ -56,11 +82,8 @@ def ingress_fits_the_service(objects: list[Object], service: Service) -> Iterato
                 for way in ("send", "read"):
                     if int(notes[f"proxy-{way}-timeout"]) <= settings.request_timeout_seconds:
                         yield f"the proxy gives up before the service's own deadline: proxy-{way}-timeout"
-        if ingress["spec"].get("ingressClassName") != "nginx":
-            yield "only a controller that is the cluster's default takes it up, and the annotations are nginx's"
-        paths = [path for each in ingress["spec"]["rules"] for path in each["http"]["paths"]]
-        if [(path.get("path"), path["pathType"]) for path in paths] != [("/", "Prefix")]:
-            yield f"not every path of the service: {paths}"
+        if [path[1:] for path in _paths(ingress)] != [("/", "Prefix")]:
+            yield f"not every path of the service: {_paths(ingress)}"
         retried = set(notes["proxy-next-upstream"].split())
         if not {"error", "timeout", "http_503", "non_idempotent"} <= retried or "http_429" in retried:
             yield f"proxy-next-upstream: {retried}"
