@@ -29,6 +29,8 @@ _MOST_SOURCE = 16_384  # pixels of a side of the source of one tile
 _BESIDE = 3  # pixels on either side of a filled corner's border, of which those within are the picture's
 _REACH = 5  # pixels around a place that its value may depend on
 
+Point = tuple[float, float]
+
 Border = tuple[float, ...]
 """A value a channel."""
 
@@ -63,10 +65,25 @@ def plan(
     return geometry.grown(to_picture, width, height, _shown(width, height, filled) if filled else None)
 
 
-def _shown(width: int, height: int, filled: Sequence[Outline]) -> list[list[float]]:
-    """The corners of what a picture shows: its own, or where the triangles that are filled there end."""
-    cut = {tuple(triangle[0].tolist()): triangle[1:].tolist() for triangle in filled}
-    return [end for x in (0.0, width) for y in (0.0, height) for end in cut.get((x, y), [[x, y]])]
+def _shown(width: int, height: int, filled: Sequence[Outline]) -> list[Point]:
+    """The corners of what a picture shows: it is cut off along the longest side of every filled triangle."""
+    shown: list[Point] = [(0, 0), (width, 0), (width, height), (0, height)]
+    for triangle in filled:
+        corner, (x, y), (other_x, other_y) = triangle.tolist()
+        across, down = y - other_y, other_x - x
+        sign = -1 if (corner[0] - x) * across + (corner[1] - y) * down > 0 else 1
+        depths = [sign * ((point[0] - x) * across + (point[1] - y) * down) for point in shown]
+        cut: list[Point] = []
+        for start, end, before, after in zip(
+            shown, shown[1:] + shown[:1], depths, depths[1:] + depths[:1], strict=True
+        ):
+            if before >= 0:
+                cut.append(start)
+            if before * after < 0:
+                share = before / (before - after)
+                cut.append((start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])))
+        shown = cut
+    return shown
 
 
 def fill_of(
