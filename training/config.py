@@ -171,10 +171,10 @@ class Fit(Section):
         return None if self.initial is None else Path(str(self.initial).replace("{seed}", str(self.seed)))
 
 
-# What may differ between a run and its resumption, which then are of one recipe. What is computed is the same, rounding
-# apart, but for `accelerator` and `devices`: each kind of device draws noise by its own generator, and of several each
-# takes draws, batch norm and means of classes of its own share of the batch. Where their number would change a balanced
-# batch, the checkpoint is refused.
+# The keys of `fit` that may differ between a run and its resumption: both are still of one recipe. Most of them change
+# what is computed by rounding alone. Two change more. By `accelerator` the noise differs, since each kind of device has
+# its own generator. By `devices` the draws, batch norm and the means of classes differ, since each device takes its own
+# share of the batch. Where their number would change a balanced batch, the checkpoint is refused.
 RUNTIME_KEYS = frozenset({"accelerator", "devices", "threads", "checkpoint_steps", "log_steps"})
 
 

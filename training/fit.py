@@ -27,7 +27,7 @@ from training.models.base import Model
 from training.models.symmetry_config import TwoStageConfig
 from training.plan import Stream, derived_seed, generator
 from training.preparation import Prepared, prepare
-from training.progress import Reporter, describe
+from training.reporter import Reporter, describe
 from training.run import SKIPPED_FILE, begin_again, is_complete, load_run, open_folder, save_model
 
 CHECKPOINT_VERSION = 2

@@ -112,8 +112,10 @@ def coverage_factor(errors: Tensor, stds: Tensor) -> Tensor:
 
 
 def calibrated(std: Tensor, factor: Tensor) -> Tensor:
-    """A deviation times the factor fitted to posteriors about one angle, which fades out towards the flat posterior:
-    that one says what it means.
+    """Deviations as calibration corrects them, radians.
+
+    `factor` was fitted to posteriors about one angle, and multiplies their deviations. A flat posterior says truly that
+    nothing is known of the angle: towards its deviation the factor fades out.
     """
     share = ((std - KNEE) / (UNIFORM_STD - KNEE)).clamp(0, 1)
     return std * factor ** (1 - share)

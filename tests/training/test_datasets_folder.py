@@ -15,6 +15,7 @@ from contract.picture_header import PictureLimits
 from training import datasets
 from training.config import FolderData
 from training.datasets import folder as folder_dataset
+from training.datasets import folder_pictures
 from training.errors import DataError
 
 
@@ -212,18 +213,18 @@ def test_a_huge_file_is_refused_before_it_is_read(root: Path, monkeypatch: pytes
 
 
 def test_more_than_fits_into_memory_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_dataset, "_memory_bytes", lambda: 3 * 20 * 64 - 1)
+    monkeypatch.setattr(folder_pictures, "_memory_bytes", lambda: 3 * 20 * 64 - 1)
     with pytest.raises(DataError, match="20 files, as images of 8 x 8 x 1 .*more than a third"):
         datasets.load(config(root))
 
 
 @pytest.mark.parametrize("limit", ["memory.max", "memory/memory.limit_in_bytes"])
 def test_the_memory_of_a_container_is_its_limit(tmp_path: Path, limit: str) -> None:
-    whole = folder_dataset._memory_bytes(tmp_path)
+    whole = folder_pictures._memory_bytes(tmp_path)
     (tmp_path / limit).parent.mkdir(exist_ok=True)
     for text, expected in (("1048576\n", 2**20), ("max\n", whole), (f"{2**63 - 4096}\n", whole)):
         (tmp_path / limit).write_text(text)
-        assert folder_dataset._memory_bytes(tmp_path) == expected
+        assert folder_pictures._memory_bytes(tmp_path) == expected
 
 
 def test_a_test_folder_is_kept_apart(tmp_path: Path, root: Path) -> None:

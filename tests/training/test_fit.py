@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from tests.training import process
 from tests.training.conftest import SMALL, trained
-from training import checkpoint, datasets, progress
+from training import checkpoint, datasets, reporter
 from training.__main__ import app
 from training.average import Average
 from training.config import Config
@@ -150,7 +150,7 @@ def test_a_log_has_a_line_a_minute_between_validations(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = itertools.count()
-    monkeypatch.setattr(progress.time, "monotonic", lambda: 10.0 * next(reads))
+    monkeypatch.setattr(reporter.time, "monotonic", lambda: 10.0 * next(reads))
     said = io.StringIO()
     config = make_config("fit.steps=6", "fit.log_steps=1", "fit.validate_epochs=50")
     train(config, tmp_path / "run", console=Console(file=said, width=150))

@@ -19,7 +19,7 @@ from training.datasets import LabelledImages, Splits, digits
 from training.errors import ConfigError
 from training.export import export_run
 from training.fit import train
-from training.fixed_poses import draw_fixed_poses, pose_images
+from training.models.fixed_pose import draw_fixed_poses, pose_images
 from training.models.mcevae_paper import MCEVAEPaper
 from training.models.mcevae_paper_config import MCEVAEPaperConfig
 from training.run import load_run

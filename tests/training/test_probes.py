@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.calibration import by_chance
 from contract.manifest import InputSpec
 from training.datasets import LabelledImages, Splits, digits
 from training.evaluation import negatives, pages, probes
@@ -38,13 +37,6 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
     probabilities = np.repeat([[0.95, 0.05], [0.65, 0.35]], 10, 0)
     labels = np.array([0] * 10 + [0, 1] * 5)
     assert expected_calibration_error(probabilities, labels) == pytest.approx((0.05 + 0.15) / 2)
-
-
-def test_calibration_error_by_chance_is_that_of_calibrated_probabilities() -> None:
-    sure = np.full((1000, 2), [0.9, 0.1])
-    # One bin of 1,000 images: the mean absolute deviation of a share of 0.9, sqrt(2 / pi * 0.9 * 0.1 / 1000).
-    assert by_chance(sure).mean() == pytest.approx(0.00757, rel=0.1)
-    assert by_chance(np.array([[1.0, 0.0]] * 50)).max() == 0
 
 
 def test_calibration_error_of_certainty() -> None:

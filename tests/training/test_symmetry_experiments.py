@@ -4,18 +4,26 @@ import json
 import math
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 import pytest
 import torch
+from PIL import ImageOps
 
+from training import datasets
+from training.config_file import load_config
 from training.models.symmetry import Symmetry
 from training.rotation import bin_angles, wrapped
-from training.symmetry_experiments import conjectures, efficiency
+from training.symmetry_experiments import ablations, conjectures, efficiency, letters
 from training.symmetry_experiments.common import SIDE, fitted, keep, one_digit, turned
+
+ROOT = Path(__file__).parents[2]
+FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 @pytest.fixture(scope="module")
 def exported() -> efficiency.Exported:
-    return efficiency.Exported(Path(__file__).parents[2] / "model_store" / "symmetry-mnist" / "1")
+    return efficiency.Exported(ROOT / "model_store" / "symmetry-mnist" / "1")
 
 
 def test_the_eight_is_symmetric_and_the_two_is_not() -> None:
@@ -91,3 +99,52 @@ def test_a_classifier_and_a_vae_learn_from_few_pictures() -> None:
     assert efficiency.classifier_error(pictures, labels, none, (pictures, labels), 15, 0) < 20
     blank = float(pictures.pow(2).mean())
     assert efficiency.vae_error(pictures, none, pictures, 40, 0) < 0.6 * blank
+
+
+def test_every_ablation_is_kept_with_a_figure_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ablations.json"
+    monkeypatch.setattr("sys.argv", ["ablations", "--steps", "2", "--seeds", "0", "--json", str(path)])
+    ablations.main()
+    kept = json.loads(path.read_text())
+    assert set(kept) == set(json.loads((ROOT / "results" / "symmetry-ablations.json").read_text()))
+    assert all(len(figures["canonical_mse"]) == 1 for figures in kept.values())
+    # After two steps most variants differ already: what is changed reaches the model.
+    assert len({figures["canonical_mse"][0] for figures in kept.values()}) > len(kept) / 2
+
+
+def test_the_figure_of_an_ablation_falls_with_training_and_repeats() -> None:
+    short, long, again = (ablations.trained(steps, seed=0)["canonical_mse"] for steps in (1, 10, 10))
+    assert again == long < short
+
+
+def test_a_letter_without_a_way_up_has_none_however_it_is_stretched() -> None:
+    def gap(letter: str, seed: int) -> float:
+        picture = letters.draw(letter, FONTS / "DejaVuSans.ttf", np.random.default_rng(seed))
+        upside_down = ImageOps.flip(ImageOps.mirror(picture))
+        return float(np.abs(np.asarray(picture, float) - np.asarray(upside_down, float)).mean()) / 255
+
+    for seed in range(5):
+        without, others = (max(gap(letter, seed) for letter in "INOZ"), min(gap(letter, seed) for letter in "AFLW"))
+        assert without < 0.02 and others > 2 * without
+
+
+def test_letters_are_a_folder_that_its_configuration_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fonts, pictures = tmp_path / "fonts", tmp_path / "letters"
+    fonts.mkdir()
+    for name in ("DejaVuSans.ttf", "DejaVuSerif.ttf"):
+        (fonts / name).symlink_to(FONTS / name)
+    monkeypatch.setattr("sys.argv", ["letters", str(pictures), "--fonts", str(fonts), "--each", "2"])
+    letters.main()
+    config = load_config(ROOT / "training" / "configs" / "symmetry-letters.yaml", [f"data.path={pictures}"])
+    splits = datasets.load(config.data)
+    assert splits.class_names == tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ") and not splits.skipped and not splits.doubts
+    assert len(splits.train) + len(splits.validation) == 26 * 2 * 2
+
+
+def test_without_its_fonts_the_command_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["letters", str(tmp_path / "letters"), "--fonts", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        letters.main()
+    assert "apt-get install fonts-dejavu" in capsys.readouterr().err

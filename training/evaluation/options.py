@@ -18,9 +18,9 @@ class Options:
     """What is measured.
 
     seed: of the classifiers trained here and of all that is drawn; the run's own is in the report.
-    limit: images of the split at most, the first of every class; None takes the whole split. Whatever is trained here
-    is trained as without it (the VAE beside a model of poses on ten times as many), a left-out class is looked for in
-    the whole split, and as much is drawn.
+    limit: about how many images of the split are measured, the first ones of every class. None measures them all. It
+    shortens nothing else: what is trained here is trained as long, a held-out class is looked for in the whole split,
+    and as much is drawn. One exception: the VAE beside a model of poses gets ten times `limit` training images.
     given: names of the options that somebody asked for: one that the model has no use for is refused.
 
     Of an EquiVAE: samples: prior samples, and negatives of each kind. benchmark_epochs: 0 leaves the benchmark CNN out.

@@ -1,9 +1,17 @@
-"""Models whose training images are turned and moved once and for all, as MCE-VAE's reference code draws its data."""
+"""Models whose training images are turned and moved once and for all: a data set turned beforehand, without the file.
+
+MCE-VAE's reference code (data/gen_mnist.py) turns and moves every MNIST image once with torchvision's RandomAffine and
+saves the arrays; there is no augmentation after that. Here row i of a data set has its transform by the seed, i and how
+many rows there are.
+RandomAffine rounds shifts to whole pixels, turns first, and takes the nearest pixel; so does this.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contract.geometry import Group
-from training.fixed_poses import draw_fixed_poses, pose_images
-from training.lie import exponential
+from training.lie import exponential, inverse, resample
 from training.models.base import Model
 from training.models.pose import Pose
 from training.rotation import UNIFORM_STD
@@ -21,7 +28,7 @@ from training.turned import require_upright
 if TYPE_CHECKING:
     from training.datasets import LabelledImages
 
-__all__ = ["FixedPoseModel", "cross_entropy", "one_mode"]
+__all__ = ["FixedPoseModel", "cross_entropy", "draw_fixed_poses", "one_mode", "pose_images"]
 
 LEAST = 1e-5  # images are clamped to [LEAST, 1 - LEAST] in the cross-entropy
 CHUNK = 500  # images a forward pass where no gradient is kept
@@ -118,6 +125,27 @@ class FixedPoseModel(Model):
         for start in range(0, len(data), CHUNK):
             rows = slice(start, start + CHUNK)
             yield pose_images(data.images[rows].float() / 255, poses[rows]).to(self.centroids.device)
+
+
+@lru_cache(maxsize=4)
+def draw_fixed_poses(count: int, side: int, rotation_degrees: float, shift: float, seed: int) -> Tensor:
+    """Matrices [count,2,3], canonical -> observed.
+
+    Args:
+        side: of the images, pixels.
+        rotation_degrees: angles are uniform within +- this.
+        shift: x and y are uniform within +- this share of the side, then rounded to whole pixels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    angle = (2 * torch.rand((count, 1), generator=generator) - 1) * math.radians(rotation_degrees)
+    pixels = torch.round((2 * torch.rand((count, 2), generator=generator) - 1) * shift * side)
+    matrix = exponential("SO2", angle)
+    return torch.cat([matrix[:, :, :2], (2 * pixels / side).unsqueeze(2)], 2)
+
+
+def pose_images(images: Tensor, matrix: Tensor) -> Tensor:
+    """Upright images [N,C,H,W] as observed under canonical -> observed matrices [N,2,3]; nearest pixel, 0 outside."""
+    return resample(images, inverse(matrix), mode="nearest")
 
 
 def one_mode(group: Group, coefficients: Tensor, std: Tensor) -> Pose:

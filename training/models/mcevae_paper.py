@@ -20,7 +20,7 @@ and code differ, the code is followed:
    without gradient. Samples are compared, the starred ones too, so the term cannot reach 0; nor can CE(p, p). The
    passes for the starred quantities are made in training mode and move batch norm's running statistics. The code
    takes 25 M a step; `transforms` says how many are taken here.
-4. Ranges. Data: +-90 degrees and +-25 % of the width, once an image and never again (training/fixed_poses.py). M:
+4. Ranges. Data: +-90 degrees and +-25 % of the width, once an image and never again (training/models/fixed_pose.py). M:
    +-180 degrees and +-0.25 in normalised units, which is +-12.5 % of the width (the text: +-90 degrees, +-25 %).
 5. Supervised: CE(upright x, x~) takes the place of the invariance. Eq. 8's "BCE" is a log-likelihood; its sign is as
    here.

@@ -9,15 +9,22 @@ import pytest
 from PIL import Image
 
 from benchmarks import vaes
+from tests.training.conftest import SMALL_POSE, trained
 from training.run import read_metrics
 
 
 @pytest.fixture(scope="module")
-def runs(finish_pose_run: Callable[..., Path]) -> dict[str, Path]:
-    of_all = {"group": "SE2", "shift": 0.1}
+def finish(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Train a small model of this `model` section for a few steps; the run's folder."""
+    fit = {**SMALL_POSE["fit"], "select": "reconstruction", "steps": 10}
+    return lambda **model: trained({**SMALL_POSE, "model": model, "fit": fit}, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def runs(finish: Callable[..., Path]) -> dict[str, Path]:
     return {
-        "beta": finish_pose_run({"kind": "plain_vae", "method": "beta", **of_all}, "reconstruction", steps=10),
-        "MCE": finish_pose_run({"kind": "mcevae_paper", "transforms": 1, **of_all}, "reconstruction", steps=10),
+        "beta": finish(kind="plain_vae", method="beta", group="SE2", shift=0.1),
+        "MCE": finish(kind="mcevae_paper", transforms=1, group="SE2", shift=0.1),
     }
 
 
@@ -41,9 +48,9 @@ def test_the_figures_of_two_runs(runs: dict[str, Path], tmp_path: Path, monkeypa
 
 
 def test_runs_on_other_data_are_refused(
-    runs: dict[str, Path], finish_pose_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, Path], finish: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = finish_pose_run({"kind": "plain_vae", "method": "beta", "rotation_degrees": 45}, "reconstruction", steps=5)
+    other = finish(kind="plain_vae", method="beta", rotation_degrees=45)
     for folder, message in (
         (other, "other was not trained on pictures of +-90 degrees"),
         (tmp_path, "not a run"),
