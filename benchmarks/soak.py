@@ -69,6 +69,8 @@ _SETTINGS = {
     "EQUIPOISE_REQUEST_TIMEOUT_SECONDS": "20",
     "EQUIPOISE_MODEL_POLL_SECONDS": "0.5",
     "EQUIPOISE_DEFAULT_EMBED": SWAPPED,
+    "EQUIPOISE_DEFAULT_TRANSFORM": RELOADED,
+    "EQUIPOISE_DEFAULT_CANONICALIZE": RELOADED,
 }
 
 
@@ -238,7 +240,7 @@ class Traffic:
         connection.close()
 
     async def _reloading(self) -> None:
-        """Meanwhile the model for variants answers requests for poses that name none."""
+        """While it is away the model for variants, which is then alone, answers requests for poses that name none."""
         connection = Connection(self._port)
         while self._on():
             for change in ("unload", "load"):

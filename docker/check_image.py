@@ -128,6 +128,24 @@ def png(colour_type: int, bits: int, side: int = SIDE) -> bytes:
     values = {0: 1, 2: 3, 4: 2, 6: 4}[colour_type] * bits // 8
     inked = [[abs(x - y // 2 - side // 4) < side // 10 for x in range(side)] for y in range(side)]
     rows = [b"".join((b"\xff" if ink else b"\x10") * values for ink in row) for row in inked]
+    return png_of(rows, colour_type, bits)
+
+
+def turned_page(side: int = 200) -> bytes:
+    """A stroke on a page that a tool has turned by 45 degrees; the corners are black."""
+
+    def level(x: int, y: int) -> int:
+        if abs(x) + abs(y) >= side // 2:
+            return 0
+        return 40 if abs(x) < side // 20 and abs(y) < side // 5 else 230
+
+    half = side // 2
+    return png_of([bytes(level(x, y) for x in range(-half, half)) for y in range(-half, half)], *KINDS[0])
+
+
+def png_of(rows: list[bytes], colour_type: int, bits: int) -> bytes:
+    """A square picture of these rows."""
+    side = len(rows)
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -220,6 +238,8 @@ def check_endpoints(url: str) -> str:
 
 
 def check_warps(url: str) -> None:
+    """Whatever the service asks OpenCV for."""
+    assert get(f"{url}/canonicalize", turned_page())["upright"]["data"]
     for kind, resample, fill in itertools.product(KINDS, RESAMPLE, FILL):
         answer = get(f"{url}/canonicalize?resample={resample}&fill={fill}", png(*kind))
         assert answer["upright"]["width"] >= SIDE, (kind, resample, fill)

@@ -14,9 +14,9 @@ if [ ! -e "$packages/onnxruntime/capi/libonnxruntime_providers_cuda.so" ]; then
 fi
 
 # OpenCV's module is linked against those libraries, 80 MB, and is loaded only with all of them, while the service asks it
-# for one function that uses none. In the place of each that the module names comes one with the same symbols and nothing
+# for a dozen functions that use none. In the place of each that the module names comes one with the same symbols and nothing
 # behind them: they are data, so that a call of one ends the process at once. `make image` asks the finished image for
-# every kind of warp.
+# every kind of warp, and for what finds a page.
 module=$packages/cv2/cv2.abi3.so
 libraries=$packages/opencv_python_headless.libs
 work=$(mktemp -d)

@@ -142,9 +142,10 @@ def test_what_is_not_locked_is_not_in_an_image(tmp_path: Path, installed: list[s
 def test_every_endpoint_is_asked_in_a_built_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # its pictures
     check = runpy.run_path("docker/check_image.py")
-    store = part_of_store(ROOT / "model_store", ["equivae-mnist", "mcevae-mnist-so2", "symmetry-mnist"], tmp_path)
+    store = part_of_store(ROOT / "model_store", ["equivae-mnist", "mcevae-mnist-se2", "symmetry-mnist"], tmp_path)
     with running_server(Settings(model_store=store)) as url:
         assert check["check_endpoints"](url) == "7"
+        check["check_warps"](url)
 
 
 @pytest.mark.parametrize("probe_port", [False, True])
@@ -180,4 +181,6 @@ def test_opencv_is_asked_for_nothing_that_its_stand_ins_lack() -> None:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cv2":
                 called.add(node.attr)
     functions = {name for name in called if not re.fullmatch(r"[A-Z0-9_]+", name)}  # constants are no calls
-    assert functions == {"connectedComponentsWithStats", "setNumThreads", "warpAffine"}
+    drawing = {"fillConvexPoly", "line", "setNumThreads", "warpAffine"}
+    regions = {"approxPolyDP", "arcLength", "connectedComponentsWithStats", "contourArea", "convexHull", "findContours"}
+    assert functions == drawing | regions
