@@ -23,7 +23,7 @@ from service.budget import Budget, Permit
 from service.catalogue import LoadedModel
 from service.deadlines import Deadline, read_deadline
 from service.engine import Array
-from service.errors import Problem, TooManyPixels, UnsupportedMediaType
+from service.errors import Problem, UnsupportedMediaType
 from service.images import ModelInput, decoding_cost
 from service.middleware import CALL, FREE_BODY_BYTES, Call, read_body
 from service.model_store import ModelStore
@@ -183,24 +183,11 @@ class Inference:
         what is past the free part has been counted as it arrived. size: bytes of whatever else is held.
 
         Raises:
-            QueueFull: there is no room now. TooManyPixels: there never is so much.
+            TooManyPixels, QueueFull: there never is so much room, or there is none now; see `Budget.acquire`.
         """
         good, most = decoding_cost(encoded)
-        images = good if rows is None else rows
-        return self.room(min(len(body), FREE_BODY_BYTES) + most + size, images=images)
-
-    def room(self, size: int, *, images: int = 0, held: int = 0) -> Permit:
-        """A permit for `size` more bytes; the request already holds `held`.
-
-        Raises:
-            TooManyPixels: both together exceed the whole budget. QueueFull: there is no room now.
-        """
-        if size + held > self._budget.byte_limit:
-            raise TooManyPixels(
-                f"this would take {size + held:,} bytes of memory, the limit is {self._budget.byte_limit:,}: "
-                "send fewer pictures in one request, or smaller ones"
-            )
-        return self._budget.acquire(images, size)
+        free = min(len(body), FREE_BODY_BYTES)
+        return self._budget.acquire(good if rows is None else rows, free + most + size, held=len(body) - free)
 
     def accept(self, pictures: Sequence[Encoded], deadline: Deadline) -> list[EncodedPicture | Problem]:
         """Headers checked, in order; a problem stays in its place.
