@@ -18,7 +18,7 @@ _GROWTH = 1.1
 class Budget:
     """A permit for every accepted picture. Refusing costs nothing, so it happens before memory grows.
 
-    All of it runs on the event loop: plain numbers need no lock.
+    What changes it runs on the event loop: plain numbers need no lock. `check` may be asked by any thread.
 
     Attributes:
         images, bytes: of all that is accepted and not yet answered.

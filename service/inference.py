@@ -28,7 +28,7 @@ from service.images import ModelInput, decoding_cost
 from service.middleware import CALL, FREE_BODY_BYTES, Call, read_body
 from service.model_store import ModelStore
 from service.observability import Metrics
-from service.payloads import Encoded, Payload, read_pictures
+from service.payloads import Encoded, Payload, read_content_and_style, read_pictures
 from service.pool import Pool
 from service.queries import Options, read_options
 
@@ -72,8 +72,10 @@ class Inference:
         call, options, body = await self.begin(request, capability)
         start = time.perf_counter()
         model = self.select(call, capability, options.model, options.version)
+        size = len(body)
         payload, encoded = await self.receive(call, body)
-        with self.permit(encoded, body):
+        del body
+        with self.permit(encoded, size):
             inputs = await self.prepare(call, encoded, model, options)
             raise_of_single(payload, inputs)
             self.record(call, "decode", time.perf_counter() - start)
@@ -117,19 +119,28 @@ class Inference:
         model.enter()
         call.model = model
 
-    async def receive(self, call: Call, body: bytes) -> tuple[Payload, list[EncodedPicture | Problem]]:
-        """The pictures of a body, their headers checked; the one of a single picture raises its problem."""
-        content_type = call.headers.get(b"content-type", b"")
-        if len(body) > INLINE_BODY_BYTES:
-            payload = await self.pooled(call, read_pictures, content_type, body, self.max_images)
-            self._budget.check(len(payload.pictures))
-            encoded = await self.pooled(call, self.accept, payload.pictures, call.deadline)
-        else:
-            payload = read_pictures(content_type, body, self.max_images)
-            self._budget.check(len(payload.pictures))
-            encoded = self.accept(payload.pictures, call.deadline)
+    async def receive(
+        self, call: Call, body: bytes, pair: bool = False
+    ) -> tuple[Payload, list[EncodedPicture | Problem]]:
+        """The pictures of a body, or the two of `payloads.PAIR`, their headers checked; the one of a single picture
+        raises its problem. The caller lets go of the body then: what is read of it is not larger, and takes its place
+        in the budget.
+        """
+        arguments = call.headers.get(b"content-type", b""), body, pair, call.deadline
+        pooled = len(body) > INLINE_BODY_BYTES
+        payload, encoded = await self.pooled(call, self._read, *arguments) if pooled else self._read(*arguments)
         raise_of_single(payload, encoded)
         return payload, encoded
+
+    def _read(
+        self, content_type: bytes, body: bytes, pair: bool, deadline: Deadline
+    ) -> tuple[Payload, list[EncodedPicture | Problem]]:
+        if pair:
+            payload = read_content_and_style(content_type, body)
+        else:
+            payload = read_pictures(content_type, body, self.max_images)
+        self._budget.check(len(payload.pictures))  # before their headers, which may take long
+        return payload, self.accept(payload.pictures, deadline)
 
     async def prepare(
         self,
@@ -175,7 +186,7 @@ class Inference:
         self._metrics.stages[stage].observe(seconds)
 
     def permit(
-        self, encoded: Sequence[EncodedPicture | Problem], body: bytes, rows: int | None = None, size: int = 0
+        self, encoded: Sequence[EncodedPicture | Problem], body_bytes: int, rows: int | None = None, size: int = 0
     ) -> Permit:
         """Room for the good ones of these pictures, or for so many `rows`.
 
@@ -186,8 +197,8 @@ class Inference:
             TooManyPixels, QueueFull: there never is so much room, or there is none now; see `Budget.acquire`.
         """
         good, most = decoding_cost(encoded)
-        free = min(len(body), FREE_BODY_BYTES)
-        return self._budget.acquire(good if rows is None else rows, free + most + size, held=len(body) - free)
+        free = min(body_bytes, FREE_BODY_BYTES)
+        return self._budget.acquire(good if rows is None else rows, free + most + size, held=body_bytes - free)
 
     def accept(self, pictures: Sequence[Encoded], deadline: Deadline) -> list[EncodedPicture | Problem]:
         """Headers checked, in order; a problem stays in its place.

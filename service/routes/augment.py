@@ -136,9 +136,11 @@ def add(router: APIRouter, inference: Inference) -> None:
         model = inference.select(call, "augment", options.model, options.version)
         n, seed = options.augment.n, options.augment.seed
         seed = secrets.randbelow(_SEEDS) if seed is None else seed
+        size = len(body)
         payload, encoded = await inference.receive(call, body)
+        del body
         kept = upright.kept_bytes(encoded)
-        with inference.permit(encoded, body, size=kept) as permit:
+        with inference.permit(encoded, size, size=kept) as permit:
             inputs = await inference.prepare(call, encoded, model, options, keep_original=True)
             many = n * len(inputs) // _LIKE_A_PICTURE
             own = await inference.placed(call, 0, many, _noise, model, inputs, n, seed, inference.limits.pixels)

@@ -141,12 +141,14 @@ def add(router: APIRouter, inference: Inference) -> None:
         start = time.perf_counter()
         model = inference.select(call, "canonicalize", options.model, options.version)
         _check_mode(model, options.upright.mode)
+        size = len(body)
         payload, encoded = await inference.receive(call, body)
+        del body
         accept = call.headers.get(b"accept", b"")
         media_type = choose(accept, _offered(payload, encoded[0]))
         fallback_type = _fallback_type(accept)
         kept = upright.kept_bytes(encoded)
-        with inference.permit(encoded, body, size=kept) as permit:
+        with inference.permit(encoded, size, size=kept) as permit:
             inputs = await inference.prepare(call, encoded, model, options, keep_original=True)
             raise_of_single(payload, inputs)
             inference.record(call, "decode", time.perf_counter() - start)
