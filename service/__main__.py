@@ -15,6 +15,7 @@ from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from service import heap
 from service.app import app_factory, create_store
 from service.budget import Budget
 from service.connections import Connections
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: Settings, runtime: str) -> int:
+    heap.share_one()
     try:
         find(settings.model_store)
     except NoModelYet:

@@ -88,13 +88,13 @@ async def read_body(receive: Receive) -> bytes:
     if message["type"] == "http.request" and not message.get("more_body", False):
         body: bytes = message.get("body", b"")
         return body
-    chunks = []
+    arrived = bytearray()
     while True:
         if message["type"] == "http.disconnect":
             raise CallerGone
-        chunks.append(message.get("body", b""))
+        arrived += message.get("body", b"")
         if not message.get("more_body", False):
-            return b"".join(chunks)
+            return bytes(arrived)
         message = await receive()
 
 

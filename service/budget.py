@@ -6,7 +6,7 @@ import math
 import time
 from types import TracebackType
 
-from service.errors import QueueFull
+from service.errors import QueueFull, TooManyPixels
 
 _RATE_SECONDS = 5.0  # over how long the drain rate is averaged
 _LONGEST_RETRY_SECONDS = 60
@@ -18,7 +18,7 @@ _GROWTH = 1.1
 class Budget:
     """A permit for every accepted picture. Refusing costs nothing, so it happens before memory grows.
 
-    All of it runs on the event loop: plain numbers need no lock.
+    What changes it runs on the event loop: plain numbers need no lock. `check` may be asked by any thread.
 
     Attributes:
         images, bytes: of all that is accepted and not yet answered.
@@ -47,12 +47,21 @@ class Budget:
         self._worked = 0.0
         self._rated_at = time.monotonic()  # up to when; time without work is left out
 
-    def acquire(self, images: int, size: int) -> "Permit":
+    def acquire(self, images: int, size: int, held: int = 0) -> "Permit":
         """Take room for `images` pictures and `size` bytes; give it back by leaving the permit.
 
+        Args:
+            held: bytes that the same request has taken already.
+
         Raises:
-            QueueFull: there is no room; with the seconds after which there should be.
+            TooManyPixels: the request would hold more than the whole budget, and there never is room.
+            QueueFull: there is no room now; with the seconds after which there should be.
         """
+        if held + size > self.byte_limit:
+            raise TooManyPixels(
+                f"this would take {held + size:,} bytes of memory, the limit is {self.byte_limit:,}: "
+                "send fewer pictures in one request, or smaller ones"
+            )
         self.check(images, size)
         if not self.images:
             self._rated_at = time.monotonic()
@@ -61,7 +70,7 @@ class Budget:
         self.ahead += min(images, self._batch)
         if images:
             self._pictures_per_request = min(images, self._batch, self._pictures_per_request * _GROWTH)
-        return Permit(self, images, size)
+        return Permit(self, images, size, held)
 
     def is_full(self, coming: int = 0) -> bool:
         """Whether there is no room for a single picture, after so many requests that have not asked for theirs yet;
@@ -132,17 +141,27 @@ class Budget:
 
 
 class Permit:
-    """Room in the budget, held from admission to the answer."""
+    """Room in the budget, held from admission to the answer. before: bytes that its request had taken already."""
 
-    __slots__ = ("_budget", "_images", "_size")
+    __slots__ = ("_before", "_budget", "_images", "_size")
 
-    def __init__(self, budget: Budget, images: int, size: int) -> None:
+    def __init__(self, budget: Budget, images: int, size: int, before: int) -> None:
         self._budget = budget
         self._images = images
         self._size = size
+        self._before = before
 
-    def __enter__(self) -> None:
-        return None
+    def grow(self, size: int) -> None:
+        """Take room for `size` bytes more.
+
+        Raises:
+            TooManyPixels, QueueFull: see `Budget.acquire`; what was taken before stays.
+        """
+        self._budget.acquire(0, size, self._before + self._size)
+        self._size += size
+
+    def __enter__(self) -> "Permit":
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -25,11 +25,11 @@ from service.call import CALL, Call
 from service.catalogue import LoadedModel
 from service.deadlines import Deadline, read_deadline
 from service.engine import Array
-from service.errors import Problem, TooManyPixels, UnsupportedMediaType
+from service.errors import Problem, UnsupportedMediaType
 from service.images import ModelInput, decoding_cost
 from service.model_store import ModelStore
 from service.observability import Metrics
-from service.payloads import Encoded, Payload, read_pictures
+from service.payloads import Encoded, Payload, read_content_and_style, read_pictures
 from service.pool import Pool
 from service.queries import Options, read_options
 
@@ -73,8 +73,10 @@ class Inference:
         call, options, body = await self.begin(request, capability)
         start = time.perf_counter()
         model = self.select(call, capability, options.model, options.version)
+        size = len(body)
         payload, encoded = await self.receive(call, body)
-        with self.permit(encoded, body):
+        del body
+        with self.permit(encoded, size):
             inputs = await self.prepare(call, encoded, model, options)
             raise_of_single(payload, inputs)
             self.record(call, "decode", time.perf_counter() - start)
@@ -118,19 +120,28 @@ class Inference:
         model.enter()
         call.model = model
 
-    async def receive(self, call: Call, body: bytes) -> tuple[Payload, list[EncodedPicture | Problem]]:
-        """The pictures of a body, their headers checked; the one of a single picture raises its problem."""
-        content_type = call.headers.get(b"content-type", b"")
-        if len(body) > INLINE_BODY_BYTES:
-            payload = await self.pooled(call, read_pictures, content_type, body, self.max_images)
-            self._budget.check(len(payload.pictures))
-            encoded = await self.pooled(call, self.accept, payload.pictures, call.deadline)
-        else:
-            payload = read_pictures(content_type, body, self.max_images)
-            self._budget.check(len(payload.pictures))
-            encoded = self.accept(payload.pictures, call.deadline)
+    async def receive(
+        self, call: Call, body: bytes, pair: bool = False
+    ) -> tuple[Payload, list[EncodedPicture | Problem]]:
+        """The pictures of a body, or the two of `payloads.PAIR`, their headers checked; the one of a single picture
+        raises its problem. The caller lets go of the body then: what is read of it is not larger, and takes its place
+        in the budget.
+        """
+        arguments = call.headers.get(b"content-type", b""), body, pair, call.deadline
+        pooled = len(body) > INLINE_BODY_BYTES
+        payload, encoded = await self.pooled(call, self._read, *arguments) if pooled else self._read(*arguments)
         raise_of_single(payload, encoded)
         return payload, encoded
+
+    def _read(
+        self, content_type: bytes, body: bytes, pair: bool, deadline: Deadline
+    ) -> tuple[Payload, list[EncodedPicture | Problem]]:
+        if pair:
+            payload = read_content_and_style(content_type, body)
+        else:
+            payload = read_pictures(content_type, body, self.max_images)
+        self._budget.check(len(payload.pictures))  # before their headers, which may take long
+        return payload, self.accept(payload.pictures, deadline)
 
     async def prepare(
         self,
@@ -176,7 +187,7 @@ class Inference:
         self._metrics.stages[stage].observe(seconds)
 
     def permit(
-        self, encoded: Sequence[EncodedPicture | Problem], body: bytes, rows: int | None = None, size: int = 0
+        self, encoded: Sequence[EncodedPicture | Problem], body_bytes: int, rows: int | None = None, size: int = 0
     ) -> Permit:
         """Room for the good ones of these pictures, or for so many `rows`.
 
@@ -184,24 +195,11 @@ class Inference:
         what is past the free part has been counted as it arrived. size: bytes of whatever else is held.
 
         Raises:
-            QueueFull: there is no room now. TooManyPixels: there never is so much.
+            TooManyPixels, QueueFull: there never is so much room, or there is none now; see `Budget.acquire`.
         """
         good, most = decoding_cost(encoded)
-        images = good if rows is None else rows
-        return self.room(min(len(body), FREE_BODY_BYTES) + most + size, images=images)
-
-    def room(self, size: int, *, images: int = 0, held: int = 0) -> Permit:
-        """A permit for `size` more bytes; the request already holds `held`.
-
-        Raises:
-            TooManyPixels: both together exceed the whole budget. QueueFull: there is no room now.
-        """
-        if size + held > self._budget.byte_limit:
-            raise TooManyPixels(
-                f"this would take {size + held:,} bytes of memory, the limit is {self._budget.byte_limit:,}: "
-                "send fewer pictures in one request, or smaller ones"
-            )
-        return self._budget.acquire(images, size)
+        free = min(body_bytes, FREE_BODY_BYTES)
+        return self._budget.acquire(good if rows is None else rows, free + most + size, held=body_bytes - free)
 
     def accept(self, pictures: Sequence[Encoded], deadline: Deadline) -> list[EncodedPicture | Problem]:
         """Headers checked, in order; a problem stays in its place.

@@ -83,7 +83,7 @@ def read_pictures(content_type: bytes, body: bytes, max_images: int) -> Payload:
     raise _unsupported(content_type, "image/*, multipart/form-data or application/json")
 
 
-def read_content_and_style(content_type: bytes, body: bytes) -> list[Encoded]:
+def read_content_and_style(content_type: bytes, body: bytes) -> Payload:
     """The two pictures of a body for recombination, in the order of `PAIR`.
 
     Raises:
@@ -97,11 +97,11 @@ def read_content_and_style(content_type: bytes, body: bytes) -> list[Encoded]:
         if isinstance(document, dict):
             _check_both(set(document))
         request = _validate(RecombineRequest, document)
-        return [_from_base64(request.content.data), _from_base64(request.style.data)]
+        return Payload([_from_base64(request.content.data), _from_base64(request.style.data)], single=False)
     if kind == b"multipart/form-data":
         by_name = dict(_read_parts(content_type, body, 2, PAIR))
         _check_both(set(by_name))
-        return [by_name[name] for name in PAIR]
+        return Payload([by_name[name] for name in PAIR], single=False)
     raise _unsupported(content_type, "multipart/form-data or application/json")
 
 
@@ -228,7 +228,7 @@ class _Form:
         self._headers: list[tuple[bytes, bytes]] = []
         self._field = self._value = b""
         self._name = ""
-        self._data: list[bytes] = []
+        self._data: list[memoryview] = []
 
     def callbacks(self) -> dict[str, Any]:
         return {
@@ -269,10 +269,10 @@ class _Form:
             raise UnexpectedPart(f"the form has {_listed([*before, self._name])}; send {wanted}")
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
-        self._data.append(data[start:end])
+        self._data.append(memoryview(data)[start:end])
 
     def _end(self) -> None:
-        self.parts.append((self._name, self._data[0] if len(self._data) == 1 else b"".join(self._data)))
+        self.parts.append((self._name, b"".join(self._data)))  # a copy: a body is let go of once it is read
 
     def _finish(self) -> None:
         self.complete = True

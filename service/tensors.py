@@ -92,7 +92,7 @@ class InferAnswer(Message):
     outputs: list[OutputTensor]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tensors:
     """A request as a graph takes it.
 
@@ -105,6 +105,19 @@ class Tensors:
     inputs: list[Array | list[File]]
     rows: int
     outputs: list[tuple[str, bool]]
+
+    @property
+    def has_files(self) -> bool:
+        return any(isinstance(given, list) for given in self.inputs)
+
+    def take_files(self) -> list[bytes]:
+        """The files, those of one input after the other's. They are copied and leave `inputs`, and arrays beside them
+        are copied too: nothing lies in the body any more, which can be let go of.
+        """
+        files = [bytes(file) for given in self.inputs if isinstance(given, list) for file in given]
+        if files:
+            self.inputs = [[] if isinstance(given, list) else given.copy() for given in self.inputs]
+        return files
 
 
 def json_size(headers: Mapping[bytes, bytes], body: bytes) -> int:

@@ -136,9 +136,11 @@ def add(router: APIRouter, inference: Inference) -> None:
         model = inference.select(call, "augment", options.model, options.version)
         n, seed = options.augment.n, options.augment.seed
         seed = secrets.randbelow(_SEEDS) if seed is None else seed
+        size = len(body)
         payload, encoded = await inference.receive(call, body)
+        del body
         kept = upright.kept_bytes(encoded)
-        with inference.permit(encoded, body, size=kept):
+        with inference.permit(encoded, size, size=kept) as permit:
             inputs = await inference.prepare(call, encoded, model, options, keep_original=True)
             many = n * len(inputs) // _LIKE_A_PICTURE
             own = await inference.placed(call, 0, many, _noise, model, inputs, n, seed, inference.limits.pixels)
@@ -152,23 +154,22 @@ def add(router: APIRouter, inference: Inference) -> None:
             results: list[dict[str, Any]] = []
             warping = encoding = 0.0
             pixels_of_all = 0
-            held = decoding_cost(encoded)[1] + kept
-            with inference.room(max(0, drawn - held), held=held):
-                for job in jobs:
-                    if isinstance(job, Problem):
-                        results.append(inference.in_place(call, job))
-                        continue
-                    pixels = sum(canvas.width * canvas.height for canvas in job.canvases)
-                    pixels_of_all += pixels
-                    arguments = model, job, options, seed
-                    document, warp, encode = await inference.placed(call, pixels, len(jobs), _draw, *arguments)
-                    warping, encoding = warping + warp, encoding + encode
-                    results.append(document)
-                inference.record(call, "warp", warping)
-                start = time.perf_counter()
-                answer = results[0] if payload.single else {"results": results}
-                content = await inference.placed(call, pixels_of_all, len(jobs), to_json, answer)
-                inference.record(call, "encode", encoding + time.perf_counter() - start)
+            permit.grow(max(0, drawn - decoding_cost(encoded)[1] - kept))  # decoding is over
+            for job in jobs:
+                if isinstance(job, Problem):
+                    results.append(inference.in_place(call, job))
+                    continue
+                pixels = sum(canvas.width * canvas.height for canvas in job.canvases)
+                pixels_of_all += pixels
+                arguments = model, job, options, seed
+                document, warp, encode = await inference.placed(call, pixels, len(jobs), _draw, *arguments)
+                warping, encoding = warping + warp, encoding + encode
+                results.append(document)
+            inference.record(call, "warp", warping)
+            start = time.perf_counter()
+            answer = results[0] if payload.single else {"results": results}
+            content = await inference.placed(call, pixels_of_all, len(jobs), to_json, answer)
+            inference.record(call, "encode", encoding + time.perf_counter() - start)
         return JsonAnswer(content)
 
     router.add_api_route(

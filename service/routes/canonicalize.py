@@ -141,12 +141,14 @@ def add(router: APIRouter, inference: Inference) -> None:
         start = time.perf_counter()
         model = inference.select(call, "canonicalize", options.model, options.version)
         _check_mode(model, options.upright.mode)
+        size = len(body)
         payload, encoded = await inference.receive(call, body)
+        del body
         accept = call.headers.get(b"accept", b"")
         media_type = choose(accept, _offered(payload, encoded[0]))
         fallback_type = _fallback_type(accept)
         kept = upright.kept_bytes(encoded)
-        with inference.permit(encoded, body, size=kept):
+        with inference.permit(encoded, size, size=kept) as permit:
             inputs = await inference.prepare(call, encoded, model, options, keep_original=True)
             raise_of_single(payload, inputs)
             inference.record(call, "decode", time.perf_counter() - start)
@@ -159,29 +161,28 @@ def add(router: APIRouter, inference: Inference) -> None:
             good = [job for job in jobs if not isinstance(job, Problem)]
             warping, encoding = time.perf_counter() - start, 0.0
             results: list[dict[str, Any]] = []
-            held = decoding_cost(encoded)[1] + kept
             drawing = upright.drawing_bytes([(job.original, job.canvas) for job in good], options.upright)
-            with inference.room(max(0, drawing - held), held=held):
-                for job in jobs:
-                    if isinstance(job, Problem):
-                        results.append(inference.in_place(call, job))
-                        continue
-                    pixels = job.canvas.width * job.canvas.height
-                    made, document = await inference.placed(
-                        call, pixels, len(jobs), _make, model, job, options.upright, media_type, fallback_type
-                    )
-                    warping, encoding = warping + made.warp_seconds, encoding + made.encode_seconds
-                    if not document:  # of a single picture
-                        inference.record(call, "warp", warping)
-                        inference.record(call, "encode", encoding)
-                        return _picture(made, transform.of_mode(job.transform, options.upright.mode))
-                    results.append(document)
-                inference.record(call, "warp", warping)
-                start = time.perf_counter()
-                answer = results[0] if payload.single else {"results": results}
-                pixels = sum(job.canvas.width * job.canvas.height for job in good)
-                content = await inference.placed(call, pixels, len(jobs), to_json, answer)
-                inference.record(call, "encode", encoding + time.perf_counter() - start)
+            permit.grow(max(0, drawing - decoding_cost(encoded)[1] - kept))  # decoding is over
+            for job in jobs:
+                if isinstance(job, Problem):
+                    results.append(inference.in_place(call, job))
+                    continue
+                pixels = job.canvas.width * job.canvas.height
+                made, document = await inference.placed(
+                    call, pixels, len(jobs), _make, model, job, options.upright, media_type, fallback_type
+                )
+                warping, encoding = warping + made.warp_seconds, encoding + made.encode_seconds
+                if not document:  # of a single picture
+                    inference.record(call, "warp", warping)
+                    inference.record(call, "encode", encoding)
+                    return _picture(made, transform.of_mode(job.transform, options.upright.mode))
+                results.append(document)
+            inference.record(call, "warp", warping)
+            start = time.perf_counter()
+            answer = results[0] if payload.single else {"results": results}
+            pixels = sum(job.canvas.width * job.canvas.height for job in good)
+            content = await inference.placed(call, pixels, len(jobs), to_json, answer)
+            inference.record(call, "encode", encoding + time.perf_counter() - start)
         return JsonAnswer(content, (b"vary", b"Accept"))
 
     router.add_api_route(

@@ -9,9 +9,9 @@ from starlette.responses import Response
 
 from service import errors, images
 from service.engine import Array
-from service.inference import INLINE_BODY_BYTES, Inference, all_good, picture_answer, to_json
+from service.inference import Inference, all_good, picture_answer, to_json
 from service.negotiation import choose
-from service.payloads import PAIR, read_content_and_style
+from service.payloads import PAIR
 from service.routes.direct import BINARY, DirectRoute, pair_body, problem_responses, query_parameters, timeout_parameter
 from service.routes.pictures import PICTURE_ROUTE_PROBLEMS
 from service.schemas import RecombineAnswer
@@ -32,13 +32,10 @@ def add(router: APIRouter, inference: Inference) -> None:
         media_type = choose(call.headers.get(b"accept", b""), ("application/json", *images.PICTURE_TYPES))
         start = time.perf_counter()
         model = inference.select(call, "recombine", options.model, options.version)
-        content_type = call.headers.get(b"content-type", b"")
-        if len(body) > INLINE_BODY_BYTES:
-            pair = await inference.pooled(call, read_content_and_style, content_type, body)
-            encoded = await inference.pooled(call, inference.accept, pair, call.deadline)
-        else:
-            encoded = inference.accept(read_content_and_style(content_type, body), call.deadline)
-        with inference.permit(encoded, body):
+        size = len(body)
+        _, encoded = await inference.receive(call, body, pair=True)
+        del body
+        with inference.permit(encoded, size):
             content, style = all_good(await inference.prepare(call, encoded, model, options), PAIR.__getitem__)
             inference.record(call, "decode", time.perf_counter() - start)
             outputs = await inference.run(request, model, "recombine", [(content.image, style.image)])

@@ -1,18 +1,18 @@
 """POST /v2/models/<graph>/infer: tensors as they are, or pictures prepared as everywhere else."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from contract.manifest import GraphSpec
 from contract.picture import EncodedPicture
 from service import errors
 from service.batching import Row
-from service.call import PROTOCOL_ENDPOINT
-from service.deadlines import Deadline
+from service.call import PROTOCOL_ENDPOINT, Call
 from service.engine import Array
 from service.errors import InvalidParameter, Problem
 from service.inference import INLINE_BODY_BYTES, Inference, all_good
@@ -28,7 +28,6 @@ from service.routes.v2_models import NOT_FOUND, find_graph, of_model, path_param
 from service.schemas import EXAMPLE_PNG
 from service.tensors import (
     JSON_LENGTH_HEADER,
-    File,
     InferAnswer,
     InferRequest,
     Tensors,
@@ -78,9 +77,23 @@ _PARAMETERS = [
 ]
 
 
-def _accept(inference: Inference, files: Sequence[File], deadline: Deadline) -> list[EncodedPicture | Problem]:
-    """See `Inference.accept`; files that lie in the body are copied."""
-    return inference.accept([bytes(file) for file in files], deadline)
+def _read(inference: Inference, call: Call, body: bytes, json_bytes: int, graph: GraphSpec) -> Tensors:
+    asked = read_infer(body, json_bytes, graph, inference.max_images)
+    if asked.timeout_seconds is not None:
+        call.deadline.shorten(asked.timeout_seconds)
+    return asked
+
+
+def _accept(inference: Inference, call: Call, asked: Tensors) -> list[EncodedPicture | Problem]:
+    """See `Inference.accept` and `Tensors.take_files`."""
+    return inference.accept(asked.take_files(), call.deadline)
+
+
+def _read_and_accept(
+    inference: Inference, call: Call, body: bytes, json_bytes: int, graph: GraphSpec
+) -> tuple[Tensors, list[EncodedPicture | Problem]]:
+    asked = _read(inference, call, body, json_bytes, graph)
+    return asked, _accept(inference, call, asked)
 
 
 def _work(asked: Tensors, outputs: Mapping[str, Array]) -> int:
@@ -100,21 +113,19 @@ def add(router: APIRouter, inference: Inference) -> None:
         model, capability = find_graph(inference.store, name, request.path_params.get("version"))
         inference.hold(call, model, capability)
         graph = model.batchers[capability].engine.spec
-        size = json_size(call.headers, body)
-        if size > INLINE_BODY_BYTES:
-            asked = await inference.pooled(call, read_infer, body, size, graph, inference.max_images)
+        size, json_bytes = len(body), json_size(call.headers, body)
+        if json_bytes > INLINE_BODY_BYTES:
+            asked, encoded = await inference.pooled(call, _read_and_accept, inference, call, body, json_bytes, graph)
         else:
-            asked = read_infer(body, size, graph, inference.max_images)
-        if asked.timeout_seconds is not None:
-            call.deadline.shorten(asked.timeout_seconds)
-        files = [file for given in asked.inputs if isinstance(given, list) for file in given]
-        if len(body) > INLINE_BODY_BYTES and files:
-            encoded = await inference.pooled(call, _accept, inference, files, call.deadline)
-        else:
-            encoded = _accept(inference, files, call.deadline)
+            asked = _read(inference, call, body, json_bytes, graph)
+            if size > INLINE_BODY_BYTES and asked.has_files:
+                encoded = await inference.pooled(call, _accept, inference, call, asked)
+            else:
+                encoded = _accept(inference, call, asked)
+        del body
         arrays = sum(given.nbytes for given in asked.inputs if not isinstance(given, list))
-        with inference.permit(all_good(encoded, NAME), body, rows=asked.rows, size=arrays):
-            prepared = iter(all_good(await inference.prepare(call, encoded, model, options), NAME) if files else ())
+        with inference.permit(all_good(encoded, NAME), size, rows=asked.rows, size=arrays):
+            prepared = iter(all_good(await inference.prepare(call, encoded, model, options), NAME) if encoded else ())
             columns = [
                 [picture.image for picture in islice(prepared, asked.rows)] if isinstance(given, list) else given
                 for given in asked.inputs

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from service.body import FREE_BODY_BYTES
+from benchmarks.memory import memory_needed
 from service.settings import ENV_PREFIX, TRAINING_PREFIX, Settings, SettingsError, load_settings
 from tests.deploy.manifests import (
     IMAGE_ENVIRONMENT,
@@ -23,8 +23,6 @@ from tests.deploy.manifests import (
 
 MADE_BY_HAND = {"equipoise-tls", "equipoise-api-keys"}  # secrets: docs/deploy.md creates them, no file holds them
 CONTROLLER = "ingress-nginx-controller"  # its ConfigMap, as the manifest and the chart of ingress-nginx name it
-MEMORY_BESIDE_THE_QUEUE = 512 * 2**20  # interpreter, models, ONNX Runtime's arena; measured in docs/sizing.md
-MEMORY_OF_A_CLIENT = round(1.3 * FREE_BODY_BYTES)  # of a body what is in no queue, and the largest head: 1.27 measured
 
 
 @dataclass(frozen=True)
@@ -351,11 +349,6 @@ def resources_are_bounded(objects: list[Object], service: Service) -> Iterator[s
         for volume in pod.spec.get("volumes", []):
             if "emptyDir" in volume and "sizeLimit" not in volume["emptyDir"]:
                 yield f"{pod.name}: emptyDir {volume['name']} may fill the node"
-
-
-def memory_needed(settings: Settings) -> int:
-    """A full queue, what every client may send before it is part of it, and what is there without any."""
-    return settings.queue_bytes + settings.max_connections * MEMORY_OF_A_CLIENT + MEMORY_BESIDE_THE_QUEUE
 
 
 @rule

@@ -8,7 +8,7 @@ import pytest
 
 from service import budget as budget_module
 from service.budget import Budget
-from service.errors import QueueFull
+from service.errors import QueueFull, TooManyPixels
 from service.settings import Settings
 
 
@@ -28,6 +28,21 @@ def test_gives_room_back_after_an_error() -> None:
     budget = Budget(images=10, size=1000)
     with pytest.raises(ZeroDivisionError), budget.acquire(10, 1000):
         _ = 1 / 0
+    assert (budget.images, budget.bytes) == (0, 0)
+
+
+def test_what_exceeds_the_whole_budget_with_what_its_request_holds_is_refused_for_good() -> None:
+    budget = Budget(images=10, size=1000)
+    with pytest.raises(TooManyPixels, match="1,001 bytes"):
+        budget.acquire(1, 601, held=400)
+    with budget.acquire(0, 400), budget.acquire(1, 500, held=400) as permit:
+        permit.grow(60)
+        with pytest.raises(QueueFull), budget.acquire(0, 10):
+            permit.grow(40)
+        with pytest.raises(TooManyPixels):
+            permit.grow(41)
+        permit.grow(40)
+        assert (budget.images, budget.bytes) == (1, 1000)
     assert (budget.images, budget.bytes) == (0, 0)
 
 
