@@ -34,8 +34,8 @@ from service.settings import Settings
 
 BESIDE = 512 * 2**20
 """Interpreter, models, ONNX Runtime's arena."""
-OF_A_CLIENT = round(1.3 * FREE_BODY_BYTES)
-"""Of a body what is in no queue, and the largest head: 1.27 measured."""
+OF_A_CLIENT = round(1.4 * FREE_BODY_BYTES)
+"""Of a body what is in no queue, and the largest head: up to 1.39 measured, of many short headers."""
 _PATIENCE_SECONDS = 600.0
 _PAUSE_SECONDS = 0.2
 _UNREAD_SECONDS = 25.0
