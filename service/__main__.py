@@ -112,7 +112,8 @@ def assemble(
 
 def _make_key() -> int:
     key, line = new_key()
-    print(f"key, shown once: {key}\nline for the file of keys (change the name; role use or admin): {line}")
+    print(f"key, shown once: {key}\nline for the file of keys (change the name; role use or admin):", file=sys.stderr)
+    print(line)  # alone on standard output, for `>> keys.txt`
     return EXIT_OK
 
 

@@ -25,7 +25,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 """OpenAPI's description of a body that is a file."""
-_MULTIPART = {"type": "string", "contentMediaType": "application/octet-stream"}
+# The first is for makers of clients, which take a part without it for text; OpenAPI 3.1 itself asks for the second.
+_MULTIPART = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
 
 
 class DirectRoute(APIRoute):
@@ -173,7 +174,9 @@ def query_parameters() -> list[dict[str, Any]]:
         _parameter("model", "Name of a loaded model; else the default of this capability.", type="string"),
         _parameter("version", "Version of the model; else the one that serves.", type="integer", minimum=1),
         _choice(
-            "polarity", "Brightness of the ink; auto finds it, none takes it to be that of the model's training data."
+            "polarity",
+            "Brightness of the ink; auto finds it, but in a picture that is left as it is (see fit); none takes it to "
+            "be that of the model's training data.",
         ),
         _choice(
             "fit",
