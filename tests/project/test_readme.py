@@ -81,7 +81,8 @@ def test_a_command_within_a_sentence_runs(command: str, here: Callable[..., Any]
         done = here(*words[2:])  # `served` starts it as a process
     else:
         done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0 and done.stdout and not done.stderr
+    assert done.returncode == 0 and done.stdout
+    assert not done.stderr or "key, shown once" in done.stderr  # nothing to complain of
 
 
 @pytest.mark.parametrize(("command", "language", "answer"), CURLS, ids=range(len(CURLS)))
